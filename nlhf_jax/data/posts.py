@@ -1,0 +1,115 @@
+"""Posts for extractive summarisation: generated ones, and SciTLDR's abstracts.
+
+A post is up to 8 sentences, each behind a marker; a response is one to three different markers, and the summary is
+those sentences. Each sentence carries what annotators look at: the key facts it states, the topics it touches and its
+number of words. In the generated posts all of that can be read off the text, so a policy must read it:
+
+  <s1> harbour reports flood and strike today <s2> school reports nothing <s3> market reports flood again …
+
+(place = topic, event = key fact, the rest is padding.)
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_SENTENCES = 8
+
+TOPICS = ('harbour', 'school', 'market', 'railway', 'hospital')
+FACTS = (
+  'flood', 'strike', 'fire', 'election', 'robbery', 'festival', 'storm', 'outage', 'protest', 'merger', 'epidemic',
+  'verdict',
+)  # fmt: skip
+PADDING = ('today', 'again', 'quietly', 'officially', 'nearby', 'overnight', 'reportedly', 'downtown')
+GLUE = ('reports', 'nothing', 'and')
+
+
+class Post(NamedTuple):
+  """A text in sentences, with what annotators see in each."""
+
+  id: str
+  sentences: tuple[str, ...]
+  facts: tuple[frozenset[str], ...]  # Key facts that a sentence states.
+  topics: tuple[frozenset[str], ...]  # Topics that it touches.
+  words: tuple[float, ...]  # Its length, in words of a generated post.
+
+
+def markers() -> tuple[str, ...]:
+  return tuple(f'<s{number}>' for number in range(1, MAX_SENTENCES + 1))
+
+
+def word_list() -> list[str]:
+  """Every word of a generated post."""
+  return [*markers(), *TOPICS, *FACTS, *PADDING, *GLUE]
+
+
+def generate(num_posts: int, seed: int) -> list[Post]:
+  """Posts of 4 to 8 sentences; a sentence has one topic, up to three facts and up to four words of padding."""
+  rng = np.random.default_rng(seed)
+  return [_generate_one(f'{seed}-{number}', rng) for number in range(num_posts)]
+
+
+def _generate_one(name: str, rng: np.random.Generator) -> Post:
+  sentences, facts, topics = [], [], []
+  for _ in range(rng.integers(4, MAX_SENTENCES + 1)):
+    topic = TOPICS[rng.integers(len(TOPICS))]
+    chosen = [FACTS[i] for i in rng.choice(len(FACTS), size=rng.integers(0, 4), replace=False)]
+    padding = [PADDING[i] for i in rng.integers(len(PADDING), size=rng.integers(0, 5))]
+    sentences.append(' '.join([topic, 'reports', ' and '.join(chosen) or 'nothing', *padding]))
+    facts.append(frozenset(chosen))
+    topics.append(frozenset([topic]))
+  words = tuple(float(len(sentence.split())) for sentence in sentences)
+  return Post(name, tuple(sentences), tuple(facts), tuple(topics), words)
+
+
+def marked_text(sentences: Sequence[str], markers: Sequence[str]) -> str:
+  """The prompt: every sentence behind its marker."""
+  return ' '.join(f'{marker} {text}' for marker, text in zip(markers, sentences, strict=False))
+
+
+# Words too common to be anybody's key fact.
+_COMMON = frozenset(
+  'a about also an and are as at be been both but by can do each for from has have how however in into is it its may '
+  'more most not of on only or other our over show such than that the their them then there these they this those to '
+  'under up use used using via was we were when where which while who will with without'.split()
+)
+_WORDS_PER_GENERATED_WORD = 5.0  # An abstract's sentence has about 25 words, a generated one about 5.
+
+
+def from_rows(rows: Iterable[dict[str, str]]) -> list[Post]:
+  """Posts of abstracts in the `tldr_3_filtered` schema; the human summary says what the key facts are.
+
+  Key facts: content words of the summary. Topics: content words that at least two sentences of the abstract share.
+  Abstracts of a single sentence are left out: there is nothing to choose.
+  """
+  return [post for post in map(_from_row, rows) if len(post.sentences) > 1]
+
+
+def _from_row(row: dict[str, str]) -> Post:
+  sentences = split_sentences(row['post'])[:MAX_SENTENCES]
+  content = [content_words(sentence) for sentence in sentences]
+  summary = content_words(row['summary'])
+  counts: dict[str, int] = {}
+  for word in (word for words in content for word in words):
+    counts[word] = counts.get(word, 0) + 1
+  shared = {word for word, count in counts.items() if count > 1}
+  return Post(
+    row['id'],
+    tuple(sentences),
+    tuple(frozenset(words & summary) for words in content),
+    tuple(frozenset(words & shared) for words in content),
+    tuple(len(sentence.split()) / _WORDS_PER_GENERATED_WORD for sentence in sentences),
+  )
+
+
+def split_sentences(text: str) -> list[str]:
+  """Cuts after . ! ? that precede a space and a capital; abbreviations such as "et al." stay whole."""
+  parts = re.split(r'(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!al\.)\s+(?=[A-Z])', text.strip())
+  return [part for part in parts if part]
+
+
+def content_words(text: str) -> frozenset[str]:
+  """Lower-case words of three letters or more that are not common."""
+  return frozenset(re.findall(r'[a-z]{3,}', text.lower())) - _COMMON

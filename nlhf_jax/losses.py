@@ -1,0 +1,76 @@
+"""Pure losses: they see log-probs, logits and preferences, never parameters.
+
+A loss returns one value per row; the training loop adds rows up and divides by their weights. Symbols: π_θ policy,
+μ reference, P preference in [0, 1], τ strength of the KL regularisation in preference units per nat.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from nlhf_jax.types import Losses
+
+
+def cross_entropy_loss(token_logp: Float[Array, 'N T'], mask: Bool[Array, 'N T']) -> Losses:
+  """Maximum likelihood of a response: −Σ_t log π_θ(y_t|x, y_<t), averaged over tokens.
+
+  Args:
+    token_logp: log-probs of the response's tokens, in nats; differentiated.
+    mask: True where a token counts.
+  """
+  value = -jnp.sum(token_logp * mask, axis=-1)
+  num_tokens = jnp.sum(mask, axis=-1).astype(value.dtype)
+  return Losses(value, num_tokens, {'nats_per_token': value / jnp.maximum(num_tokens, 1)})
+
+
+def pairwise_loss(logit: Float[Array, 'N'], preference: Float[Array, 'N']) -> Losses:
+  """Cross-entropy of a pairwise judgement: −p log σ(z) − (1 − p) log σ(−z).
+
+  With z a preference model's logit this is NLHF's −E log P(y_w ≻ y_l|x); with z = r(x, y) − r(x, y') it is
+  Bradley-Terry. Soft labels are for voters who disagree.
+
+  Args:
+    logit: z, the log-odds that y is preferred; differentiated.
+    preference: p, the share of votes for y, in [0, 1].
+
+  Source: Munos et al. (2024), arXiv:2312.00886, section 3.1 (rewards) and 3.2 (preferences).
+  """
+  value = -preference * jax.nn.log_sigmoid(logit) - (1 - preference) * jax.nn.log_sigmoid(-logit)
+  # A tie is neither right nor wrong: it counts half.
+  right = 0.5 + 0.5 * jnp.sign(logit) * jnp.sign(preference - 0.5)
+  return Losses(value, jnp.ones_like(value), {'log_loss': value, 'accuracy': right})
+
+
+def policy_gradient_loss(
+  token_logp: Float[Array, 'N T'],
+  reference_token_logp: Float[Array, 'N T'],
+  payoff: Float[Array, 'N'],
+  mask: Bool[Array, 'N T'],
+  *,
+  tau: float,
+) -> Losses:
+  """Score-function loss of the regularised game.
+
+  Its gradient is an unbiased estimate of −∇_θ E_{y ~ π_θ}[payoff(y) − τ log(π_θ(y)/μ(y))]. With payoff
+  P(y ≻ y'|x) − 1/2 and y' ~ π' it ascends P(π_θ ≻ π') − τ KL(π_θ ‖ μ), and the choice of π' names the algorithm.
+  With payoff R(x, y) it is RLHF. A token answers for the KL of itself and of what follows (reward-to-go): tokens
+  before it cannot depend on it, so leaving them out costs no bias and saves variance.
+
+  Args:
+    token_logp: log π_θ(y_t|x, y_<t) in nats; differentiated.
+    reference_token_logp: log μ(y_t|x, y_<t) in nats; held constant.
+    payoff: of the whole response, less any baseline that does not depend on it; held constant.
+    mask: True up to and including EOS.
+    tau: τ ≥ 0, in units of payoff per nat.
+
+  Source: Munos et al. (2024), arXiv:2312.00886, eq. 13 (preference) and eq. 16 (reward).
+  """
+  log_ratio = jnp.where(mask, token_logp - reference_token_logp, 0)
+  kl_to_go = jnp.cumsum(log_ratio[:, ::-1], axis=-1)[:, ::-1]
+  advantage = jax.lax.stop_gradient(payoff[:, None] - tau * kl_to_go)
+  value = -jnp.sum(jnp.where(mask, advantage * token_logp, 0), axis=-1)
+  metrics = {
+    'kl_to_reference': jnp.sum(log_ratio, axis=-1),
+    'entropy': -jnp.sum(jnp.where(mask, token_logp, 0), axis=-1),
+  }
+  return Losses(value, jnp.ones_like(value), metrics)

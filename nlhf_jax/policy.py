@@ -1,0 +1,87 @@
+"""π_θ(y|x) as a tuple of pure functions, with one constructor per network family."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nlhf_jax import mixture
+from nlhf_jax.networks import decoding, t5
+from nlhf_jax.types import Params, Policy, PolicyParams, PRNGKey, Prompts, Rollout
+
+
+def encoder_decoder(network: t5.Transformer, sampling: decoding.Sampling) -> Policy:
+  """The policy of a T5: the encoder reads the prompt, the decoder writes the response.
+
+  Args:
+    network: a Linen module with T5X's `encode` and `decode`.
+    sampling: how responses are drawn. `log_prob` is taken at its temperature, so that samples and log-probs belong
+      to one distribution; top-k and top-p truncate the samples alone, so leave them off where a gradient is taken.
+  """
+  decoding.validate(sampling)
+  decoder = _never_padding(t5.decoder(network, sampling.max_length))
+
+  def init(rng: PRNGKey) -> Params:
+    dummy = jnp.ones((1, 2), jnp.int32)
+    return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
+
+  def log_prob(
+    params: Params, prompts: Prompts, tokens: Int[Array, 'N T']
+  ) -> Float[Array, 'N T']:
+    logits = network.apply(
+      {'params': params},
+      prompts.tokens,
+      shift_right(tokens),
+      tokens,
+      enable_dropout=False,
+    )
+    return token_log_probs(logits, tokens, sampling.temperature or 1.0)  # Greedy: as at 1.
+
+  def play(params, players, prompts, rng, num_samples=1):
+    return mixture.play(decoder, sampling, params, players, prompts, rng, num_samples)
+
+  return Policy(init, log_prob, functools.partial(_sample_alone, play), play)
+
+
+def _sample_alone(play, params: Params, prompts: Prompts, rng: PRNGKey, num_samples: int = 1):
+  """Samples of one parameter set, without an opponent."""
+  sets = PolicyParams(online=params, ema=None, reference=None)
+  (rollout,) = play(sets, [mixture.ONLINE], prompts, rng, num_samples)
+  return rollout
+
+
+def shift_right(tokens: Int[Array, 'N T']) -> Int[Array, 'N T']:
+  """Decoder inputs that predict `tokens`: a start token 0, then all but the last."""
+  return jnp.pad(tokens, [(0, 0), (1, 0)])[:, :-1]
+
+
+def token_log_probs(
+  logits: Float[Array, 'N T V'], tokens: Int[Array, 'N T'], temperature: float
+) -> Float[Array, 'N T']:
+  """log softmax(logits / temperature) at `tokens`, in nats; 0 on padding."""
+  logits = _forbid_padding(logits.astype(jnp.float32)) / temperature
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return jnp.where(tokens > 0, chosen - jax.nn.logsumexp(logits, axis=-1), 0)
+
+
+def _forbid_padding(logits: Float[Array, '*lanes V']) -> Float[Array, '*lanes V']:
+  """Takes token 0 out of the distribution: in a response it could not be told from padding."""
+  return logits.at[..., 0].set(-1e10)
+
+
+def _never_padding(decoder: decoding.Decoder) -> decoding.Decoder:
+  def prefill(params, prompt_tokens, lanes):
+    logits, cache = decoder.prefill(params, prompt_tokens, lanes)
+    return _forbid_padding(logits), cache
+
+  def step(params, cache, tokens):
+    logits, cache = decoder.step(params, cache, tokens)
+    return _forbid_padding(logits), cache
+
+  return decoding.Decoder(prefill, step)
+
+
+def as_rollout(tokens: Int[Array, 'N T']) -> Rollout:
+  """Responses that were read, not sampled: padding follows EOS, so the mask is where tokens are."""
+  return Rollout(tokens, tokens > 0, None)

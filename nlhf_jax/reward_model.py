@@ -1,0 +1,106 @@
+"""r(x, y), a scalar reward, and the Bradley-Terry preference made of it: the RLHF baseline.
+
+P(y ≻ y'|x) = σ(r(x, y) − r(x, y')) orders responses on a line, so it can hold neither a cycle nor mixed tastes.
+
+Source: Munos et al. (2024), arXiv:2312.00886, section 3.1 and appendix (reward prompt).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlhf_jax import losses
+from nlhf_jax import preference_model as pm
+from nlhf_jax.networks import t5
+from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, RewardFn
+
+REWARD_PROMPT = ('Context - ', ', Summary - ', '')
+
+
+class RewardPrompt(NamedTuple):
+  """The pieces of the reward prompt as token ids, without EOS."""
+
+  before_text: tuple[int, ...]
+  before_response: tuple[int, ...]
+  after_response: tuple[int, ...]
+
+
+class RewardModel(NamedTuple):
+  """A scorer of responses: `reward` returns r(x, y), [N]."""
+
+  init: Callable[[PRNGKey], Params]
+  reward: Callable[..., jax.Array]  # (params, prompts, y)
+
+
+def in_encoder(
+  network: t5.Transformer, prompt: RewardPrompt, *, score_id: int = 1, eos_id: int = 1
+) -> RewardModel:
+  """The paper's layout: the encoder reads text and summary, the decoder's first output is the reward."""
+
+  def reward(params, prompts, response):
+    rows = response.shape[0]
+    text = jnp.repeat(prompts.tokens, rows // prompts.tokens.shape[0], axis=0)
+    pieces = [
+      pm.tile(prompt.before_text, rows),
+      text,
+      pm.tile(prompt.before_response, rows),
+      pm.drop_eos(response, eos_id),
+      pm.tile(prompt.after_response, rows),
+    ]
+    tokens = pm.move_padding_to_end(jnp.concatenate(pieces, axis=-1))
+    start = jnp.zeros((rows, 1), jnp.int32)
+    logits = network.apply({'params': params}, tokens, start, start + 1, enable_dropout=False)
+    return logits[:, 0, score_id]
+
+  return RewardModel(_init(network), reward)
+
+
+def in_decoder(
+  network: t5.Transformer, prompt: RewardPrompt, *, score_id: int = 1, eos_id: int = 1
+) -> RewardModel:
+  """A cheaper layout: the encoder reads the text, once for all its responses; the decoder reads the summary."""
+
+  def reward(params, prompts, response):
+    num_prompts, rows = prompts.tokens.shape[0], response.shape[0]
+    encoder_tokens = jnp.concatenate(
+      [pm.tile(prompt.before_text, num_prompts), prompts.tokens], axis=-1
+    )
+    pieces = [
+      pm.tile(prompt.before_response, rows),
+      pm.drop_eos(response, eos_id),
+      pm.tile(prompt.after_response, rows),
+    ]
+    tokens = pm.move_padding_to_end(jnp.concatenate(pieces, axis=-1))
+    return pm.last_logit(network, params, encoder_tokens, tokens, score_id)
+
+  return RewardModel(_init(network), reward)
+
+
+def _init(network: t5.Transformer) -> Callable[[PRNGKey], Params]:
+  def init(rng: PRNGKey) -> Params:
+    dummy = jnp.ones((1, 2), jnp.int32)
+    return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
+
+  return init
+
+
+def loss(model: RewardModel, params: Params, comparison: Comparison) -> Losses:
+  """Bradley-Terry cross-entropy: −E log σ(r(x, y_w) − r(x, y_l)), with soft labels where voters disagree."""
+  r1 = model.reward(params, comparison.prompts, comparison.response.tokens)
+  r2 = model.reward(params, comparison.prompts, comparison.alternative.tokens)
+  return losses.pairwise_loss(r1 - r2, comparison.preference)
+
+
+def reward_fn(model: RewardModel, params: Params) -> RewardFn:
+  """The trained model as a reward."""
+  compiled = jax.jit(model.reward)
+  return lambda prompts, response: compiled(params, prompts, response)
+
+
+def bradley_terry(reward: RewardFn) -> PreferenceFn:
+  """P(y ≻ y'|x) = σ(r(x, y) − r(x, y'))."""
+  return lambda prompts, response, alternative: pm.exact_sigmoid(
+    reward(prompts, response) - reward(prompts, alternative)
+  )

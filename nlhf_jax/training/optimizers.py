@@ -1,0 +1,52 @@
+"""Optimizers and schedules by name, on optax."""
+
+import optax
+
+
+def adafactor(
+  learning_rate: optax.ScalarOrSchedule = 3e-5,
+  *,
+  decay_rate: float = 0.8,
+  clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+  """Adafactor as T5X runs it: factored second moments, update clipping, steps relative to the parameters' scale."""
+  return _clipped(optax.adafactor(learning_rate, decay_rate=decay_rate), clip_norm)
+
+
+def adamw(
+  learning_rate: optax.ScalarOrSchedule = 1e-4,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  weight_decay: float = 0.0,
+  clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+  """AdamW after clipping the gradient's global norm."""
+  return _clipped(
+    optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay), clip_norm
+  )
+
+
+def warmup_linear(
+  peak: float, *, num_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0
+) -> optax.Schedule:
+  """Linear from 0 to `peak` over the warm-up, then linear to `end_fraction · peak` at `num_steps`.
+
+  Raises:
+    ValueError: the warm-up is longer than the run.
+  """
+  if not 0 <= warmup_steps <= num_steps:
+    raise ValueError(f'warmup_steps must be in [0, {num_steps}], got {warmup_steps}.')
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
+      optax.linear_schedule(peak, end_fraction * peak, max(num_steps - warmup_steps, 1)),
+    ],
+    [warmup_steps],
+  )
+
+
+def _clipped(optimizer: optax.GradientTransformation, clip_norm: float | None):
+  if clip_norm is None:
+    return optimizer
+  return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
