@@ -27,8 +27,12 @@ class Sampling(NamedTuple):
 class Decoder(NamedTuple):
   """A network as pure functions of its parameters; L = B · lanes, the lanes of a prompt side by side."""
 
-  prefill: Callable[[Params, Int[Array, 'B S'], int], tuple[Float[Array, 'L V'], Any]]  # Logits of the first token.
-  step: Callable[[Params, Any, Int[Array, 'L']], tuple[Float[Array, 'L V'], Any]]  # Logits of the next token.
+  prefill: Callable[
+    [Params, Int[Array, 'B S'], int], tuple[Float[Array, 'L V'], Any]
+  ]  # Logits of the first token.
+  step: Callable[
+    [Params, Any, Int[Array, 'L']], tuple[Float[Array, 'L V'], Any]
+  ]  # Logits of the next token.
 
 
 def validate(sampling: Sampling) -> None:
@@ -72,7 +76,9 @@ def sample(
     token, logp = _draw(jax.vmap(jax.random.fold_in, (0, None))(keys, t), logits, sampling)
     token, logp = jnp.where(ended, 0, token), jnp.where(ended, 0, logp)
     out = Rollout(
-      out.tokens.at[:, t].set(token), out.mask.at[:, t].set(~ended), out.token_logp.at[:, t].set(logp)
+      out.tokens.at[:, t].set(token),
+      out.mask.at[:, t].set(~ended),
+      out.token_logp.at[:, t].set(logp),
     )
     return token, ended | (token == sampling.eos_id), out
 
@@ -97,7 +103,7 @@ def sample(
 
 def _draw(keys, logits: Float[Array, 'L V'], sampling: Sampling):
   """One token per lane and its log-prob."""
-  logp = distribution(logits, sampling)
+  logp = transform(logits, sampling)
   if sampling.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
   else:
@@ -106,15 +112,15 @@ def _draw(keys, logits: Float[Array, 'L V'], sampling: Sampling):
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
 
 
-def distribution(logits: Float[Array, 'L V'], sampling: Sampling) -> Float[Array, 'L V']:
-  """Log-probs that tokens are drawn from: temperature, then top-k, then top-p."""
+def transform(logits: Float[Array, 'L V'], sampling: Sampling) -> Float[Array, 'L V']:
+  """Log-probs that tokens are drawn from: temperature, then top-k, then top-p. Greedy: those at temperature 1."""
   logits = logits.astype(jnp.float32)
   if sampling.temperature > 0:
     logits = logits / sampling.temperature
-  if sampling.top_k:
-    logits = keep_top_k(logits, sampling.top_k)
-  if sampling.top_p < 1:
-    logits = keep_top_p(logits, sampling.top_p)
+    if sampling.top_k:
+      logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+      logits = keep_top_p(logits, sampling.top_p)
   return jax.nn.log_softmax(logits, axis=-1)
 
 

@@ -1,7 +1,7 @@
 """Layers of T5 1.1, with T5X's parameter names, logical axes and numerics."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -66,7 +66,8 @@ class Embed(nn.Module):
     return self.embedding.astype(self.dtype)[tokens]
 
   def attend(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
-    return jnp.dot(x.astype(self.dtype), self.embedding.astype(self.dtype).T)
+    """Logits, in float32 whatever the compute dtype."""
+    return jnp.dot(x.astype(jnp.float32), self.embedding.T)
 
 
 class RelativePositionBias(nn.Module):
@@ -89,22 +90,29 @@ class RelativePositionBias(nn.Module):
       jnp.float32,
       axes=('heads', 'relpos_buckets'),
     )
-    buckets = self._bucket(key_positions[None, :] - query_positions[:, None])
+    distance = key_positions[None, :] - query_positions[:, None]
+    number = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
+    buckets = jnp.asarray(self._buckets())[number]
     return embedding.astype(self.dtype)[:, buckets][None]
 
-  def _bucket(self, distance: Int[Array, 'Q K']) -> Int[Array, 'Q K']:
-    """Half of the buckets hold one distance each, the others share what is farther, on a log scale."""
-    buckets, offset = self.num_buckets, 0
+  def _buckets(self) -> np.ndarray:
+    """The bucket of each distance from −max_distance to max_distance; whatever is farther shares the last one.
+
+    Half of a direction's buckets hold one distance each, the others grow on a log scale. In NumPy, since a compiler's
+    logarithm may round a distance of 16 or 32, which lies on the edge of two buckets, to the wrong side.
+    """
+    distance = np.arange(-self.max_distance, self.max_distance + 1)
+    buckets, offset = self.num_buckets, np.zeros_like(distance)
     if self.bidirectional:
       buckets //= 2
-      offset = jnp.where(distance > 0, buckets, 0)
-      distance = jnp.abs(distance)
+      offset = np.where(distance > 0, buckets, 0)
+      distance = np.abs(distance)
     else:
-      distance = jnp.maximum(-distance, 0)
+      distance = np.maximum(-distance, 0)
     exact = buckets // 2
-    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact + np.finfo(np.float32).eps)
-    far = exact + (ratio / np.log(self.max_distance / exact) * (buckets - exact)).astype(jnp.int32)
-    return offset + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+    ratio = np.log(np.maximum(distance, 1) / exact) / np.log(self.max_distance / exact)
+    shared = exact + np.floor(ratio * (buckets - exact) + 1e-6).astype(int)
+    return offset + np.where(distance < exact, distance, np.minimum(shared, buckets - 1))
 
 
 class MlpBlock(nn.Module):
@@ -126,13 +134,16 @@ class MlpBlock(nn.Module):
     return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(hidden)
 
 
-class Attention(nn.Module):
-  """Multi-head attention, as self-attention or onto an encoder's output, cached or not.
+class Cache(NamedTuple):
+  """How a decoder's layers use the collection `cache` in one call; static."""
 
-  No 1/√d: the initialiser of the query is scaled instead. With decode=True self-attention appends one position a call
-  to its cache; attention onto an encoder keeps that encoder's keys and values from the first call on. An encoder batch
-  of B serves N = B·k decoder rows without being repeated: the k rows of a prompt are folded into its query length.
-  """
+  length: int  # Positions that it holds.
+  keep_encoded: bool  # Whether this call stores the keys and values of the encoder's output.
+  prepare: bool  # Whether this call allocates only: positions are not advanced.
+
+
+class _Attention(nn.Module):
+  """Multi-head attention; no 1/√d: the initialiser of the query is scaled instead."""
 
   num_heads: int
   head_dim: int
@@ -140,79 +151,118 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
   float32_logits: bool = False
 
-  @nn.compact
-  def __call__(
-    self,
-    inputs_q: Float[Array, 'N Q E'],
-    inputs_kv: Float[Array, 'B K F'],
-    mask: Bool[Array, 'M 1 R J'] | None = None,
-    bias: Float[Array, '1 heads R J'] | None = None,
-    *,
-    deterministic: bool = True,
-    cache_length: int | None = None,
-    cross: bool = False,
-  ) -> Float[Array, 'N Q E']:
-    """Args: mask is True where a query may look; cache_length turns decoding on; cross tells the two kinds apart."""
-    project = self._projections()
-    rows, num_queries = inputs_q.shape[:2]
-    query = self._split(project['query'](inputs_q))
-    if cache_length is None:
-      key, value = (self._split(project[name](inputs_kv)) for name in ('key', 'value'))
-    elif cross:
-      key, value = self._keep(project, inputs_kv)
-    else:
-      key, value = self._append(project, inputs_kv, cache_length)
-    query = query.reshape(key.shape[0], -1, self.num_heads, self.head_dim)  # k rows a prompt: one.
-    x = self._attend(query, key, value, mask, bias, deterministic)
-    x = x.reshape(rows, num_queries, self.num_heads * self.head_dim)
-    return Dense(inputs_q.shape[-1], ('joined_kv', 'embed'), self.dtype, _FAN_IN, name='out')(x)
-
-  def _projections(self) -> dict[str, Dense]:
-    features = self.num_heads * self.head_dim
-
-    def query_init(*args):
-      return _FAN_IN(*args) / np.sqrt(self.head_dim)
-
-    inits = {'query': query_init, 'key': _FAN_IN, 'value': _FAN_IN}
-    return {
-      name: Dense(features, ('embed', 'joined_kv'), self.dtype, init, name=name)
-      for name, init in inits.items()
-    }
-
-  def _split(self, x: Float[Array, 'N Q joined']) -> Float[Array, 'N Q heads d']:
+  def _project(self, name: str, x: Float[Array, 'N Q E']) -> Float[Array, 'N Q heads d']:
+    scale = np.sqrt(self.head_dim) if name == 'query' else 1.0
+    x = Dense(
+      self.num_heads * self.head_dim,
+      ('embed', 'joined_kv'),
+      self.dtype,
+      lambda *args: _FAN_IN(*args) / scale,
+      name=name,
+    )(x)
     return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
 
-  def _attend(self, query, key, value, mask, bias, deterministic) -> Float[Array, 'B Q heads d']:
+  def _attend(
+    self,
+    query: Float[Array, 'B Q heads d'],
+    key: Float[Array, 'B heads d K'],
+    value: Float[Array, 'B heads d K'],
+    mask: Bool[Array, '#B 1 #Q K'] | None,
+    bias: Float[Array, '1 heads Q K'] | None,
+    deterministic: bool,
+  ) -> Float[Array, 'B Q heads d']:
+    """softmax(q·k + bias) v over the keys that the mask allows."""
     if self.float32_logits:
       query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    logits = jnp.einsum('bqhd,bkhd->bhqk', query, key)
+    logits = jnp.einsum('bqhd,bhdk->bhqk', query, key)
     if bias is not None:
       logits = logits + bias
     if mask is not None:
       logits = jnp.where(mask, logits, MASKED)
     weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(self.dtype)
     weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(weights, deterministic)
-    return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+    return jnp.einsum('bhqk,bhdk->bqhd', weights, value)
 
-  def _keep(self, project, encoded):
-    """Keys and values of the encoder's output: computed at the first call, kept for the others."""
+  def _output(self, x: Float[Array, 'N Q heads d'], features: int) -> Float[Array, 'N Q E']:
+    x = x.reshape(*x.shape[:2], -1)
+    return Dense(features, ('joined_kv', 'embed'), self.dtype, _FAN_IN, name='out')(x)
 
-    def compute(name):
-      return lambda: self._split(project[name](encoded))
 
-    return tuple(
-      self.variable('cache', f'cached_{name}', compute(name)).value for name in ('key', 'value')
-    )
+def _length_last(x: Float[Array, 'N K heads d']) -> Float[Array, 'N heads d K']:
+  """The layout of caches: attention reads it as it lies, where any other is copied at every step of decoding."""
+  return x.transpose(0, 2, 3, 1)
 
-  def _append(self, project, inputs, length: int):
-    """Writes this position's key and value into the cache, and returns all of them."""
-    shape = (inputs.shape[0], length, self.num_heads, self.head_dim)
+
+class SelfAttention(_Attention):
+  """Attention of a sequence onto itself; with a cache, of new positions onto those before them."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'N Q E'],
+    mask: Bool[Array, '#N 1 #Q K'] | None,
+    bias: Float[Array, '1 heads Q K'],
+    *,
+    deterministic: bool,
+    cache: Cache | None = None,
+  ) -> Float[Array, 'N Q E']:
+    query = self._project('query', x)
+    key, value = (_length_last(self._project(name, x)) for name in ('key', 'value'))
+    if cache is not None:
+      key, value = self._append(key, value, cache)
+    return self._output(self._attend(query, key, value, mask, bias, deterministic), x.shape[-1])
+
+  def _append(
+    self, key: Float[Array, 'N heads d Q'], value: Float[Array, 'N heads d Q'], cache: Cache
+  ) -> tuple[Float[Array, 'N heads d K'], Float[Array, 'N heads d K']]:
+    """Writes the new positions into the cache and returns all of it."""
     index = self.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
-    result = []
-    for name in ('key', 'value'):
-      cached = self.variable('cache', f'cached_{name}', jnp.zeros, shape, self.dtype)
-      new = self._split(project[name](inputs))
-      cached.value = jax.lax.dynamic_update_slice(cached.value, new, (0, index.value, 0, 0))
-      result.append(cached.value)
-    index.value = index.value + 1
+    shape = (*key.shape[:-1], cache.length)
+
+    def write(name, new):
+      cached = self.variable('cache', name, jnp.zeros, shape, new.dtype)
+      cached.value = jax.lax.dynamic_update_slice(cached.value, new, (0, 0, 0, index.value))
+      return cached.value
+
+    result = write('cached_key', key), write('cached_value', value)
+    if not cache.prepare:
+      index.value = index.value + key.shape[-1]
     return result
+
+
+class CrossAttention(_Attention):
+  """Attention of a decoder onto an encoder's output.
+
+  An encoder batch of B serves N = B·k decoder rows without being repeated: the k rows of a prompt are folded into its
+  query length. This is exact, since here no query is masked or biased by its position; dropout of attention weights,
+  which broadcasts over queries, is shared by the k rows. With a cache, keys and values are computed at the first step.
+  """
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'N Q E'],
+    encoded: Float[Array, 'B K E'],
+    mask: Bool[Array, 'B 1 M K'],
+    *,
+    deterministic: bool,
+    cache: Cache | None = None,
+  ) -> Float[Array, 'N Q E']:
+    rows, num_queries = x.shape[:2]
+    query = self._project('query', x)
+    query = query.reshape(encoded.shape[0], -1, self.num_heads, self.head_dim)
+    key, value = (self._read(name, encoded, cache) for name in ('key', 'value'))
+    attended = self._attend(query, key, value, mask, None, deterministic)
+    attended = attended.reshape(rows, num_queries, self.num_heads, self.head_dim)
+    return self._output(attended, x.shape[-1])
+
+  def _read(
+    self, name: str, encoded: Float[Array, 'B K E'], cache: Cache | None
+  ) -> Float[Array, 'B heads d K']:
+    def compute():
+      return _length_last(self._project(name, encoded))
+
+    cached = f'cached_{name}'
+    if cache is not None and (cache.keep_encoded or self.has_variable('cache', cached)):
+      return self.variable('cache', cached, compute).value
+    return compute()

@@ -30,10 +30,13 @@ class T5Config:
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
+  local_init: bool = (
+    False  # Not T5X's: relative position biases start near-sighted. For training from scratch.
+  )
 
 
 class Transformer(nn.Module):
-  """An encoder that reads `encoder_input_tokens`, a decoder that predicts `decoder_target_tokens`; token 0 is padding.
+  """An encoder reads `encoder_input_tokens`, a decoder predicts `decoder_target_tokens`; token 0 is padding.
 
   The decoder's batch may be a multiple k of the encoder's: its rows i·k … i·k + k − 1 then read prompt i.
   """
@@ -47,8 +50,12 @@ class Transformer(nn.Module):
     self.decoder = Decoder(cfg)
 
   def encode(
-    self, encoder_input_tokens, encoder_segment_ids=None, enable_dropout=True
+    self,
+    encoder_input_tokens: Int[Array, 'B S'],
+    encoder_segment_ids: Int[Array, 'B S'] | None = None,
+    enable_dropout: bool = True,
   ) -> Float[Array, 'B S E']:
+    """What the decoder reads; rows of padding are never read, and hold nothing of use."""
     mask = _padding_mask(encoder_input_tokens)
     if encoder_segment_ids is not None:
       mask &= _same_segment(encoder_segment_ids, encoder_segment_ids)
@@ -57,53 +64,60 @@ class Transformer(nn.Module):
 
   def decode(
     self,
-    encoded,
-    encoder_input_tokens,
-    decoder_input_tokens,
-    decoder_target_tokens,
-    encoder_segment_ids=None,
-    decoder_segment_ids=None,
-    decoder_positions=None,
-    enable_dropout=True,
-    decode=False,
-    max_decode_length=None,
+    encoded: Float[Array, 'B S E'],
+    encoder_input_tokens: Int[Array, 'B S'],
+    decoder_input_tokens: Int[Array, 'N T'],
+    decoder_target_tokens: Int[Array, 'N T'],
+    encoder_segment_ids: Int[Array, 'B S'] | None = None,
+    decoder_segment_ids: Int[Array, 'N T'] | None = None,
+    decoder_positions: Int[Array, 'N T'] | None = None,
+    enable_dropout: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
   ) -> Float[Array, 'N T V']:
-    """Logits; with decode=True one position a call, whose keys and values the collection `cache` keeps.
+    """Logits of each target, float32; those where the target is padding mean nothing.
 
-    The first such call makes the cache, of `max_decode_length` positions. Positions play no part in T5.
+    With decode=True the inputs are the next positions (usually one), those before them are in the collection `cache`.
+    The first such call makes it, with `max_decode_length` positions, and keeps the keys and values of `encoded` too,
+    which later calls do not compute again. As in T5X, a first call without `max_decode_length` just allocates, as many
+    positions as it has inputs; calls that follow one compute the encoder's keys and values anew.
+
+    Raises:
+      ValueError: N is no multiple of B.
     """
-    del decoder_positions
+    del decoder_positions  # The relative bias of T5 knows distances only.
+    _check_rows(decoder_input_tokens, encoder_input_tokens)
     cross_mask = _padding_mask(encoder_input_tokens)
     if decoder_segment_ids is not None and not decode:
-      cross_mask &= _same_segment(decoder_segment_ids, encoder_segment_ids)
-    mask = None if decode else _decoder_mask(decoder_target_tokens, decoder_segment_ids)
-    x = self.token_embedder(decoder_input_tokens)
-    x = self.decoder(
-      x,
+      folded = decoder_segment_ids.reshape(encoder_input_tokens.shape[0], -1)
+      cross_mask &= _same_segment(folded, encoder_segment_ids)
+    logits = self.decoder(
+      self.token_embedder(decoder_input_tokens),
       encoded,
-      mask,
+      None if decode else _decoder_mask(decoder_target_tokens, decoder_segment_ids),
       cross_mask,
       deterministic=not enable_dropout,
-      cache_length=max_decode_length if decode else None,
+      decode=decode,
+      max_decode_length=max_decode_length,
     )
     if self.config.logits_via_embedding:
-      x = self.token_embedder.attend(x / jnp.sqrt(x.shape[-1]))
-    return x.astype(jnp.float32)
+      logits = self.token_embedder.attend(logits) / jnp.sqrt(self.config.emb_dim)
+    return logits
 
   def __call__(
     self,
-    encoder_input_tokens,
-    decoder_input_tokens,
-    decoder_target_tokens,
-    encoder_segment_ids=None,
-    decoder_segment_ids=None,
-    encoder_positions=None,
-    decoder_positions=None,
+    encoder_input_tokens: Int[Array, 'B S'],
+    decoder_input_tokens: Int[Array, 'N T'],
+    decoder_target_tokens: Int[Array, 'N T'],
+    encoder_segment_ids: Int[Array, 'B S'] | None = None,
+    decoder_segment_ids: Int[Array, 'N T'] | None = None,
+    encoder_positions: Int[Array, 'B S'] | None = None,
+    decoder_positions: Int[Array, 'N T'] | None = None,
     *,
-    enable_dropout=True,
-    decode=False,
+    enable_dropout: bool = True,
+    decode: bool = False,
   ) -> Float[Array, 'N T V']:
-    """Logits of every target, given the targets before it."""
+    """Logits of every target, given the targets before it; see `decode`."""
     del encoder_positions
     encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
     return self.decode(
@@ -125,32 +139,39 @@ class Encoder(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, x, mask, *, deterministic: bool) -> Float[Array, 'B S E']:
+  def __call__(
+    self, x: Float[Array, 'B S E'], mask: Bool[Array, 'B 1 #S S'], *, deterministic: bool
+  ) -> Float[Array, 'B S E']:
     cfg = self.config
     positions = jnp.arange(x.shape[1])
-    bias = layers.RelativePositionBias(
-      cfg.num_heads, bidirectional=True, dtype=cfg.dtype, name='relpos_bias'
-    )(positions, positions)
-    dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
-    x = dropout(x, deterministic)
+    bias = _position_bias(cfg, bidirectional=True)(positions, positions)
+    dropout = _dropout(cfg, deterministic)
+    x = dropout(x)
     for number in range(cfg.num_encoder_layers):
       x = EncoderLayer(cfg, name=f'layers_{number}')(x, mask, bias, deterministic)
-    x = layers.LayerNorm(cfg.dtype, name='encoder_norm')(x)
-    return dropout(x, deterministic)
+    return dropout(layers.LayerNorm(cfg.dtype, name='encoder_norm')(x))
 
 
 class EncoderLayer(nn.Module):
+  """Reads all the positions that are not padding."""
+
   config: T5Config
 
   @nn.compact
-  def __call__(self, x, mask, bias, deterministic: bool) -> Float[Array, 'B S E']:
+  def __call__(
+    self,
+    x: Float[Array, 'B S E'],
+    mask: Bool[Array, 'B 1 #S S'],
+    bias: Float[Array, '1 heads S S'],
+    deterministic: bool,
+  ) -> Float[Array, 'B S E']:
     cfg = self.config
-    dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+    dropout = _dropout(cfg, deterministic)
     y = layers.LayerNorm(cfg.dtype, name='pre_attention_layer_norm')(x)
-    y = _attention(cfg, 'attention')(y, y, mask, bias, deterministic=deterministic)
-    x = x + dropout(y, deterministic)
+    attention = layers.SelfAttention(**_heads(cfg), name='attention')
+    x = x + dropout(attention(y, mask, bias, deterministic=deterministic))
     y = layers.LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
-    return x + dropout(_mlp(cfg)(y, deterministic), deterministic)
+    return x + dropout(_mlp(cfg)(y, deterministic))
 
 
 class Decoder(nn.Module):
@@ -160,80 +181,110 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x, encoded, mask, cross_mask, *, deterministic: bool, cache_length: int | None
+    self,
+    x: Float[Array, 'N T E'],
+    encoded: Float[Array, 'B S E'],
+    mask: Bool[Array, 'N 1 T T'] | None,
+    cross_mask: Bool[Array, 'B 1 M S'],
+    *,
+    deterministic: bool,
+    decode: bool,
+    max_decode_length: int | None,
   ) -> Float[Array, 'N T out']:
     """Logits, or what the tied embedding makes them from."""
     cfg = self.config
-    relpos_bias = layers.RelativePositionBias(
-      cfg.num_heads, bidirectional=False, dtype=cfg.dtype, name='relpos_bias'
-    )
-    if cache_length is None:
-      positions = jnp.arange(x.shape[1])
-      bias = relpos_bias(positions, positions)
-    else:
-      position = self.variable('cache', 'position', jnp.zeros, (), jnp.int32)
-      keys = jnp.arange(cache_length)
-      bias = relpos_bias(position.value[None], keys)
-      mask = (keys <= position.value)[None, None, None]
-      position.value = position.value + 1
-    dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
-    x = dropout(x, deterministic)
+    queries = keys = jnp.arange(x.shape[1])
+    cache = None
+    if decode:
+      cache, first = self._cache(x.shape[1], max_decode_length)
+      queries, keys = first + queries, jnp.arange(cache.length)
+      mask = (keys <= queries[:, None])[None, None]
+    bias = _position_bias(cfg, bidirectional=False)(queries, keys)
+    dropout = _dropout(cfg, deterministic)
+    x = dropout(x)
     for number in range(cfg.num_decoder_layers):
       layer = DecoderLayer(cfg, name=f'layers_{number}')
-      x = layer(x, encoded, mask, cross_mask, bias, deterministic, cache_length)
-    x = dropout(layers.LayerNorm(cfg.dtype, name='decoder_norm')(x), deterministic)
+      x = layer(x, encoded, mask, cross_mask, bias, deterministic, cache)
+    x = dropout(layers.LayerNorm(cfg.dtype, name='decoder_norm')(x))
     if cfg.logits_via_embedding:
       return x
     return layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense')(x)
 
+  def _cache(
+    self, num_positions: int, max_decode_length: int | None
+  ) -> tuple[layers.Cache, Int[Array, '']]:
+    """How this call uses the cache, and the first position that it decodes."""
+    new = not self.has_variable('cache', 'cache_index')
+    prepare = new and max_decode_length is None
+    index = self.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
+    first = index.value
+    if not prepare:
+      index.value = first + num_positions
+    return layers.Cache(max_decode_length or num_positions, new and not prepare, prepare), first
+
 
 class DecoderLayer(nn.Module):
+  """Reads the response so far, then the prompt."""
+
   config: T5Config
 
   @nn.compact
   def __call__(
-    self, x, encoded, mask, cross_mask, bias, deterministic: bool, cache_length: int | None
+    self,
+    x: Float[Array, 'N T E'],
+    encoded: Float[Array, 'B S E'],
+    mask: Bool[Array, '#N 1 T K'],
+    cross_mask: Bool[Array, 'B 1 M S'],
+    bias: Float[Array, '1 heads T K'],
+    deterministic: bool,
+    cache: layers.Cache | None,
   ) -> Float[Array, 'N T E']:
     cfg = self.config
-    dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
-    how = {'deterministic': deterministic, 'cache_length': cache_length}
+    dropout = _dropout(cfg, deterministic)
+    how = {'deterministic': deterministic, 'cache': cache}
     y = layers.LayerNorm(cfg.dtype, name='pre_self_attention_layer_norm')(x)
-    y = _attention(cfg, 'self_attention')(y, y, mask, bias, **how)
-    x = x + dropout(y, deterministic)
+    x = x + dropout(
+      layers.SelfAttention(**_heads(cfg), name='self_attention')(y, mask, bias, **how)
+    )
     y = layers.LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)
-    attend = _attention(cfg, 'encoder_decoder_attention')
-    y = attend(y, encoded, cross_mask, cross=True, **how)
-    x = x + dropout(y, deterministic)
+    cross_attention = layers.CrossAttention(**_heads(cfg), name='encoder_decoder_attention')
+    x = x + dropout(cross_attention(y, encoded, cross_mask, **how))
     y = layers.LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
-    return x + dropout(_mlp(cfg)(y, deterministic), deterministic)
+    return x + dropout(_mlp(cfg)(y, deterministic))
 
 
-def _attention(cfg: T5Config, name: str) -> layers.Attention:
-  return layers.Attention(
-    cfg.num_heads,
-    cfg.head_dim,
-    cfg.dropout_rate,
-    cfg.dtype,
-    cfg.float32_attention_logits,
-    name=name,
-  )
+def _heads(cfg: T5Config) -> dict[str, Any]:
+  return {
+    'num_heads': cfg.num_heads,
+    'head_dim': cfg.head_dim,
+    'dropout_rate': cfg.dropout_rate,
+    'dtype': cfg.dtype,
+    'float32_logits': cfg.float32_attention_logits,
+  }
 
 
 def _mlp(cfg: T5Config) -> layers.MlpBlock:
-  return layers.MlpBlock(
-    cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name='mlp'
+  return layers.MlpBlock(cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name='mlp')
+
+
+def _position_bias(cfg: T5Config, bidirectional: bool) -> layers.RelativePositionBias:
+  return layers.RelativePositionBias(
+    cfg.num_heads, bidirectional, dtype=cfg.dtype, name='relpos_bias'
   )
+
+
+def _dropout(cfg: T5Config, deterministic: bool) -> nn.Dropout:
+  """Drops a feature at all positions of a row at once."""
+  return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic)
 
 
 def _padding_mask(tokens: Int[Array, 'B S']) -> Bool[Array, 'B 1 1 S']:
   return (tokens > 0)[:, None, None]
 
 
-def _same_segment(
-  queries: Int[Array, 'B Q'], keys: Int[Array, 'B K']
-) -> Bool[Array, 'B 1 Q K']:
+def _same_segment(queries: Int[Array, 'B Q'], keys: Int[Array, 'B K']) -> Bool[Array, 'B 1 Q K']:
   """Packed examples do not see each other."""
-  return (queries[:, None, :, None] == keys[:, None, None]) & (queries > 0)[:, None, :, None]
+  return (queries[:, :, None] == keys[:, None])[:, None]
 
 
 def _decoder_mask(
@@ -244,16 +295,23 @@ def _decoder_mask(
   return mask if segment_ids is None else mask & _same_segment(segment_ids, segment_ids)
 
 
+def _check_rows(responses: Int[Array, 'N T'], prompts: Int[Array, 'B S']) -> None:
+  if responses.shape[0] % prompts.shape[0]:
+    raise ValueError(
+      f'{responses.shape[0]} decoder rows for {prompts.shape[0]} prompts: give each prompt the same number of rows.'
+    )
+
+
 def decoder(network: nn.Module, max_length: int) -> decoding.Decoder:
   """Prefill and step of a T5 for responses of up to `max_length` tokens.
 
   Prefill encodes each prompt once and computes the keys and values onto it once; its lanes share them.
   """
 
-  def run(params, state, tokens):
+  def step(params, state, tokens: Int[Array, 'L']):
     encoded, prompt_tokens, cache = state
     logits, changed = network.apply(
-      {'params': params, **cache},
+      {'params': params, 'cache': cache},
       encoded,
       prompt_tokens,
       tokens[:, None],
@@ -264,13 +322,13 @@ def decoder(network: nn.Module, max_length: int) -> decoding.Decoder:
       mutable=['cache'],
       method='decode',
     )
-    return logits[:, 0], (encoded, prompt_tokens, changed)
+    return logits[:, 0], (encoded, prompt_tokens, changed['cache'])
 
   def prefill(params, prompt_tokens: Int[Array, 'B S'], lanes: int):
-    encoded = network.apply({'params': params}, prompt_tokens, enable_dropout=False, method='encode')
+    encoded = network.apply(
+      {'params': params}, prompt_tokens, enable_dropout=False, method='encode'
+    )
     start = jnp.zeros(prompt_tokens.shape[0] * lanes, jnp.int32)
-    return run(params, (encoded, prompt_tokens, {}), start)
+    return step(params, (encoded, prompt_tokens, {}), start)
 
-  return decoding.Decoder(prefill, run)
-
-
+  return decoding.Decoder(prefill, step)
