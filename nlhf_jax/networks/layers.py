@@ -11,6 +11,7 @@ from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e10
+_FAN_AVG = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 _FAN_IN = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 
 
@@ -63,7 +64,7 @@ class Embed(nn.Module):
     )
 
   def __call__(self, tokens: Int[Array, '*b']) -> Float[Array, '*b E']:
-    return self.embedding.astype(self.dtype)[tokens]
+    return jnp.asarray(self.embedding, self.dtype)[tokens]
 
   def attend(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
     """Logits, in float32 whatever the compute dtype."""
@@ -78,6 +79,7 @@ class RelativePositionBias(nn.Module):
   num_buckets: int = 32
   max_distance: int = 128
   dtype: Any = jnp.float32
+  near_sighted: bool = False  # Start with far keys penalised, by the first heads most.
 
   @nn.compact
   def __call__(
@@ -85,7 +87,7 @@ class RelativePositionBias(nn.Module):
   ) -> Float[Array, '1 heads Q K']:
     embedding = partitioning.param_with_axes(
       'rel_embedding',
-      nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
+      self._near_sighted_init if self.near_sighted else _FAN_AVG,
       (self.num_heads, self.num_buckets),
       jnp.float32,
       axes=('heads', 'relpos_buckets'),
@@ -93,7 +95,17 @@ class RelativePositionBias(nn.Module):
     distance = key_positions[None, :] - query_positions[:, None]
     number = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
     buckets = jnp.asarray(self._buckets())[number]
-    return embedding.astype(self.dtype)[:, buckets][None]
+    return jnp.asarray(embedding, self.dtype)[:, buckets][None]
+
+  def _near_sighted_init(self, key, shape, dtype) -> Float[Array, 'heads buckets']:
+    """−slope · min(distance, 16), with slopes 2, 1, ½, … over heads and 0 for the last, which sees all."""
+    del key
+    nearest = np.full(self.num_buckets, self.max_distance)
+    distance = np.abs(np.arange(-self.max_distance, self.max_distance + 1))
+    np.minimum.at(nearest, self._buckets(), distance)
+    slopes = 2.0 ** (1 - np.arange(self.num_heads))
+    slopes[-1] = 0.0
+    return jnp.asarray(-slopes[:, None] * np.minimum(nearest, 16), dtype).reshape(shape)
 
   def _buckets(self) -> np.ndarray:
     """The bucket of each distance from −max_distance to max_distance; whatever is farther shares the last one.

@@ -30,9 +30,14 @@ class T5Config:
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
-  local_init: bool = (
-    False  # Not T5X's: relative position biases start near-sighted. For training from scratch.
-  )
+  local_init: bool = False  # Not T5X's: the encoder starts near-sighted. For training from scratch.
+
+  def __post_init__(self):
+    for name in self.mlp_activations:
+      if name != 'linear' and not hasattr(nn, name):
+        raise ValueError(
+          f"mlp_activations has {name!r}: use 'linear' or a function of flax.linen, like 'gelu'."
+        )
 
 
 class Transformer(nn.Module):
@@ -269,7 +274,11 @@ def _mlp(cfg: T5Config) -> layers.MlpBlock:
 
 def _position_bias(cfg: T5Config, bidirectional: bool) -> layers.RelativePositionBias:
   return layers.RelativePositionBias(
-    cfg.num_heads, bidirectional, dtype=cfg.dtype, name='relpos_bias'
+    cfg.num_heads,
+    bidirectional,
+    dtype=cfg.dtype,
+    near_sighted=cfg.local_init and bidirectional,
+    name='relpos_bias',
   )
 
 

@@ -1,0 +1,346 @@
+"""T5 against Hugging Face's, against T5X's table of parameters, and against itself computed the long way."""
+
+import functools
+import importlib.util
+import pathlib
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlhf_jax.networks import decoding, t5
+from nlhf_jax.runtime import hf
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+TINY = t5.T5Config(
+  vocab_size=11,
+  emb_dim=8,
+  num_heads=2,
+  num_encoder_layers=1,
+  num_decoder_layers=2,
+  head_dim=4,
+  mlp_dim=16,
+  mlp_activations=('gelu', 'linear'),
+)
+PROMPTS = jnp.array([[3, 4, 5, 6], [7, 8, 0, 0], [9, 0, 0, 0]])
+TARGETS = jnp.array([[2, 3, 1], [4, 1, 0], [5, 6, 7]])
+
+
+def _replace(**changes) -> t5.T5Config:
+  return t5.T5Config(**{**vars(TINY), **changes})
+
+
+def _init(config: t5.T5Config, seed: int = 0):
+  """A network with random norms and large weights, so that attention is far from uniform."""
+  network = t5.Transformer(config)
+  params = jax.jit(network.init, static_argnames='enable_dropout')(
+    jax.random.key(seed), PROMPTS, TARGETS, TARGETS, enable_dropout=False
+  )['params']
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  noisy = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return network, jax.tree.unflatten(tree, noisy)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  return _init(TINY)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('decode', 'method', 'mutable'))
+def _apply(network, params, *args, **kwargs):
+  return network.apply({'params': params}, *args, enable_dropout=False, **kwargs)
+
+
+def _logits(network, params, prompts, targets, **kwargs):
+  inputs = jnp.pad(targets, [(0, 0), (1, 0)])[:, :-1]
+  return _apply(network, params, prompts, inputs, targets, **kwargs)
+
+
+def _jitted(decoder: decoding.Decoder) -> decoding.Decoder:
+  return decoding.Decoder(jax.jit(decoder.prefill, static_argnums=2), jax.jit(decoder.step))
+
+
+def _t5x_table(config: t5.T5Config) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+  """Path → (shape, logical axes), as T5X has them."""
+  v, e, m, j = config.vocab_size, config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
+  table = {'token_embedder/embedding': ((v, e), ('vocab', 'embed'))}
+  if not config.logits_via_embedding:
+    table['decoder/logits_dense/kernel'] = ((e, v), ('embed', 'vocab'))
+  stacks = {
+    'encoder': (config.num_encoder_layers, ['attention'], ['pre_attention', 'pre_mlp']),
+    'decoder': (
+      config.num_decoder_layers,
+      ['self_attention', 'encoder_decoder_attention'],
+      ['pre_self_attention', 'pre_cross_attention', 'pre_mlp'],
+    ),
+  }
+  wi = ['wi'] if len(config.mlp_activations) == 1 else ['wi_0', 'wi_1']
+  for stack, (num_layers, attentions, norms) in stacks.items():
+    table[f'{stack}/relpos_bias/rel_embedding'] = (
+      (config.num_heads, 32),
+      ('heads', 'relpos_buckets'),
+    )
+    table[f'{stack}/{stack}_norm/scale'] = ((e,), ('embed',))
+    for number in range(num_layers):
+      layer = f'{stack}/layers_{number}'
+      for name in norms:
+        table[f'{layer}/{name}_layer_norm/scale'] = ((e,), ('embed',))
+      for attention in attentions:
+        for name in ('query', 'key', 'value'):
+          table[f'{layer}/{attention}/{name}/kernel'] = ((e, j), ('embed', 'joined_kv'))
+        table[f'{layer}/{attention}/out/kernel'] = ((j, e), ('joined_kv', 'embed'))
+      for name in wi:
+        table[f'{layer}/mlp/{name}/kernel'] = ((e, m), ('embed', 'mlp'))
+      table[f'{layer}/mlp/wo/kernel'] = ((m, e), ('mlp', 'embed'))
+  return table
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'logits_via_embedding': True}, {'mlp_activations': ('relu',)}], ids=str
+)
+def test_parameters_have_the_names_shapes_and_axes_of_t5x(changes):
+  config = _replace(**changes)
+  variables = jax.eval_shape(
+    lambda: t5.Transformer(config).init(
+      jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False
+    )
+  )
+  assert set(variables) == {'params', 'params_axes'}
+  shapes = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+  axes = flax.traverse_util.flatten_dict(variables['params_axes'], sep='/')
+  found = {path: (x.shape, tuple(axes[f'{path}_axes'].names)) for path, x in shapes.items()}
+  assert found == _t5x_table(config)
+  assert len(axes) == len(shapes)
+
+
+def test_initial_weights_have_the_scales_of_t5x():
+  """Standard deviations: 1 embedding, 1/√(E d) query, 1/√(fan in) the other kernels."""
+  config = _replace(emb_dim=64, num_heads=8, head_dim=16, mlp_dim=256, vocab_size=300)
+  init = jax.jit(t5.Transformer(config).init, static_argnames='enable_dropout')
+  variables = init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)
+  params = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+  expected = {
+    'token_embedder/embedding': 1,
+    'decoder/layers_1/self_attention/query/kernel': (64 * 16) ** -0.5,
+    'decoder/layers_1/encoder_decoder_attention/key/kernel': 64**-0.5,
+    'encoder/layers_0/attention/out/kernel': 128**-0.5,
+    'encoder/layers_0/mlp/wo/kernel': 256**-0.5,
+    'decoder/logits_dense/kernel': 64**-0.5,
+  }
+  for path, scale in expected.items():
+    np.testing.assert_allclose(jnp.std(params[path]), scale, rtol=0.05, err_msg=path)
+
+
+def test_local_init_penalises_distance_and_spares_the_last_head():
+  """Encoder's buckets: 16 for keys at or before the query, the nearest of each 0 … 7, 8, 12, …; 16 for those after."""
+  config = _replace(local_init=True, num_heads=3)
+  init = jax.jit(t5.Transformer(config).init, static_argnames='enable_dropout')
+  params = init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)['params']
+  bias = np.asarray(params['encoder']['relpos_bias']['rel_embedding'])
+  nearest = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 16, 16, 16, 16, 16])
+  np.testing.assert_allclose(bias[:, :16], -np.array([[2], [1], [0]]) * nearest)
+  np.testing.assert_allclose(bias[:, 17:], bias[:, 1:16])
+  assert np.std(params['decoder']['relpos_bias']['rel_embedding']) > 0.05
+
+
+def _logits_from_hf(state, config: t5.T5Config, prompts, inputs):
+  """Logits of all positions: the targets, which mask padding, hold none."""
+  params = hf.t5_from_hf(state)
+  apply = jax.jit(
+    lambda *args: t5.Transformer(config).apply({'params': params}, *args, enable_dropout=False)
+  )
+  return apply(prompts, inputs, np.ones_like(inputs))
+
+
+def _config_of_hf(state, head_dim: int, tied: bool) -> t5.T5Config:
+  vocab_size, emb_dim = state['shared.weight'].shape
+  joined = state['encoder.block.0.layer.0.SelfAttention.q.weight'].shape[0]
+  return t5.T5Config(
+    vocab_size=vocab_size,
+    emb_dim=emb_dim,
+    num_heads=joined // head_dim,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    head_dim=head_dim,
+    mlp_dim=state['encoder.block.0.layer.1.DenseReluDense.wo.weight'].shape[1],
+    mlp_activations=('gelu', 'linear'),
+    logits_via_embedding=tied,
+  )
+
+
+@pytest.mark.parametrize('kind', ['untied', 'tied'])
+def test_logits_equal_recorded_hugging_face(kind):
+  with np.load(GOLDEN / 't5_logits.npz', allow_pickle=False) as golden:
+    prefix = f'{kind}/state/'
+    state = {
+      name.removeprefix(prefix): golden[name] for name in golden.files if name.startswith(prefix)
+    }
+    config = _config_of_hf(state, head_dim=4, tied=kind == 'tied')
+    logits = _logits_from_hf(state, config, golden['prompts'], golden['inputs'])
+    np.testing.assert_allclose(logits, golden[f'{kind}/logits'], atol=1e-4)
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_logits_equal_live_hugging_face(tied):
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  path = GOLDEN / 'make_t5_logits.py'
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  golden = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(golden)
+  model = golden.make_model(tied, seed=int(np.random.default_rng().integers(2**31)))
+  prompts, inputs = golden.make_inputs(seed=7)
+  state = {name: x.numpy() for name, x in model.state_dict().items()}
+  config = _config_of_hf(state, head_dim=golden.SIZES['d_kv'], tied=tied)
+  logits = _logits_from_hf(state, config, prompts, inputs)
+  np.testing.assert_allclose(logits, golden.logits_of(model, prompts, inputs), atol=1e-4)
+
+
+def test_padding_changes_nothing(tiny):
+  logits = _logits(*tiny, PROMPTS, TARGETS)
+  wider = jnp.pad(PROMPTS, [(0, 0), (0, 3)]), jnp.pad(TARGETS, [(0, 0), (0, 2)])
+  padded = _logits(*tiny, *wider)[:, : TARGETS.shape[1]]
+  real = np.asarray(TARGETS > 0)
+  np.testing.assert_allclose(logits[real], padded[real], atol=1e-5)
+
+
+def test_responses_of_one_prompt_share_it_as_if_it_were_repeated(tiny):
+  """Decoder rows i·k … i·k + k − 1 read prompt i: the same logits and gradients as with the prompts repeated."""
+  targets = jnp.concatenate([TARGETS, TARGETS[::-1]])  # Two for each of three prompts.
+
+  def loss(params, prompts):
+    logits = _logits(tiny[0], params, prompts, targets)
+    return jnp.sum(jnp.sin(logits)), logits
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (_, shared), shared_grad = run(tiny[1], PROMPTS)
+  (_, repeated), repeated_grad = run(tiny[1], jnp.repeat(PROMPTS, 2, axis=0))
+  np.testing.assert_allclose(shared, repeated, atol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), shared_grad, repeated_grad)
+
+
+def test_prefill_with_lanes_equals_repeated_prompts(tiny):
+  network, params = tiny
+  decoder = _jitted(t5.decoder(network, max_length=4))
+  shared, cache = decoder.prefill(params, PROMPTS, 2)
+  repeated, repeated_cache = decoder.prefill(params, jnp.repeat(PROMPTS, 2, axis=0), 1)
+  np.testing.assert_allclose(shared, repeated, atol=1e-5)
+  tokens = jnp.array([2, 3, 4, 5, 6, 7])
+  np.testing.assert_allclose(
+    decoder.step(params, cache, tokens)[0],
+    decoder.step(params, repeated_cache, tokens)[0],
+    atol=1e-5,
+  )
+
+
+def test_cache_holds_each_prompt_once_and_each_response_in_t5x_layout(tiny):
+  network, params = tiny
+  _, state = _jitted(t5.decoder(network, max_length=5)).prefill(params, PROMPTS, 2)
+  layer = state[-1]['decoder']['layers_1']
+  heads = (TINY.num_heads, TINY.head_dim)
+  for name in ('cached_key', 'cached_value'):
+    assert layer['self_attention'][name].shape == (6, *heads, 5)
+    assert layer['encoder_decoder_attention'][name].shape == (3, *heads, PROMPTS.shape[1])
+  assert layer['self_attention']['cache_index'] == 1
+
+
+def test_decoding_does_not_compute_the_prompt_again(tiny):
+  """After prefill, steps read the cache: what the encoder said no longer matters."""
+  network, params = tiny
+  decoder = _jitted(t5.decoder(network, max_length=4))
+  _, (encoded, prompts, cache) = decoder.prefill(params, PROMPTS, 1)
+  tokens = jnp.array([2, 3, 4])
+  expected = decoder.step(params, (encoded, prompts, cache), tokens)[0]
+  np.testing.assert_array_equal(
+    decoder.step(params, (encoded * jnp.nan, prompts, cache), tokens)[0], expected
+  )
+
+
+def test_decodes_the_way_t5x_does(tiny):
+  """A call that allocates the cache, of dummy prompts; then steps with the encoder's output repeated per response."""
+  network, params = tiny
+  inputs = jnp.array([[0, 2, 3], [0, 4, 1], [0, 5, 6], [0, 7, 8], [0, 9, 2], [0, 3, 3]])
+  prompts = jnp.repeat(PROMPTS, 2, axis=0)
+  ones = jnp.ones_like(inputs)
+  allocate = functools.partial(_apply, network, decode=True, mutable='cache')
+  _, variables = allocate(params, jnp.ones_like(prompts), ones, ones)
+  encoded = _apply(network, params, prompts, method='encode')
+  cache, steps = variables['cache'], []
+
+  @jax.jit
+  def step(cache, token):
+    return network.apply(
+      {'params': params, 'cache': cache},
+      encoded,
+      prompts,
+      token,
+      token,
+      enable_dropout=False,
+      decode=True,
+      max_decode_length=inputs.shape[1],
+      mutable=['cache'],
+      method='decode',
+    )
+
+  for t in range(inputs.shape[1]):
+    logits, variables = step(cache, inputs[:, t : t + 1])
+    assert jax.tree.structure(cache) == jax.tree.structure(variables['cache'])
+    cache = variables['cache']
+    steps.append(logits[:, 0])
+  whole = _apply(network, params, prompts, inputs, ones)
+  np.testing.assert_allclose(jnp.stack(steps, axis=1), whole, atol=1e-5)
+
+
+def test_packed_examples_do_not_see_each_other(tiny):
+  apart = _logits(*tiny, PROMPTS[1:, :2], TARGETS[1:])
+  prompts = jnp.array([[7, 8, 9, 0]])
+  targets = jnp.array([[4, 1, 5, 6, 7]])
+  network, params = tiny
+  packed = _apply(
+    network,
+    params,
+    prompts,
+    jnp.array([[0, 4, 0, 5, 6]]),
+    targets,
+    jnp.array([[1, 1, 2, 0]]),
+    jnp.array([[1, 1, 2, 2, 2]]),
+  )
+  np.testing.assert_allclose(packed[0, :2], apart[0, :2], atol=1e-5)
+  np.testing.assert_allclose(packed[0, 2:], apart[1], atol=1e-5)
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_bfloat16_keeps_parameters_and_logits_in_float32(tied):
+  network, params = _init(_replace(logits_via_embedding=tied))
+  half = t5.Transformer(_replace(logits_via_embedding=tied, dtype=jnp.bfloat16))
+  init = jax.eval_shape(
+    lambda: half.init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)
+  )
+  assert {x.dtype for x in jax.tree.leaves(init['params'])} == {jnp.dtype(jnp.float32)}
+  exact, rounded = (_logits(net, params, PROMPTS, TARGETS) for net in (network, half))
+  assert rounded.dtype == jnp.float32
+  assert 0 < jnp.max(jnp.abs(exact - rounded)[TARGETS > 0]) < 0.1 * jnp.max(jnp.abs(exact))
+
+
+def test_dropout_drops_a_feature_at_all_positions_of_a_row():
+  network, params = _init(_replace(num_encoder_layers=0, dropout_rate=0.5))
+  encoded = network.apply(
+    {'params': params}, PROMPTS, rngs={'dropout': jax.random.key(0)}, method='encode'
+  )
+  dropped = np.asarray(encoded == 0)
+  np.testing.assert_array_equal(dropped, np.repeat(dropped[:, :1], PROMPTS.shape[1], axis=1))
+  assert 0 < dropped.mean() < 1
+  assert len(np.unique(dropped[:, 0], axis=0)) == len(PROMPTS)
+
+
+def test_unknown_activation_is_named():
+  with pytest.raises(ValueError, match="'gelue'"):
+    _replace(mlp_activations=('gelue', 'linear'))
+
+
+def test_uneven_rows_are_refused(tiny):
+  with pytest.raises(ValueError, match='4 decoder rows for 3 prompts'):
+    _logits(*tiny, PROMPTS, jnp.ones((4, 2), jnp.int32))
