@@ -28,6 +28,16 @@ RATER_PROMPT = (
 )
 
 
+# What raters read for a response: (prompts, responses [N, T]) -> tokens [N, R].
+Render = Callable[[Prompts, jax.Array], jax.Array]
+
+
+def as_written(prompts: Prompts, responses: Int[Array, 'N T']) -> Int[Array, 'N T']:
+  """Raters read the response itself."""
+  del prompts
+  return responses
+
+
 class RaterPrompt(NamedTuple):
   """The pieces of the rater prompt as token ids, without EOS."""
 
@@ -45,13 +55,19 @@ class PreferenceModel(NamedTuple):
 
 
 def in_encoder(
-  network: t5.Transformer, prompt: RaterPrompt, *, score_id: int = 1, eos_id: int = 1
+  network: t5.Transformer,
+  prompt: RaterPrompt,
+  *,
+  render: Render = as_written,
+  score_id: int = 1,
+  eos_id: int = 1,
 ) -> PreferenceModel:
   """The paper's layout: the encoder reads the whole rater prompt, the decoder's first output is the score.
 
   Args:
     network: a Linen module with T5X's call signature.
     prompt: the tokens around text and summaries.
+    render: turns responses into what raters read, where that is not the response itself.
     score_id: the vocabulary entry whose logit is s.
     eos_id: dropped from the responses.
   """
@@ -64,11 +80,16 @@ def in_encoder(
     logits = network.apply({'params': params}, tokens, start, start + 1, enable_dropout=False)
     return logits[:, 0, score_id]
 
-  return _model(network, score)
+  return _model(network, score, render)
 
 
 def in_decoder(
-  network: t5.Transformer, prompt: RaterPrompt, *, score_id: int = 1, eos_id: int = 1
+  network: t5.Transformer,
+  prompt: RaterPrompt,
+  *,
+  render: Render = as_written,
+  score_id: int = 1,
+  eos_id: int = 1,
 ) -> PreferenceModel:
   """A cheaper layout: the encoder reads the text, once for all pairs and orders; the decoder reads the summaries.
 
@@ -81,17 +102,21 @@ def in_decoder(
     tokens = move_padding_to_end(jnp.concatenate(rest, axis=-1))
     return last_logit(network, params, encoder_tokens, tokens, score_id)
 
-  return _model(network, score)
+  return _model(network, score, render)
 
 
-def _model(network: t5.Transformer, score: Callable[..., jax.Array]) -> PreferenceModel:
+def _model(
+  network: t5.Transformer, score: Callable[..., jax.Array], render: Render
+) -> PreferenceModel:
   def init(rng: PRNGKey) -> Params:
     dummy = jnp.ones((1, 2), jnp.int32)
     return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
 
   def scores(params, prompts, response, alternative):
     """Both orders as lanes of one batch, [B, orders, k]."""
-    num_prompts, length = prompts.tokens.shape[0], response.shape[-1]
+    num_prompts = prompts.tokens.shape[0]
+    response, alternative = render(prompts, response), render(prompts, alternative)
+    length = response.shape[-1]
     y, y2 = (x.reshape(num_prompts, -1, length) for x in (response, alternative))
     first, second = jnp.stack([y, y2], axis=1), jnp.stack([y2, y], axis=1)
     both = score(params, prompts, first.reshape(-1, length), second.reshape(-1, length))

@@ -35,11 +35,17 @@ class RewardModel(NamedTuple):
 
 
 def in_encoder(
-  network: t5.Transformer, prompt: RewardPrompt, *, score_id: int = 1, eos_id: int = 1
+  network: t5.Transformer,
+  prompt: RewardPrompt,
+  *,
+  render: pm.Render = pm.as_written,
+  score_id: int = 1,
+  eos_id: int = 1,
 ) -> RewardModel:
   """The paper's layout: the encoder reads text and summary, the decoder's first output is the reward."""
 
   def reward(params, prompts, response):
+    response = render(prompts, response)
     rows = response.shape[0]
     text = jnp.repeat(prompts.tokens, rows // prompts.tokens.shape[0], axis=0)
     pieces = [
@@ -58,11 +64,17 @@ def in_encoder(
 
 
 def in_decoder(
-  network: t5.Transformer, prompt: RewardPrompt, *, score_id: int = 1, eos_id: int = 1
+  network: t5.Transformer,
+  prompt: RewardPrompt,
+  *,
+  render: pm.Render = pm.as_written,
+  score_id: int = 1,
+  eos_id: int = 1,
 ) -> RewardModel:
   """A cheaper layout: the encoder reads the text, once for all its responses; the decoder reads the summary."""
 
   def reward(params, prompts, response):
+    response = render(prompts, response)
     num_prompts, rows = prompts.tokens.shape[0], response.shape[0]
     encoder_tokens = jnp.concatenate(
       [pm.tile(prompt.before_text, num_prompts), prompts.tokens], axis=-1

@@ -4,9 +4,9 @@ A post is up to 8 sentences, each behind a marker; a response is one to three di
 those sentences. Each sentence carries what annotators look at: the key facts it states, the topics it touches and its
 number of words. In the generated posts all of that can be read off the text, so a policy must read it:
 
-  <s1> harbour reports flood and strike today <s2> school reports nothing <s3> market reports flood again …
+  <s1> harbour flood strike today <s2> school <s3> market flood again quietly …
 
-(place = topic, event = key fact, the rest is padding.)
+(place = topic, event = key fact, the rest is padding; a telegram, since every word costs a small machine time.)
 """
 
 import re
@@ -23,7 +23,6 @@ FACTS = (
   'verdict',
 )  # fmt: skip
 PADDING = ('today', 'again', 'quietly', 'officially', 'nearby', 'overnight', 'reportedly', 'downtown')
-GLUE = ('reports', 'nothing', 'and')
 
 
 class Post(NamedTuple):
@@ -42,7 +41,7 @@ def markers() -> tuple[str, ...]:
 
 def word_list() -> list[str]:
   """Every word of a generated post."""
-  return [*markers(), *TOPICS, *FACTS, *PADDING, *GLUE]
+  return [*markers(), *TOPICS, *FACTS, *PADDING]
 
 
 def generate(num_posts: int, seed: int) -> list[Post]:
@@ -56,8 +55,8 @@ def _generate_one(name: str, rng: np.random.Generator) -> Post:
   for _ in range(rng.integers(4, MAX_SENTENCES + 1)):
     topic = TOPICS[rng.integers(len(TOPICS))]
     chosen = [FACTS[i] for i in rng.choice(len(FACTS), size=rng.integers(0, 4), replace=False)]
-    padding = [PADDING[i] for i in rng.integers(len(PADDING), size=rng.integers(0, 5))]
-    sentences.append(' '.join([topic, 'reports', ' and '.join(chosen) or 'nothing', *padding]))
+    padding = [PADDING[i] for i in rng.integers(len(PADDING), size=rng.integers(0, 4))]
+    sentences.append(' '.join([topic, *chosen, *padding]))
     facts.append(frozenset(chosen))
     topics.append(frozenset([topic]))
   words = tuple(float(len(sentence.split())) for sentence in sentences)

@@ -44,7 +44,7 @@ class Corpus(NamedTuple):
 @functools.cache
 def vocabulary() -> seqio.Vocabulary:
   """The words of the built-in corpus."""
-  return vocabularies.words([*post_sources.word_list(), *PROMPT_WORDS])
+  return vocabularies.WordVocabulary([*post_sources.word_list(), *PROMPT_WORDS])
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def scitldr(data_dir: str, vocabulary: seqio.Vocabulary, seed: int = 0) -> Corpu
   """SciTLDR (Cachola et al. 2020) as train.jsonl and valid.jsonl of the `tldr_3_filtered` schema in `data_dir`."""
   all_posts, splits = [], {}
   for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
-    rows = readers.read_jsonl(pathlib.Path(data_dir) / file, readers.TLDR)
+    rows = readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr)
     found = post_sources.from_rows(rows)
     splits[split] = range(len(all_posts), len(all_posts) + len(found))
     all_posts += found

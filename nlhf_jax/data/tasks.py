@@ -1,0 +1,178 @@
+"""seqio tasks: rows in, tokens out. One general constructor, and one function for each file format.
+
+Features: `inputs` prompt, `targets` response with EOS, `alternative` likewise, `preference` share of votes for the
+response, `index` number of the prompt in its task. A task has those that its rows give it.
+"""
+
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+
+import seqio
+import tensorflow as tf
+
+from nlhf_jax.data import readers
+
+Rows = Callable[[], Iterable[readers.Row]]
+
+TLDR_MAX_TOKENS = 512
+DEFAULT_FRACTIONS = {'train': 0.9, 'validation': 0.05, 'test': 0.05}
+
+# Field of a row → feature of the task.
+_TEXTS = {'prompt': 'inputs', 'response': 'targets', 'alternative': 'alternative'}
+
+
+def from_rows(
+  name: str, rows_by_split: Mapping[str, Rows], vocabulary: seqio.Vocabulary
+) -> seqio.Task:
+  """A task of rows that Python yields.
+
+  Args:
+    name: of the task.
+    rows_by_split: split → a function that yields rows {index, prompt, response?, alternative?, preference?}.
+    vocabulary: of prompt and responses alike.
+  """
+  example = next(iter(next(iter(rows_by_split.values()))()), None)
+  if example is None:
+    raise ValueError(f'Task {name} has no rows in its first split.')
+  texts = {field: feature for field, feature in _TEXTS.items() if field in example}
+  numbers = {'index': tf.int32} | ({'preference': tf.float32} if 'preference' in example else {})
+  signature = {field: tf.TensorSpec((), tf.string) for field in texts}
+  signature |= {field: tf.TensorSpec((), dtype) for field, dtype in numbers.items()}
+
+  def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    del shuffle_files, seed  # The pipeline shuffles.
+    keep = lambda: ({key: row[key] for key in signature} for row in rows_by_split[split]())
+    return tf.data.Dataset.from_generator(keep, output_signature=signature)
+
+  features = {
+    feature: seqio.Feature(vocabulary, add_eos=field != 'prompt', required=True)
+    for field, feature in texts.items()
+  }
+  for field, dtype in numbers.items():
+    features[field] = seqio.Feature(
+      seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=dtype, rank=0
+    )
+  return seqio.Task(
+    name,
+    source=seqio.FunctionDataSource(dataset, splits=tuple(rows_by_split)),
+    output_features=features,
+    preprocessors=[
+      functools.partial(seqio.preprocessors.rekey, key_map={v: k for k, v in (texts | {n: n for n in numbers}).items()}),
+      functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+      seqio.preprocessors.append_eos,
+    ],
+  )
+
+
+def tldr_demonstrations(
+  data_dir: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
+) -> seqio.Task:
+  """`tldr_3_filtered`: train.jsonl, valid.jsonl and test.jsonl of a directory."""
+  rows = {
+    path.stem: list(readers.read_jsonl(path, readers.tldr, skip_malformed=skip_malformed))
+    for path in _files(data_dir, '*.jsonl')
+  }
+  return _from_read('tldr', rows, vocabulary)
+
+
+def openai_comparisons(
+  data_dir: str,
+  vocabulary: seqio.Vocabulary,
+  *,
+  skip_malformed: bool = False,
+  soft_labels: bool = True,
+) -> seqio.Task:
+  """OpenAI's `comparisons`: every *.json and *.jsonl of a directory, split as the rows say.
+
+  Args:
+    data_dir: the directory.
+    vocabulary: of prompts and responses.
+    skip_malformed: leave malformed lines out instead of stopping.
+    soft_labels: merge the votes on a pair into one row, with their share as its label.
+  """
+  rows = [
+    row
+    for path in _files(data_dir, '*.json*')
+    for row in readers.read_jsonl(path, readers.openai_comparison, skip_malformed=skip_malformed)
+  ]
+  rows = readers.merge_votes(rows) if soft_labels else rows
+  return _from_read('comparisons', _by_split(rows), vocabulary)
+
+
+def jsonl_demonstrations(
+  path: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
+) -> seqio.Task:
+  """Any JSONL of {prompt, response}; a file is split by prompt, a directory has a file for each split."""
+  return _from_jsonl('demonstrations', path, readers.prompt_response, vocabulary, skip_malformed)
+
+
+def jsonl_comparisons(
+  path: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
+) -> seqio.Task:
+  """Any JSONL of {prompt, chosen, rejected}; a file is split by prompt, a directory has a file for each split."""
+  return _from_jsonl('comparisons', path, readers.chosen_rejected, vocabulary, skip_malformed)
+
+
+def prompts_of(task: seqio.Task) -> seqio.Task:
+  """The prompts of a task, each once."""
+
+  def rows(split):
+    seen = set()
+    for example in task.get_dataset(split=split, sequence_length=None, shuffle=False).as_numpy_iterator():
+      if int(example['index']) not in seen:
+        seen.add(int(example['index']))
+        prompt = task.output_features['inputs'].vocabulary.decode(example['inputs'].tolist())
+        yield {'index': int(example['index']), 'prompt': prompt}
+
+  by_split = {split: functools.partial(rows, split) for split in task.splits}
+  return from_rows(f'{task.name}_prompts', by_split, task.output_features['inputs'].vocabulary)
+
+
+def _from_jsonl(kind, path, schema, vocabulary, skip_malformed) -> seqio.Task:
+  read = functools.partial(readers.read_jsonl, schema=schema, skip_malformed=skip_malformed)
+  if pathlib.Path(path).is_dir():
+    by_split = {file.stem: list(read(file)) for file in _files(path, '*.jsonl')}
+  else:
+    by_split = _by_split(list(read(path)))
+  return _from_read(kind, by_split, vocabulary)
+
+
+def _by_split(rows: list[readers.Row]) -> dict[str, list[readers.Row]]:
+  """Splits by post: as the rows say, or else by a hash. What a held-out post shares with training leaves training."""
+  result: dict[str, list[readers.Row]] = {}
+  for row in rows:
+    split = row.get('split') or readers.split_of(row['id'], DEFAULT_FRACTIONS)
+    result.setdefault(split, []).append(row)
+  held_out = {row['id'] for split, rows in result.items() if split != 'train' for row in rows}
+  if 'train' in result:
+    kept = [row for row in result['train'] if row['id'] not in held_out]
+    if dropped := len(result['train']) - len(kept):
+      logging.warning('Left %d training rows out: their posts are held out.', dropped)
+    result['train'] = kept
+  return result
+
+
+def _from_read(name: str, by_split, vocabulary: seqio.Vocabulary) -> seqio.Task:
+  """Numbers the prompts, fits them into TL;DR's limit, and makes the task."""
+  numbers: dict[str, int] = {}
+  count_tokens = lambda text: len(vocabulary.encode(text))
+  for rows in by_split.values():
+    for row in rows:
+      row['prompt'] = readers.fit(row['prompt'], count_tokens, TLDR_MAX_TOKENS)
+      row['index'] = numbers.setdefault(row['prompt'], len(numbers))
+  order = sorted(by_split, key=lambda split: split != 'train')
+  return from_rows(name, {split: functools.partial(iter, by_split[split]) for split in order}, vocabulary)
+
+
+def _files(data_dir: str, pattern: str) -> list[pathlib.Path]:
+  directory = pathlib.Path(data_dir)
+  if not directory.is_dir():
+    raise FileNotFoundError(f'No directory {directory}: name the data with --data_dir.')
+  files = sorted(directory.glob(pattern))
+  if not files:
+    raise FileNotFoundError(f'No {pattern} in {directory}: name the data with --data_dir.')
+  return files
+
+

@@ -1,0 +1,104 @@
+"""Exact evaluation where every response can be enumerated: no sampling, no learned judge.
+
+Each prompt is a game over its Y responses and one outcome more, "anything else", which loses to every response. A
+policy's worst case on a prompt is what it gets against the response that beats it most.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from nlhf_jax.evaluation.win_rates import mean_with_interval
+from nlhf_jax.games import game
+
+
+class Exact(NamedTuple):
+  """Per prompt and player."""
+
+  worst_case: Float[np.ndarray, 'B players']  # min_y P(π ≻ y|x), in [0, 1/2].
+  duality_gap: Float[np.ndarray, 'B players']  # Of the regularised game.
+  kl: Float[np.ndarray, 'B players']  # KL(π‖μ), nats.
+  preference: Float[np.ndarray, 'B players players']  # P(π_i ≻ π_j|x).
+  unbeaten: Bool[np.ndarray, 'B']  # Some response loses to none.
+
+
+def evaluate(
+  log_probs: Float[np.ndarray, 'players B Y'],
+  scores: Float[np.ndarray, 'B K Y'],
+  reference_log_probs: Float[np.ndarray, 'B Y'],
+  tau: float,
+) -> Exact:
+  """Plays every prompt's game.
+
+  Args:
+    log_probs: log π(y|x) of every player, prompt and response.
+    scores: of each annotator; −inf: no response to this prompt, whatever its probability.
+    reference_log_probs: log μ(y|x).
+    tau: strength of the regularised game whose gap is taken.
+  """
+  rows = [
+    _play(log_probs[:, b], scores[b], reference_log_probs[b], tau) for b in range(len(scores))
+  ]
+  return Exact(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _play(log_probs, scores, reference_log_probs, tau):
+  valid = np.isfinite(scores[0])
+  # The last outcome is "anything else": every annotator puts it last.
+  table = np.concatenate([scores[:, valid], np.full((len(scores), 1), -np.inf)], axis=1)
+  preference = game.from_scores(table)
+  policies = [_with_rest(x[valid]) for x in log_probs]
+  reference = _with_rest(reference_log_probs[valid])
+  matrix = np.stack(policies)
+  return (
+    np.array([game.worst_case(preference, p) for p in policies]),
+    np.array([game.duality_gap(preference, p, reference, tau) for p in policies]),
+    np.array([game.kl_divergence(p, reference) for p in policies]),
+    matrix @ preference @ matrix.T,
+    np.array(game.has_unbeaten(preference)),
+  )
+
+
+def _with_rest(log_probs: Float[np.ndarray, 'Y']) -> Float[np.ndarray, 'Y_and_rest']:
+  """Probabilities of the responses, and of all else."""
+  p = np.exp(np.asarray(log_probs, np.float64))
+  # A floor far below float32's resolution keeps logarithms finite.
+  return np.maximum(np.append(p, 1 - p.sum()), 1e-30)
+
+
+def table(exact: Exact, labels: Sequence[str], baseline: str | None = None) -> dict[str, Any]:
+  """Means with 95 % intervals, over all prompts and over those where no response is unbeaten.
+
+  Args:
+    exact: of `evaluate`.
+    labels: of the players.
+    baseline: a label; the worst cases' paired differences from it are added.
+  """
+  subsets = {'all': np.ones(len(exact.unbeaten), bool), 'no_condorcet_winner': ~exact.unbeaten}
+  result: dict[str, Any] = {'labels': list(labels), 'baseline': baseline}
+  for name, rows in subsets.items():
+    result[name] = {'num_prompts': int(rows.sum())}
+    if not rows.any():
+      continue
+    columns = {
+      'worst_case': exact.worst_case,
+      'duality_gap': exact.duality_gap,
+      'kl': exact.kl,
+      'preference': exact.preference,
+    }
+    if baseline is not None:
+      place = list(labels).index(baseline)
+      columns['worst_case_difference'] = exact.worst_case - exact.worst_case[:, place : place + 1]
+    for column, values in columns.items():
+      mean, low, high = mean_with_interval(values[rows])
+      result[name][column] = {'mean': mean.tolist(), 'low': low.tolist(), 'high': high.tolist()}
+  return result
+
+
+def write(directory: pathlib.Path, result: dict[str, Any]) -> None:
+  """exact.json."""
+  (directory / 'exact.json').write_text(json.dumps(result, indent=2) + '\n')

@@ -1,0 +1,119 @@
+"""Pairwise win rates P(i ≻ j) between players, with intervals.
+
+Every pair of players answers the same prompts and is judged in both orders; intervals resample prompts, the same ones
+for every entry, so that differences are paired.
+"""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from nlhf_jax.types import PreferenceFn, Prompts
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 2000
+
+
+class WinRates(NamedTuple):
+  """Entry (i, j): the rate at which player i is preferred to player j; the diagonal is 1/2."""
+
+  labels: tuple[str, ...]
+  mean: Float[np.ndarray, 'players players']
+  low: Float[np.ndarray, 'players players']
+  high: Float[np.ndarray, 'players players']
+  num_prompts: int
+  judge: str
+
+
+def judge_all(
+  judge: PreferenceFn,
+  prompts: Prompts,
+  responses: Sequence[Int[np.ndarray, 'N T']],
+  *,
+  batch_size: int = 64,
+  advance: Callable[[int], None] = lambda steps: None,
+) -> Float[np.ndarray, 'B players players']:
+  """Preference between every two players on every prompt, the mean over their samples and both orders.
+
+  Args:
+    judge: P(y ≻ y'|x).
+    prompts: B prompts.
+    responses: for each player N = B·k rows, k to a prompt.
+    batch_size: prompts to a call of the judge.
+    advance: called with 1 after each pair of players.
+
+  Raises:
+    ValueError: the judge answered NaN or something outside [0, 1]; such an answer is no vote.
+  """
+  players, size = len(responses), prompts.tokens.shape[0]
+  result = np.full((size, players, players), 0.5)
+  for i in range(players):
+    for j in range(i + 1, players):
+      forward, backward = (
+        _judge_pair(judge, prompts, responses[a], responses[b], batch_size, (a, b))
+        for a, b in ((i, j), (j, i))
+      )
+      result[:, i, j] = (forward + 1 - backward) / 2
+      result[:, j, i] = 1 - result[:, i, j]
+      advance(1)
+  return result
+
+
+def _judge_pair(judge, prompts, first, second, batch_size, pair) -> Float[np.ndarray, 'B']:
+  size = prompts.tokens.shape[0]
+  k = first.shape[0] // size
+  means = []
+  for start in range(0, size, batch_size):
+    rows = slice(start, min(start + batch_size, size))
+    lanes = slice(rows.start * k, rows.stop * k)
+    part = Prompts(prompts.tokens[rows], prompts.index[rows])
+    p = np.asarray(judge(part, first[lanes], second[lanes]), np.float64).reshape(-1, k)
+    if not np.all((p >= 0) & (p <= 1)):
+      bad = start + int(np.argmin(np.all((p >= 0) & (p <= 1), axis=-1)))
+      raise ValueError(f'The judge answered outside [0, 1] on prompt {bad} for players {pair}: no vote.')
+    means.append(p.mean(axis=-1))
+  return np.concatenate(means)
+
+
+def summarise(
+  per_prompt: Float[np.ndarray, 'B players players'], labels: Sequence[str], judge: str
+) -> WinRates:
+  """Means over prompts with their 95 % intervals."""
+  mean, low, high = mean_with_interval(per_prompt)
+  return WinRates(tuple(labels), mean, low, high, per_prompt.shape[0], judge)
+
+
+def mean_with_interval(
+  values: Float[np.ndarray, 'B *rest'], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Mean over prompts, and the 95 % percentile interval of the bootstrap over prompts.
+
+  The resampled prompts depend on the seed and the number of prompts alone. For a paired difference between two players
+  pass the difference of their values.
+  """
+  size = values.shape[0]
+  draws = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES)
+  means = np.tensordot(draws / size, values, axes=1)
+  tail = 50 * (1 - CONFIDENCE)
+  low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+  return values.mean(axis=0), low, high
+
+
+def write(directory: pathlib.Path, rates: WinRates) -> None:
+  """win_rates.csv, labels in the first row and column, and win_rates.json with the intervals."""
+  with (directory / 'win_rates.csv').open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['i_beats_j', *rates.labels])
+    for label, row in zip(rates.labels, rates.mean, strict=True):
+      writer.writerow([label, *(f'{x:.6f}' for x in row)])
+  fields = {
+    name: value.tolist() if isinstance(value, np.ndarray) else value
+    for name, value in rates._asdict().items()
+  }
+  text = json.dumps(fields | {'confidence': CONFIDENCE}, indent=2)
+  (directory / 'win_rates.json').write_text(text + '\n')

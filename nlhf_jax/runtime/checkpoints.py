@@ -1,0 +1,115 @@
+"""Checkpoints through orbax: a directory per step, written whole or not at all."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from nlhf_jax.types import TrainState
+
+
+def _manager(directory: pathlib.Path, keep: int | None = None) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+  return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def latest_step(directory: pathlib.Path) -> int | None:
+  """The newest step saved in a directory; None: there is none."""
+  if not directory.is_dir():
+    return None
+  with _manager(directory) as manager:
+    return manager.latest_step()
+
+
+def save(directory: pathlib.Path, step: int, state: TrainState, *, keep: int | None = 2) -> None:
+  """Saves a state; the reference is left out, since another run holds it.
+
+  Args:
+    directory: of all steps of a run.
+    step: names the checkpoint.
+    state: what to save.
+    keep: newest checkpoints to keep; None: all.
+  """
+  with _manager(directory, keep) as manager:
+    manager.save(step, args=ocp.args.StandardSave(_saved(state)))
+
+
+def restore(directory: pathlib.Path, like: TrainState, step: int | None = None) -> TrainState:
+  """The newest state in a directory, or that of `step`, in the shapes of `like`, whose reference it keeps.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: an array is missing, left over, or of another shape.
+  """
+  saved = _restore(directory, _saved(like), step)
+  params = like.params._replace(**{name: saved['params'][name] for name in saved['params']})
+  return TrainState(saved['step'], params, saved['opt_state'], saved['rng'])
+
+
+def restore_params(directory: pathlib.Path, like: Any, name: str, step: int | None = None) -> Any:
+  """One parameter set of a checkpoint, such as 'online', in the shapes of `like`. Raises as `restore`."""
+  found = _metadata(directory, step)
+  if found['params'].get(name) is None:
+    raise ValueError(f'Checkpoint {directory} holds no parameter set {name!r}.')
+  _compare(directory, found['params'][name], like)
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    restored = checkpointer.restore(
+      _step_directory(directory, step) / 'default',
+      args=ocp.args.PyTreeRestore(
+        item={'params': {name: abstract}},
+        restore_args=ocp.checkpoint_utils.construct_restore_args({'params': {name: abstract}}),
+        partial_restore=True,
+      ),
+    )
+  return restored['params'][name]
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+  params = {'online': state.params.online}
+  if state.params.ema is not None:
+    params['ema'] = state.params.ema
+  return {'step': state.step, 'params': params, 'opt_state': state.opt_state, 'rng': state.rng}
+
+
+def _step_directory(directory: pathlib.Path, step: int | None) -> pathlib.Path:
+  step = latest_step(directory) if step is None else step
+  if step is None:
+    raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
+  return directory.resolve() / str(step)
+
+
+def _metadata(directory: pathlib.Path, step: int | None) -> Any:
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.metadata(_step_directory(directory, step) / 'default').item_metadata.tree
+
+
+def _restore(directory: pathlib.Path, like: Any, step: int | None) -> Any:
+  path = _step_directory(directory, step)
+  _compare(directory, _metadata(directory, step)['params'], like['params'])
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path / 'default', jax.tree.map(_abstract, like))
+
+
+def _abstract(x: Any) -> Any:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None))
+
+
+def _compare(directory: pathlib.Path, found: Any, like: Any) -> None:
+  """Raises ValueError at the first array that does not match, and says how to mend it."""
+  found, expected = (
+    {'/'.join(str(k.key) for k in path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for tree in (found, like)
+  )
+  for name in sorted(found.keys() | expected.keys()):
+    if found.get(name) == expected.get(name):
+      continue
+    if name not in expected:
+      raise ValueError(f'Checkpoint {directory} holds {name} {found[name]}, which the network lacks: use its network.')
+    if name not in found:
+      raise ValueError(f'Checkpoint {directory} lacks {name} {expected[name]}, which the network has: use its network.')
+    remedy = 'use the network that it was trained with'
+    if name.endswith('token_embedder/embedding') and found[name][1] == expected[name][1]:
+      remedy = f'the vocabularies differ: set VOCAB_SIZE = {found[name][0]}, and use the vocabulary it was trained with'
+    raise ValueError(f'Checkpoint {directory} holds {name} {found[name]}, the network expects {expected[name]}: {remedy}.')

@@ -1,0 +1,47 @@
+"""What a run reports: metrics.jsonl, one object a line, and the same as TensorBoard events."""
+
+import json
+import math
+import pathlib
+
+import tensorboardX
+
+
+class Writer:
+  """Appends to a run's metrics. A resumed run first drops what it will write again."""
+
+  def __init__(self, run_dir: pathlib.Path, *, resume_step: int = 0):
+    """Args: run_dir must exist; lines of steps after `resume_step` are dropped."""
+    self._path = run_dir / 'metrics.jsonl'
+    kept = [row for row in read(self._path) if row['step'] <= resume_step]
+    self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    self._file = self._path.open('a')
+    self._events = tensorboardX.SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._file.close()
+    self._events.close()
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Writes the values of a step; NaN and infinity become null, since JSON knows neither."""
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self._file.write(json.dumps({'step': step} | finite) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+
+def read(path: pathlib.Path) -> list[dict[str, float]]:
+  """The rows of a metrics.jsonl; none where there is no file. A last line cut short by a kill is dropped."""
+  if not path.is_file():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows

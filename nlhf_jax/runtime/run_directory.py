@@ -1,0 +1,42 @@
+"""A run's directory, which belongs to one configuration."""
+
+import itertools
+import os
+import pathlib
+
+_CONFIG = 'config.gin'
+
+
+def check(run_dir: pathlib.Path, config: str) -> None:
+  """Raises ValueError where the directory holds a run of another configuration. Writes nothing."""
+  path = run_dir / _CONFIG
+  if not path.is_file():
+    return
+  pairs = itertools.zip_longest(path.read_text().splitlines(), config.splitlines(), fillvalue='')
+  for number, (old, new) in enumerate(pairs, start=1):
+    if old != new:
+      raise ValueError(
+        f'{run_dir} holds a run of another configuration ({_CONFIG}:{number}: {old!r}, now {new!r}): '
+        'name another --run_dir, or delete it.'
+      )
+
+
+def open(run_dir: pathlib.Path, config: str) -> None:
+  """Makes the directory and writes its configuration, whole or not at all."""
+  check(run_dir, config)
+  run_dir.mkdir(parents=True, exist_ok=True)
+  partial = run_dir / f'{_CONFIG}.partial'
+  partial.write_text(config)
+  os.replace(partial, run_dir / _CONFIG)
+
+
+def config(run_dir: pathlib.Path) -> str:
+  """The configuration of a run.
+
+  Raises:
+    FileNotFoundError: there is no run.
+  """
+  path = run_dir / _CONFIG
+  if not path.is_file():
+    raise FileNotFoundError(f'No run in {run_dir} (it has no {_CONFIG}): name the directory of a trained run.')
+  return path.read_text()
