@@ -1,7 +1,8 @@
-"""Incremental decoding: one jitted loop that draws every lane's response, over any pytree of caches.
+"""Incremental decoding: one jitted loop draws every lane's response, over any pytree of caches.
 
-A lane is one response being written. A `Decoder` is one network's prefill and step; the loop sees just a function from
-tokens to the next logits, so what it draws from may as well be a mixture of networks.
+A lane is one response being written. A `Decoder` is one network's prefill and step; the loop sees
+just a function from tokens to the next logits, so what it draws from may as well be a mixture of
+networks.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ class Sampling(NamedTuple):
 
 
 class Decoder(NamedTuple):
-  """A network as pure functions of its parameters; L = B · lanes, the lanes of a prompt side by side."""
+  """A network as pure functions; L = B · lanes, the lanes of a prompt side by side."""
 
   prefill: Callable[
     [Params, Int[Array, 'B S'], int], tuple[Float[Array, 'L V'], Any]
@@ -56,7 +57,8 @@ def sample(
 ) -> Rollout:
   """Draws a response in each lane; stops as soon as all have ended.
 
-  A lane's draws depend on its own key alone, so the same lane gets the same response in whatever company it is drawn.
+  A lane's draws depend on its own key alone, so the same lane gets the same response in whatever
+  company it is drawn.
 
   Args:
     step: cache and last tokens in, logits of the next token and cache out.
@@ -66,8 +68,8 @@ def sample(
     sampling: static.
 
   Returns:
-    Tokens (0 after EOS), mask, and log-probs under the distribution that they were drawn from: tempered and
-    truncated; for greedy decoding that at temperature 1.
+    Tokens (0 after EOS), mask, and log-probs under the distribution that they were drawn from:
+    tempered and truncated; for greedy decoding that at temperature 1.
   """
   num_lanes, length = logits.shape[0], sampling.max_length
   keys = jax.random.split(rng, num_lanes)
@@ -113,7 +115,10 @@ def _draw(keys, logits: Float[Array, 'L V'], sampling: Sampling):
 
 
 def transform(logits: Float[Array, 'L V'], sampling: Sampling) -> Float[Array, 'L V']:
-  """Log-probs that tokens are drawn from: temperature, then top-k, then top-p. Greedy: those at temperature 1."""
+  """Log-probs that tokens are drawn from: temperature, then top-k, then top-p.
+
+  Greedy decoding reports those at temperature 1, of all tokens.
+  """
   logits = logits.astype(jnp.float32)
   if sampling.temperature > 0:
     logits = logits / sampling.temperature

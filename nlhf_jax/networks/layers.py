@@ -98,7 +98,7 @@ class RelativePositionBias(nn.Module):
     return jnp.asarray(embedding, self.dtype)[:, buckets][None]
 
   def _near_sighted_init(self, key, shape, dtype) -> Float[Array, 'heads buckets']:
-    """−slope · min(distance, 16), with slopes 2, 1, ½, … over heads and 0 for the last, which sees all."""
+    """−slope · min(distance, 16); slopes 2, 1, ½, … over heads, 0 for the last, which sees all."""
     del key
     nearest = np.full(self.num_buckets, self.max_distance)
     distance = np.abs(np.arange(-self.max_distance, self.max_distance + 1))
@@ -108,10 +108,11 @@ class RelativePositionBias(nn.Module):
     return jnp.asarray(-slopes[:, None] * np.minimum(nearest, 16), dtype).reshape(shape)
 
   def _buckets(self) -> np.ndarray:
-    """The bucket of each distance from −max_distance to max_distance; whatever is farther shares the last one.
+    """The bucket of each distance from −max_distance to max_distance; farther ones share the last.
 
-    Half of a direction's buckets hold one distance each, the others grow on a log scale. In NumPy, since a compiler's
-    logarithm may round a distance of 16 or 32, which lies on the edge of two buckets, to the wrong side.
+    Half of a direction's buckets hold one distance each, the others grow on a log scale. In NumPy,
+    since a compiler's logarithm may round a distance of 16 or 32, which lies on the edge of two
+    buckets, to the wrong side.
     """
     distance = np.arange(-self.max_distance, self.max_distance + 1)
     buckets, offset = self.num_buckets, np.zeros_like(distance)
@@ -201,7 +202,7 @@ class _Attention(nn.Module):
 
 
 def _length_last(x: Float[Array, 'N K heads d']) -> Float[Array, 'N heads d K']:
-  """The layout of caches: attention reads it as it lies, where any other is copied at every step of decoding."""
+  """The layout of caches: attention reads it as it lies, copying any other at each step."""
   return x.transpose(0, 2, 3, 1)
 
 
@@ -245,9 +246,10 @@ class SelfAttention(_Attention):
 class CrossAttention(_Attention):
   """Attention of a decoder onto an encoder's output.
 
-  An encoder batch of B serves N = B·k decoder rows without being repeated: the k rows of a prompt are folded into its
-  query length. This is exact, since here no query is masked or biased by its position; dropout of attention weights,
-  which broadcasts over queries, is shared by the k rows. With a cache, keys and values are computed at the first step.
+  An encoder batch of B serves N = B·k decoder rows without being repeated: the k rows of a prompt
+  are folded into its query length. This is exact, since here no query is masked or biased by its
+  position; dropout of attention weights, which broadcasts over queries, is shared by the k rows.
+  With a cache, keys and values are computed at the first step.
   """
 
   @nn.compact

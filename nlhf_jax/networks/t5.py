@@ -1,4 +1,4 @@
-"""T5 1.1 in Flax Linen, with T5X's parameter tree and method signatures, so that T5X's checkpoints load as they are.
+"""T5 1.1 in Flax Linen, with T5X's parameter tree and method signatures: its checkpoints load.
 
 Source: Raffel et al. (2020), arXiv:1910.10683; Shazeer (2020), arXiv:2002.05202 (gated GELU).
 """
@@ -41,9 +41,10 @@ class T5Config:
 
 
 class Transformer(nn.Module):
-  """An encoder reads `encoder_input_tokens`, a decoder predicts `decoder_target_tokens`; token 0 is padding.
+  """An encoder reads prompts, a decoder predicts responses; token 0 is padding.
 
-  The decoder's batch may be a multiple k of the encoder's: its rows i·k … i·k + k − 1 then read prompt i.
+  The decoder's batch may be a multiple k of the encoder's: its rows i·k … i·k + k − 1 then read
+  prompt i.
   """
 
   config: T5Config
@@ -82,10 +83,11 @@ class Transformer(nn.Module):
   ) -> Float[Array, 'N T V']:
     """Logits of each target, float32; those where the target is padding mean nothing.
 
-    With decode=True the inputs are the next positions (usually one), those before them are in the collection `cache`.
-    The first such call makes it, with `max_decode_length` positions, and keeps the keys and values of `encoded` too,
-    which later calls do not compute again. As in T5X, a first call without `max_decode_length` just allocates, as many
-    positions as it has inputs; calls that follow one compute the encoder's keys and values anew.
+    With decode=True the inputs are the next positions (usually one), those before them are in the
+    collection `cache`. The first such call makes it, with `max_decode_length` positions, and keeps
+    the keys and values of `encoded` too, which later calls do not compute again. As in T5X, a first
+    call without `max_decode_length` just allocates, as many positions as it has inputs; calls that
+    follow one compute the encoder's keys and values anew.
 
     Raises:
       ValueError: N is no multiple of B.
@@ -307,14 +309,16 @@ def _decoder_mask(
 def _check_rows(responses: Int[Array, 'N T'], prompts: Int[Array, 'B S']) -> None:
   if responses.shape[0] % prompts.shape[0]:
     raise ValueError(
-      f'{responses.shape[0]} decoder rows for {prompts.shape[0]} prompts: give each prompt the same number of rows.'
+      f'{responses.shape[0]} decoder rows for {prompts.shape[0]} prompts: '
+      'give each prompt the same number of rows.'
     )
 
 
 def decoder(network: nn.Module, max_length: int) -> decoding.Decoder:
   """Prefill and step of a T5 for responses of up to `max_length` tokens.
 
-  Prefill encodes each prompt once and computes the keys and values onto it once; its lanes share them.
+  Prefill encodes each prompt once and computes the keys and values onto it once; its lanes share
+  them.
   """
 
   def step(params, state, tokens: Int[Array, 'L']):

@@ -24,8 +24,8 @@ _NORMS = {
 def t5_from_hf(state: Mapping[str, np.ndarray]) -> Params:
   """Converts the weights of a `T5ForConditionalGeneration`.
 
-  Its linear layers are stored [out, in], ours [in, out]; likewise the position biases. An output layer that is absent,
-  or the embedding itself, is tied: set `logits_via_embedding` then.
+  Its linear layers are stored [out, in], ours [in, out]; likewise the position biases. An output
+  layer that is absent, or the embedding itself, is tied: set `logits_via_embedding` then.
 
   Args:
     state: the model's `state_dict()`, or a checkpoint's tensors, as NumPy arrays.
@@ -86,7 +86,7 @@ def _in_block(stack: str, layer: int, rest: str) -> tuple[str, ...]:
 
 
 def _check_complete(leaves: Mapping[tuple[str, ...], np.ndarray]) -> None:
-  """The tensors outside layers must be there, and each layer of a stack must have what its others have."""
+  """Tensors outside layers must be there, and each layer of a stack must have what others have."""
   wanted = {('token_embedder', 'embedding')}
   for stack in ('encoder', 'decoder'):
     wanted |= {(stack, 'relpos_bias', 'rel_embedding'), (stack, f'{stack}_norm', 'scale')}

@@ -1,9 +1,11 @@
-"""Writes t5_logits.npz: weights of small random T5s, inputs, and the logits that Hugging Face's T5 gives.
+"""Writes t5_logits.npz: weights of small random T5s, inputs, and Hugging Face's logits.
 
-Run: python tests/golden/make_t5_logits.py   (torch 2.13.0, transformers 5.23.0; the tests need neither)
+Run: python tests/golden/make_t5_logits.py
+Needs torch (2.13.0) and transformers (5.23.0); the tests need neither.
 
-Holds, for either model m (untied: T5 1.1; tied: output layer = embedding): `m/state/<name in transformers>`,
-`m/logits` [B, T, V]; for both: `prompts` [B, S] and `inputs` [B, T], 0 after their ends. The decoder sees `inputs`.
+Holds, for either model m (untied: T5 1.1; tied: the output layer is the embedding):
+`m/state/<name in transformers>`, `m/logits` [B, T, V]; for both: `prompts` [B, S], 0 after their
+ends, and `inputs` [B, T] of the decoder.
 """
 
 import pathlib
@@ -26,7 +28,7 @@ SIZES = {
 
 
 def make_model(tied: bool, seed: int) -> transformers.T5ForConditionalGeneration:
-  """A T5 whose weights are all random, norms too, and large enough for attention to be far from uniform."""
+  """A T5 with all weights random, norms too, and large: attention is far from uniform."""
   torch.manual_seed(seed)
   config = transformers.T5Config(**SIZES, tie_word_embeddings=tied, decoder_start_token_id=0)
   model = transformers.T5ForConditionalGeneration(config).eval()
@@ -42,7 +44,7 @@ def make_model(tied: bool, seed: int) -> transformers.T5ForConditionalGeneration
 
 
 def make_inputs(seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Ragged prompts and decoder inputs, longer than the distance from which position buckets are shared."""
+  """Ragged prompts and decoder inputs, longer than the distance that position buckets tell apart."""
   rng = np.random.default_rng(seed)
   prompts = rng.integers(2, SIZES['vocab_size'], (3, 150))
   inputs = rng.integers(2, SIZES['vocab_size'], (3, 135))

@@ -1,4 +1,4 @@
-"""The loop against its slow twin, against exact probabilities, and top-k and top-p against NumPy."""
+"""The loop against its slow twin and exact probabilities; top-k and top-p against NumPy."""
 
 import functools
 
@@ -140,7 +140,7 @@ def test_samples_follow_the_distribution(sampling):
 
 
 def _truncated(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-  """Probabilities by the definition: the most probable tokens in order, until there are k or they reach p."""
+  """By the definition: the most probable tokens in order, until there are k or they reach p."""
   p = np.exp(logits / sampling.temperature)
   p /= p.sum()
   order = np.argsort(-p)

@@ -1,4 +1,4 @@
-"""T5 against Hugging Face's, against T5X's table of parameters, and against itself computed the long way."""
+"""T5 against Hugging Face's, T5X's table of parameters, and itself computed the long way."""
 
 import functools
 import importlib.util
@@ -135,7 +135,7 @@ def test_initial_weights_have_the_scales_of_t5x():
 
 
 def test_local_init_penalises_distance_and_spares_the_last_head():
-  """Encoder's buckets: 16 for keys at or before the query, the nearest of each 0 … 7, 8, 12, …; 16 for those after."""
+  """The encoder has 16 buckets for keys at or before the query, and 16 for those after."""
   config = _replace(local_init=True, num_heads=3)
   init = jax.jit(t5.Transformer(config).init, static_argnames='enable_dropout')
   params = init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)['params']
@@ -208,7 +208,7 @@ def test_padding_changes_nothing(tiny):
 
 
 def test_responses_of_one_prompt_share_it_as_if_it_were_repeated(tiny):
-  """Decoder rows i·k … i·k + k − 1 read prompt i: the same logits and gradients as with the prompts repeated."""
+  """Decoder rows i·k … i·k + k − 1 read prompt i: the same logits, and the same gradients."""
   targets = jnp.concatenate([TARGETS, TARGETS[::-1]])  # Two for each of three prompts.
 
   def loss(params, prompts):
@@ -260,7 +260,7 @@ def test_decoding_does_not_compute_the_prompt_again(tiny):
 
 
 def test_decodes_the_way_t5x_does(tiny):
-  """A call that allocates the cache, of dummy prompts; then steps with the encoder's output repeated per response."""
+  """A call with dummy prompts allocates the cache; steps see the encoder's output repeated."""
   network, params = tiny
   inputs = jnp.array([[0, 2, 3], [0, 4, 1], [0, 5, 6], [0, 7, 8], [0, 9, 2], [0, 3, 3]])
   prompts = jnp.repeat(PROMPTS, 2, axis=0)

@@ -1,4 +1,4 @@
-"""The conversion's refusals; that it is right is shown by the logits, in tests/networks/t5_test.py."""
+"""The conversion's refusals; the logits in tests/networks/t5_test.py show that it is right."""
 
 import pathlib
 
