@@ -79,9 +79,10 @@ def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 
 
   def loss(params: Params, rollout: Scored) -> Losses:
     token_logp = policy.log_prob(params, rollout.prompts, rollout.response.tokens)
-    return losses.policy_gradient_loss(
+    result = losses.policy_gradient_loss(
       token_logp, rollout.reference_token_logp, rollout.payoff, rollout.response.mask, tau=tau
     )
+    return result._replace(metrics=result.metrics | {'reward': rollout.reward})
 
   return Algorithm(policy.init, sample, judge, loss)
 

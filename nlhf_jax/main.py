@@ -11,6 +11,7 @@ Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_pat
 
 import argparse
 import difflib
+import json
 import pathlib
 import re
 import sys
@@ -151,21 +152,162 @@ def _add_gin(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-  from nlhf_jax import comparison
+  from nlhf_jax import experiments
+  from nlhf_jax.evaluation import report
 
-  _find_experiment(args.experiment)
-  root = pathlib.Path(args.run_dir)
-  for stage in _stages(args.experiment):
-    _train_stage(args, [f'{args.experiment}/{stage}.gin', *args.gin_file], root / stage)
-  policies = _stages(args.experiment, 'policies.txt')
-  runs = {label: root / stage for stage, label in (line.split(None, 1) for line in policies)}
-  evaluation = _configured(
-    args, [f'{args.experiment}/evaluation.gin', *args.gin_file], 'Evaluation'
-  )
-  comparison.compare(evaluation, {k: (_policy_of(d), d) for k, d in runs.items()}, root)
+  directory, root = _experiment(args.experiment), pathlib.Path(args.run_dir)
+  stages = _lines(directory / 'stages.txt')
+  for stage in stages:
+    experiment, config = _configure(args, [directory / f'{stage}.gin'], 'Experiment')
+    experiments.train(experiment, root / stage, config)
+  players = dict(line.split(None, 1) for line in _lines(directory / 'players.txt'))
+  runs = {label: root / stage for stage, label in players.items()}
+  _compare(args, [directory / 'evaluation.gin'], runs, root)
+  report.print_tables(root)
+
+
+def _train(args: argparse.Namespace) -> None:
+  from nlhf_jax import experiments
+
+  experiment, config = _configure(args, [], 'Experiment')
+  if args.dry_run:
+    print(json.dumps(experiments.summary(experiment), indent=2))
+    return
+  experiments.train(experiment, pathlib.Path(args.run_dir), config)
+  print(f'Trained: {args.run_dir}')
+
+
+def _win_rates(args: argparse.Namespace) -> None:
+  from nlhf_jax.evaluation import report
+
+  runs = {}
+  for item in args.run_dirs:
+    label, _, directory = item.rpartition('=')
+    runs[label or pathlib.Path(directory).name] = pathlib.Path(directory)
+  if len(runs) < len(args.run_dirs):
+    raise ValueError('Two runs have the same label: name them with --run_dirs LABEL=DIR.')
+  _compare(args, [], runs, pathlib.Path(args.output_dir))
+  report.print_tables(pathlib.Path(args.output_dir))
+
+
+def _sample(args: argparse.Namespace) -> None:
+  from nlhf_jax import tournament
+
+  player = _player(pathlib.Path(args.run_dir))
+  evaluation, _ = _configure(args, [], 'Evaluation')
+  texts = list(args.prompt or [])
+  if args.prompts_file:
+    texts += _lines(pathlib.Path(args.prompts_file))
+  for prompt, responses in tournament.sample(
+    evaluation, player, texts, num_samples=args.num_samples, seed=args.seed
+  ):
+    print(json.dumps({'prompt': prompt, 'responses': responses}, ensure_ascii=False))
 
 
 def _report(args: argparse.Namespace) -> None:
   from nlhf_jax.evaluation import report
 
   print(report.from_run_dir(pathlib.Path(args.run_dir)))
+
+
+def _compare(args, gin_files, runs: dict[str, pathlib.Path], output_dir: pathlib.Path) -> None:
+  """Loads every run's policy by its own configuration, then the evaluation, and plays."""
+  from nlhf_jax import tournament
+
+  players = {label: _player(directory) for label, directory in runs.items()}
+  evaluation, _ = _configure(args, gin_files, 'Evaluation')
+  tournament.compare(evaluation, players, output_dir)
+
+
+def _player(run_dir: pathlib.Path):
+  """The policy of a run and its trained parameters."""
+  import gin
+
+  from nlhf_jax import experiments, tournament
+  from nlhf_jax.runtime import run_directory
+
+  config = run_directory.config(run_dir)
+  gin.clear_config()
+  gin.parse_config(config)
+  experiment = gin.get_configurable(experiments.Experiment)()
+  if not hasattr(experiment.model, 'play'):
+    raise ValueError(f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.')
+  return tournament.Player(experiment.model, experiments.load_params(experiment.model, run_dir))
+
+
+def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what: str):
+  """The Experiment or Evaluation that gin files and flags describe, and the configuration as text."""
+  import gin
+
+  from nlhf_jax import experiments, tournament
+
+  gin.clear_config()
+  for path in [*filter(None, args.gin_search_paths.split(',')), str(_ROOT)]:
+    gin.add_config_file_search_path(path)
+  files = [*map(str, gin_files), *args.gin_file]
+  if not files:
+    raise ValueError('No configuration: name a gin file with --gin_file, such as one of configs/experiments.')
+  bindings = list(args.bindings)
+  if getattr(args, 'data_dir', None):
+    if not pathlib.Path(args.data_dir).is_dir():
+      raise FileNotFoundError(f'No directory {args.data_dir}: name the data with --data_dir.')
+    bindings.append(f'DATA_DIR = {str(pathlib.Path(args.data_dir).resolve())!r}')
+  try:
+    gin.parse_config_files_and_bindings(files, [])
+    _check_macros(bindings, gin.config_str())
+    with gin.unlock_config():
+      gin.parse_config(bindings)
+    described = {'Experiment': experiments.Experiment, 'Evaluation': tournament.Evaluation}[what]
+    return gin.get_configurable(described)(), gin.config_str()
+  except (AttributeError, ModuleNotFoundError, OSError, RuntimeError, TypeError) as error:
+    raise ValueError(_explain(error)) from error
+
+
+def _check_macros(bindings: Sequence[str], config: str) -> None:
+  """Raises ValueError where a flag sets a macro that no file has: gin itself would let it pass unused."""
+  known = set(re.findall(r'^(\w+) =', config, re.MULTILINE))
+  for binding in bindings:
+    name = binding.split('=')[0].strip()
+    if re.fullmatch(r'\w+', name) and name not in known:
+      raise ValueError(f'No macro {name} in these gin files.{_nearest(name, known)}')
+
+
+def _explain(error: Exception) -> str:
+  """gin's message in one line, with the nearest name that exists."""
+  text = _one_line(error)
+  match = re.search(r"(?:module '([\w.]+)'.*|<module '([\w.]+)'.*)has no attribute '?(\w+)'?", text)
+  if match:
+    module = sys.modules.get(match[1] or match[2])
+    return text + _nearest(match[3], dir(module))
+  if missing := re.search(r"[Rr]equired bindings for .*", text):
+    return f'Something must be set: {missing[0]}'
+  return text
+
+
+def _nearest(name: str, known) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f' Did you mean {close[0]}?' if close else ''
+
+
+def _experiment(name: str) -> pathlib.Path:
+  """The directory of an experiment, here or where the package lies."""
+  for directory in (pathlib.Path(name), _ROOT / name):
+    if (directory / 'stages.txt').is_file():
+      return directory
+  known = sorted(p.parent.name for p in _ROOT.glob('configs/experiments/*/stages.txt'))
+  raise FileNotFoundError(f'No experiment {name} (no stages.txt in it): known are {", ".join(known)}.')
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  if not path.is_file():
+    raise FileNotFoundError(f'No file {path}.')
+  lines = (line.strip() for line in path.read_text().splitlines())
+  return [line for line in lines if line and not line.startswith('#')]
+
+
+def _one_line(error: BaseException) -> str:
+  return ' '.join(str(error).split())
+
+
+if __name__ == '__main__':
+  sys.exit(main())

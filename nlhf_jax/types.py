@@ -76,6 +76,13 @@ class TrainState(NamedTuple):
   rng: PRNGKey
 
 
+class Enumeration(NamedTuple):
+  """All responses of a task where they are few enough to play every one, and annotators' scores of them."""
+
+  responses: Int[Array, "Y T"]  # The same for every prompt.
+  scores: Float[Array, "B K Y"]  # Higher is better; −inf: no response to this prompt.
+
+
 class Losses(NamedTuple):
   """A loss as a weighted mean over the batch, so that N microbatches add up to one batch: Σ value / Σ weight."""
 

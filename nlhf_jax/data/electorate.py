@@ -153,7 +153,7 @@ def _number_of() -> dict[tuple[int, ...], int]:
 
 
 def write(
-  rng: np.random.Generator, scores: Float[np.ndarray, 'K Y'], num_sentences: int, num_drafts: int = 3
+  rng: np.random.Generator, scores: Float[np.ndarray, 'K Y'], num_sentences: int, num_drafts: int = 4
 ) -> int:
   """A demonstration: an annotator, at random, makes some drafts and hands in the one that he likes best."""
   drafts = [draft(rng, num_sentences) for _ in range(num_drafts)]

@@ -12,8 +12,8 @@ import seqio
 
 from nlhf_jax.data import electorate as electorates
 from nlhf_jax.data import posts as post_sources
-from nlhf_jax.data import readers, tasks, vocabularies
-from nlhf_jax.types import PreferenceFn
+from nlhf_jax.data import extracts, readers, tasks, vocabularies
+from nlhf_jax.types import Enumeration, PreferenceFn
 
 # The words around text and summaries in the raters' prompts of the built-in vocabulary, too small for the paper's.
 PROMPT_WORDS = ('Text', 'First', 'Second', 'Preferred', 'Summary', 'Quality')
@@ -56,8 +56,16 @@ def builtin(num_train: int = 4000, num_test: int = 400, seed: int = 0) -> Corpus
 
 
 @functools.cache
-def scitldr(data_dir: str, vocabulary: seqio.Vocabulary, seed: int = 0) -> Corpus:
-  """SciTLDR (Cachola et al. 2020) as train.jsonl and valid.jsonl of the `tldr_3_filtered` schema in `data_dir`."""
+def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int = 0) -> Corpus:
+  """SciTLDR (Cachola et al. 2020) as train.jsonl and valid.jsonl of the `tldr_3_filtered` schema in `data_dir`.
+
+  Args:
+    data_dir: holds both files.
+    vocabulary_file: a SentencePiece model.
+    extra_ids: its sentinels; the first 8 mark sentences.
+    seed: of demonstrations and comparisons.
+  """
+  vocabulary = vocabularies.sentencepiece(vocabulary_file, extra_ids)
   all_posts, splits = [], {}
   for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
     rows = readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr)
@@ -73,14 +81,14 @@ def _corpus(name, all_posts, splits, vocabulary, seed) -> Corpus:
   return Corpus(name, all_posts, splits, vocabulary, electorate, seed)
 
 
-def demonstrations(corpus: Corpus, per_post: int = 2) -> seqio.Task:
-  """Each written by one annotator, at random, who makes three drafts and hands in his favourite."""
+def demonstrations(corpus: Corpus, per_post: int = 8) -> seqio.Task:
+  """Each written by somebody who values recall: the best of four drafts. The electorate has other tastes as well."""
 
   def rows(split):
     for number, rng in _seeded(corpus, split, 'demonstrations'):
-      size = len(corpus.posts[number].sentences)
+      size, recall = len(corpus.posts[number].sentences), corpus.electorate.scores[number, :1]
       for _ in range(per_post):
-        written = electorates.write(rng, corpus.electorate.scores[number], size)
+        written = electorates.write(rng, recall, size)
         yield _row(corpus, number) | {'response': corpus.response(written)}
 
   return _task(corpus, 'demonstrations', rows)
@@ -111,6 +119,22 @@ def comparisons(corpus: Corpus, per_post: int = 8, num_votes: int | None = None)
 def prompts(corpus: Corpus) -> seqio.Task:
   """The posts alone."""
   return _task(corpus, 'prompts', lambda split: (_row(corpus, n) for n in corpus.splits[split]))
+
+
+def renderer(corpus: Corpus, max_length: int):
+  """What raters read for a response: its sentences, of at most `max_length` tokens."""
+  return extracts.renderer(corpus.electorate.marker_ids, max_length)
+
+
+def decoder(corpus: Corpus):
+  """Tokens to text."""
+  return corpus.vocabulary.decode
+
+
+def enumeration(corpus: Corpus):
+  """Every response, with the electorate's scores of it for given prompts."""
+  table = corpus.electorate
+  return lambda prompts: Enumeration(table.responses, table.scores[np.asarray(prompts.index)])
 
 
 def judge(corpus: Corpus) -> PreferenceFn:
