@@ -44,7 +44,7 @@ def make_model(tied: bool, seed: int) -> transformers.T5ForConditionalGeneration
 
 
 def make_inputs(seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Ragged prompts and decoder inputs, longer than the distance that position buckets tell apart."""
+  """Ragged prompts and decoder inputs, longer than the distances that buckets tell apart."""
   rng = np.random.default_rng(seed)
   prompts = rng.integers(2, SIZES['vocab_size'], (3, 150))
   inputs = rng.integers(2, SIZES['vocab_size'], (3, 135))
