@@ -134,15 +134,15 @@ def test_initial_weights_have_the_scales_of_t5x():
     np.testing.assert_allclose(jnp.std(params[path]), scale, rtol=0.05, err_msg=path)
 
 
-def test_local_init_penalises_distance_and_spares_the_last_head():
-  """The encoder has 16 buckets for keys at or before the query, and 16 for those after."""
-  config = _replace(local_init=True, num_heads=3)
+def test_local_init_gives_each_head_a_window():
+  """Buckets 0 … 7 of the encoder are keys at that distance before the query, 17 … 23 after it."""
+  config = _replace(local_init=True, num_heads=5)
   init = jax.jit(t5.Transformer(config).init, static_argnames='enable_dropout')
   params = init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)['params']
-  bias = np.asarray(params['encoder']['relpos_bias']['rel_embedding'])
-  nearest = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 16, 16, 16, 16, 16])
-  np.testing.assert_allclose(bias[:, :16], -np.array([[2], [1], [0]]) * nearest)
-  np.testing.assert_allclose(bias[:, 17:], bias[:, 1:16])
+  seen = np.asarray(params['encoder']['relpos_bias']['rel_embedding']) == 1.0
+  next_five, everything = range(17, 22), {*range(32)} - {16}  # No key is 0 after the query.
+  for head, window in enumerate([next_five, range(1, 6), [17], everything, next_five]):
+    assert set(np.flatnonzero(seen[head])) == set(window), head
   assert np.std(params['decoder']['relpos_bias']['rel_embedding']) > 0.05
 
 
