@@ -143,8 +143,7 @@ def preference_fn(electorate: Electorate) -> PreferenceFn:
 def draft(rng: np.random.Generator, num_sentences: int) -> int:
   """The number of a random response: one to three sentences, each count equally likely."""
   size = rng.integers(1, min(MAX_SELECTED, num_sentences) + 1)
-  selection = tuple(int(i) for i in rng.choice(num_sentences, size=size, replace=False))
-  return _number_of()[selection]
+  return _number_of()[tuple(rng.permutation(num_sentences)[:size].tolist())]
 
 
 @functools.cache
@@ -153,7 +152,7 @@ def _number_of() -> dict[tuple[int, ...], int]:
 
 
 def write(
-  rng: np.random.Generator, scores: Float[np.ndarray, 'K Y'], num_sentences: int, num_drafts: int = 4
+  rng: np.random.Generator, scores: Float[np.ndarray, 'K Y'], num_sentences: int, num_drafts: int = 8
 ) -> int:
   """A demonstration: an annotator, at random, makes some drafts and hands in the one that he likes best."""
   drafts = [draft(rng, num_sentences) for _ in range(num_drafts)]

@@ -7,6 +7,7 @@ at batch n sees exactly what it would have seen.
 import functools
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import seqio
 from jaxtyping import Bool, Int
@@ -23,6 +24,7 @@ def batches(
   batch_size: int,
   prompt_length: int,
   response_length: int,
+  responses_per_prompt: int = 1,
   start: int = 0,
   seed: int = 0,
   shard: int = 0,
@@ -33,26 +35,27 @@ def batches(
   Args:
     task: of `data.tasks` or `data.summaries`.
     split: such as 'train'.
-    batch_size: rows of a batch, on this host.
+    batch_size: prompts of a batch, on this host.
     prompt_length: S; longer prompts lose their end.
     response_length: T; longer responses lose their end, EOS included.
+    responses_per_prompt: k consecutive rows of the task that share a prompt, which is then encoded once for all.
     start: number of the first batch.
     seed: of the order.
     shard: this host, of `num_shards`; their rows never overlap.
     num_shards: number of hosts.
 
   Raises:
-    ValueError: the split has fewer rows than a batch.
+    ValueError: the split has fewer rows than a batch, or rows that were to share a prompt do not.
   """
   rows = everything(
     task, split=split, prompt_length=prompt_length, response_length=response_length
   )
-  leaves = list(_leaves(rows))
-  mine = np.arange(shard, len(leaves[0]), num_shards)
+  groups = _grouped(rows, responses_per_prompt, task.name)
+  mine = np.arange(shard, groups.shape[0], num_shards)
   per_epoch = mine.size // batch_size
   if per_epoch == 0:
     raise ValueError(
-      f'Split {split!r} of {task.name} has {mine.size} rows on this host: batch_size must not exceed them, '
+      f'Split {split!r} of {task.name} has {mine.size} prompts on this host: batch_size must not exceed them, '
       f'got {batch_size}.'
     )
   number = start
@@ -60,7 +63,7 @@ def batches(
     epoch, place = divmod(number, per_epoch)
     order = _order(mine.size, seed, epoch)
     chosen = mine[order[place * batch_size : (place + 1) * batch_size]]
-    yield _select(rows, chosen)
+    yield _select(rows, groups[chosen])
     number += 1
 
 
@@ -111,14 +114,19 @@ def _rollout(sequences: list[np.ndarray], length: int) -> Rollout:
   return Rollout(tokens, mask)
 
 
-def _leaves(rows: Batch) -> Iterator[np.ndarray]:
-  for value in rows:
-    if isinstance(value, tuple):
-      yield from _leaves(value)
-    elif value is not None:
-      yield value
+def _grouped(rows: Batch, size: int, name: str) -> Int[np.ndarray, 'groups size']:
+  """Row numbers of every group of rows that share a prompt."""
+  index = rows.index if isinstance(rows, Prompts) else rows.prompts.index
+  numbers = np.arange(len(index) // size * size).reshape(-1, size)
+  if not (index[numbers] == index[numbers[:, :1]]).all():
+    raise ValueError(f'Rows of {name} do not come {size} to a prompt: lower RESPONSES_PER_PROMPT.')
+  return numbers
 
 
-def _select(rows: Batch, chosen: np.ndarray) -> Batch:
-  pick = lambda x: None if x is None else _select(x, chosen) if isinstance(x, tuple) else x[chosen]
-  return type(rows)(*map(pick, rows))
+def _select(rows: Batch, groups: Int[np.ndarray, 'B size']) -> Batch:
+  """The rows of some groups; their prompts once."""
+  if isinstance(rows, Prompts):
+    return Prompts(*(x[groups[:, 0]] for x in rows))
+  prompts = _select(rows.prompts, groups)
+  pick = lambda x: x[groups.reshape(-1)]
+  return type(rows)(prompts, *jax.tree.map(pick, tuple(rows)[1:]))

@@ -48,7 +48,7 @@ def vocabulary() -> seqio.Vocabulary:
 
 
 @functools.cache
-def builtin(num_train: int = 4000, num_test: int = 400, seed: int = 0) -> Corpus:
+def builtin(num_train: int = 3000, num_test: int = 400, seed: int = 0) -> Corpus:
   """The generated corpus; nothing is downloaded."""
   all_posts = post_sources.generate(num_train + num_test, seed)
   splits = {'train': range(num_train), 'test': range(num_train, num_train + num_test)}
@@ -82,13 +82,13 @@ def _corpus(name, all_posts, splits, vocabulary, seed) -> Corpus:
 
 
 def demonstrations(corpus: Corpus, per_post: int = 8) -> seqio.Task:
-  """Each written by somebody who values recall: the best of four drafts. The electorate has other tastes as well."""
+  """Each written by one annotator, at random, who makes eight drafts and hands in his favourite."""
 
   def rows(split):
     for number, rng in _seeded(corpus, split, 'demonstrations'):
-      size, recall = len(corpus.posts[number].sentences), corpus.electorate.scores[number, :1]
+      size, scores = len(corpus.posts[number].sentences), corpus.electorate.scores[number]
       for _ in range(per_post):
-        written = electorates.write(rng, recall, size)
+        written = electorates.write(rng, scores, size)
         yield _row(corpus, number) | {'response': corpus.response(written)}
 
   return _task(corpus, 'demonstrations', rows)
@@ -107,7 +107,7 @@ def comparisons(corpus: Corpus, per_post: int = 8, num_votes: int | None = None)
     for number, rng in _seeded(corpus, split, 'comparisons'):
       size, scores = len(corpus.posts[number].sentences), corpus.electorate.scores[number]
       for _ in range(per_post):
-        drafts = 1 if rng.random() < 0.5 else 3
+        drafts = 1 if rng.random() < 0.5 else 4
         first, second = (electorates.write(rng, scores, size, drafts) for _ in range(2))
         share = electorates.votes(rng, scores, first, second, num_votes)
         pair = {'response': corpus.response(first), 'alternative': corpus.response(second)}
