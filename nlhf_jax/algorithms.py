@@ -128,9 +128,7 @@ def _policy_gradient(
     return Comparison(prompts, response, other, None, reference)
 
   def judge(comparison: Comparison) -> Comparison:
-    p = preference_fn(
-      comparison.prompts, comparison.response.tokens, comparison.alternative.tokens
-    )
+    p = preference_fn(comparison.prompts, comparison.response.tokens, comparison.alternative.tokens)
     return comparison._replace(preference=p)
 
   def loss(params: Params, comparison: Comparison) -> Losses:

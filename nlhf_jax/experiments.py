@@ -38,13 +38,19 @@ class Experiment(NamedTuple):
   """
 
   model: Model
-  algorithm: Callable[..., Algorithm]  # Of `algorithms`, its constants bound; takes the model, and the feedback if any.
+  algorithm: Callable[
+    ..., Algorithm
+  ]  # Of `algorithms`, its constants bound; takes the model, and the feedback if any.
   batches: Callable[..., Iterator[Any]]  # start -> batches from that number on.
   optimizer: optax.GradientTransformation
   num_steps: int
-  feedback: Callable[[pathlib.Path], Feedback] | None = None  # Takes the directory that holds the runs.
+  feedback: Callable[[pathlib.Path], Feedback] | None = (
+    None  # Takes the directory that holds the runs.
+  )
   start_from: str | None = None  # A run: the parameters to start from. None: random ones.
-  held_out: Callable[[], Comparison] | None = None  # Comparisons that a judge is tested on, once it is trained.
+  held_out: Callable[[], Comparison] | None = (
+    None  # Comparisons that a judge is tested on, once it is trained.
+  )
   num_microbatches: int = 1
   ema_decay: float | None = None
   log_every: int = 10

@@ -132,9 +132,7 @@ def _add_report(commands) -> None:
 def _command(commands, name, run, summary, details) -> argparse.ArgumentParser:
   parser = commands.add_parser(name, help=summary, description=f'{summary} {details}')
   parser.set_defaults(run=run)
-  parser.add_argument(
-    '--traceback', action='store_true', help='show where an error comes from'
-  )
+  parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
   return parser
 
 
@@ -147,7 +145,9 @@ def _add_gin(parser: argparse.ArgumentParser) -> None:
     '--gin_search_paths', default='', help='comma-separated directories to look for gin files in'
   )
   group.add_argument(
-    '--gin.NAME', metavar='VALUE', help='a binding, such as --gin.TAU=0.01; strings need quotes inside'
+    '--gin.NAME',
+    metavar='VALUE',
+    help='a binding, such as --gin.TAU=0.01; strings need quotes inside',
   )
 
 
@@ -231,7 +231,9 @@ def _player(run_dir: pathlib.Path):
   gin.parse_config(config)
   experiment = gin.get_configurable(experiments.Experiment)()
   if not hasattr(experiment.model, 'play'):
-    raise ValueError(f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.')
+    raise ValueError(
+      f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
+    )
   return tournament.Player(experiment.model, experiments.load_params(experiment.model, run_dir))
 
 
@@ -246,7 +248,9 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
     gin.add_config_file_search_path(path)
   files = [*map(str, gin_files), *args.gin_file]
   if not files:
-    raise ValueError('No configuration: name a gin file with --gin_file, such as one of configs/experiments.')
+    raise ValueError(
+      'No configuration: name a gin file with --gin_file, such as one of configs/experiments.'
+    )
   bindings = list(args.bindings)
   if getattr(args, 'data_dir', None):
     if not pathlib.Path(args.data_dir).is_dir():
@@ -279,7 +283,7 @@ def _explain(error: Exception) -> str:
   if match:
     module = sys.modules.get(match[1] or match[2])
     return text + _nearest(match[3], dir(module))
-  if missing := re.search(r"[Rr]equired bindings for .*", text):
+  if missing := re.search(r'[Rr]equired bindings for .*', text):
     return f'Something must be set: {missing[0]}'
   return text
 
@@ -295,7 +299,9 @@ def _experiment(name: str) -> pathlib.Path:
     if (directory / 'stages.txt').is_file():
       return directory
   known = sorted(p.parent.name for p in _ROOT.glob('configs/experiments/*/stages.txt'))
-  raise FileNotFoundError(f'No experiment {name} (no stages.txt in it): known are {", ".join(known)}.')
+  raise FileNotFoundError(
+    f'No experiment {name} (no stages.txt in it): known are {", ".join(known)}.'
+  )
 
 
 def _lines(path: pathlib.Path) -> list[str]:

@@ -26,9 +26,7 @@ def encoder_decoder(network: t5.Transformer, sampling: decoding.Sampling) -> Pol
     dummy = jnp.ones((1, 2), jnp.int32)
     return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
 
-  def log_prob(
-    params: Params, prompts: Prompts, tokens: Int[Array, 'N T']
-  ) -> Float[Array, 'N T']:
+  def log_prob(params: Params, prompts: Prompts, tokens: Int[Array, 'N T']) -> Float[Array, 'N T']:
     logits = network.apply(
       {'params': params},
       prompts.tokens,

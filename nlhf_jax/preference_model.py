@@ -157,9 +157,7 @@ def loss(model: PreferenceModel, params: Params, comparison: Comparison) -> Loss
   )
 
 
-def position_bias(
-  forward: Float[Array, 'N'], backward: Float[Array, 'N']
-) -> Float[Array, 'N']:
+def position_bias(forward: Float[Array, 'N'], backward: Float[Array, 'N']) -> Float[Array, 'N']:
   """How much the raw network favours whatever stands first: ½[σ(s(y, y')) + σ(s(y', y))] − ½, in [−½, ½]."""
   return 0.5 * (jax.nn.sigmoid(forward) + jax.nn.sigmoid(backward)) - 0.5
 
@@ -226,9 +224,7 @@ def _fill(
   ]
 
 
-def _lexicographic_sign(
-  a: Int[Array, 'N T'], b: Int[Array, 'N T']
-) -> Float[Array, 'N']:
+def _lexicographic_sign(a: Int[Array, 'N T'], b: Int[Array, 'N T']) -> Float[Array, 'N']:
   """+1 where a comes before b, −1 where after, 0 where they are equal."""
   difference: Bool[Array, 'N T'] = a != b
   first = jnp.argmax(difference, axis=-1)[:, None]

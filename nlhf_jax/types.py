@@ -20,16 +20,20 @@ PRNGKey = jax.Array
 class Prompts(NamedTuple):
   """A batch of prompts x."""
 
-  tokens: Int[Array, "B S"]  # 0 after the end.
-  index: Int[Array, "B"]  # Number of the example in its task: the row of exact tables; −1 where there is none.
+  tokens: Int[Array, 'B S']  # 0 after the end.
+  index: Int[
+    Array, 'B'
+  ]  # Number of the example in its task: the row of exact tables; −1 where there is none.
 
 
 class Rollout(NamedTuple):
   """Responses, sampled or read, k to a prompt."""
 
-  tokens: Int[Array, "N T"]  # 0 after EOS.
-  mask: Bool[Array, "N T"]  # True up to and including EOS.
-  token_logp: Float[Array, "N T"] | None = None  # Under the distribution that sampled it; 0 after EOS. None: read.
+  tokens: Int[Array, 'N T']  # 0 after EOS.
+  mask: Bool[Array, 'N T']  # True up to and including EOS.
+  token_logp: Float[Array, 'N T'] | None = (
+    None  # Under the distribution that sampled it; 0 after EOS. None: read.
+  )
 
 
 class Demonstration(NamedTuple):
@@ -45,8 +49,10 @@ class Comparison(NamedTuple):
   prompts: Prompts
   response: Rollout  # y
   alternative: Rollout  # y'
-  preference: Float[Array, "N"] | None = None  # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
-  reference_token_logp: Float[Array, "N T"] | None = None  # log μ(y_t|x, y_<t) of the response.
+  preference: Float[Array, 'N'] | None = (
+    None  # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
+  )
+  reference_token_logp: Float[Array, 'N T'] | None = None  # log μ(y_t|x, y_<t) of the response.
 
 
 class Scored(NamedTuple):
@@ -54,9 +60,9 @@ class Scored(NamedTuple):
 
   prompts: Prompts
   response: Rollout
-  reward: Float[Array, "N"] | None = None  # r(x, y); None: not judged yet.
-  reference_token_logp: Float[Array, "N T"] | None = None
-  payoff: Float[Array, "N"] | None = None  # Reward less baseline.
+  reward: Float[Array, 'N'] | None = None  # r(x, y); None: not judged yet.
+  reference_token_logp: Float[Array, 'N T'] | None = None
+  payoff: Float[Array, 'N'] | None = None  # Reward less baseline.
 
 
 class PolicyParams(NamedTuple):
@@ -70,7 +76,7 @@ class PolicyParams(NamedTuple):
 class TrainState(NamedTuple):
   """All that a resumed run needs, apart from its configuration."""
 
-  step: Int[Array, ""]
+  step: Int[Array, '']
   params: PolicyParams
   opt_state: Any
   rng: PRNGKey
@@ -79,26 +85,24 @@ class TrainState(NamedTuple):
 class Enumeration(NamedTuple):
   """All responses of a task where they are few enough to play every one, and annotators' scores of them."""
 
-  responses: Int[Array, "Y T"]  # The same for every prompt.
-  scores: Float[Array, "B K Y"]  # Higher is better; −inf: no response to this prompt.
+  responses: Int[Array, 'Y T']  # The same for every prompt.
+  scores: Float[Array, 'B K Y']  # Higher is better; −inf: no response to this prompt.
 
 
 class Losses(NamedTuple):
   """A loss as a weighted mean over the batch, so that N microbatches add up to one batch: Σ value / Σ weight."""
 
-  value: Float[Array, "M"]  # Per row.
-  weight: Float[Array, "M"]  # Per row, ≥ 0; must not depend on the parameters.
-  metrics: dict[str, Float[Array, "M"]]  # Per row; reported as plain means.
+  value: Float[Array, 'M']  # Per row.
+  weight: Float[Array, 'M']  # Per row, ≥ 0; must not depend on the parameters.
+  metrics: dict[str, Float[Array, 'M']]  # Per row; reported as plain means.
 
 
 # P(y ≻ y'|x) for N pairs of responses to B prompts, in [0, 1]. Arguments: prompts, y [N, T], y' [N, T]. A learned
 # model, a reward difference, an exact table, a rule or an external judge. It compiles itself, or runs on the host.
-PreferenceFn = Callable[
-  [Prompts, Int[Array, "N T"], Int[Array, "N T"]], Float[Array, "N"]
-]
+PreferenceFn = Callable[[Prompts, Int[Array, 'N T'], Int[Array, 'N T']], Float[Array, 'N']]
 
 # r(x, y) for N responses to B prompts. Arguments: prompts, y [N, T].
-RewardFn = Callable[[Prompts, Int[Array, "N T"]], Float[Array, "N"]]
+RewardFn = Callable[[Prompts, Int[Array, 'N T']], Float[Array, 'N']]
 
 # A player of the game: the weight of each parameter set in a geometric mixture. {'online': 1 − β, 'reference': β}
 # is π_θ^{1−β} μ^β. Weights are positive and add up to 1.
@@ -109,9 +113,13 @@ class Policy(NamedTuple):
   """π_θ(y|x) as pure functions."""
 
   init: Callable[[PRNGKey], Params]
-  log_prob: Callable[[Params, Prompts, Int[Array, "N T"]], Float[Array, "N T"]]  # Per token; 0 after EOS.
+  log_prob: Callable[
+    [Params, Prompts, Int[Array, 'N T']], Float[Array, 'N T']
+  ]  # Per token; 0 after EOS.
   sample: Callable[..., Rollout]  # (params, prompts, rng, num_samples=1)
-  play: Callable[..., tuple[Rollout, ...]]  # (policy_params, players, prompts, rng, num_samples=1), in one loop.
+  play: Callable[
+    ..., tuple[Rollout, ...]
+  ]  # (policy_params, players, prompts, rng, num_samples=1), in one loop.
 
 
 class Algorithm(NamedTuple):

@@ -100,9 +100,7 @@ def share_of_votes(
   return jnp.mean(0.5 + 0.5 * (scores > other) - 0.5 * (scores < other), axis=-1)
 
 
-def response_numbers(
-  electorate: Electorate, tokens: Int[Array, 'N T']
-) -> Int[Array, 'N']:
+def response_numbers(electorate: Electorate, tokens: Int[Array, 'N T']) -> Int[Array, 'N']:
   """Which of the enumerated responses each row is; −1 for anything else, such as a marker twice or no EOS."""
   padded = jnp.pad(tokens, [(0, 0), (0, RESPONSE_LENGTH)])
   head, tail = padded[:, :RESPONSE_LENGTH], padded[:, RESPONSE_LENGTH:]
@@ -152,7 +150,10 @@ def _number_of() -> dict[tuple[int, ...], int]:
 
 
 def write(
-  rng: np.random.Generator, scores: Float[np.ndarray, 'K Y'], num_sentences: int, num_drafts: int = 8
+  rng: np.random.Generator,
+  scores: Float[np.ndarray, 'K Y'],
+  num_sentences: int,
+  num_drafts: int = 8,
 ) -> int:
   """A demonstration: an annotator, at random, makes some drafts and hands in the one that he likes best."""
   drafts = [draft(rng, num_sentences) for _ in range(num_drafts)]
@@ -161,7 +162,11 @@ def write(
 
 
 def votes(
-  rng: np.random.Generator, scores: Float[np.ndarray, 'K Y'], first: int, second: int, num_votes: int | None
+  rng: np.random.Generator,
+  scores: Float[np.ndarray, 'K Y'],
+  first: int,
+  second: int,
+  num_votes: int | None,
 ) -> float:
   """Share of votes for `first`: everybody's (None), or that of `num_votes` annotators drawn at random."""
   share = 0.5 + 0.5 * np.sign(scores[:, first] - scores[:, second])

@@ -24,7 +24,9 @@ def render(
   is_marker = jnp.isin(text, jnp.array(marker_ids))
   positions = jnp.where(is_marker, jnp.arange(text.shape[-1]), 0)
   marker = jnp.take_along_axis(text, jax.lax.cummax(positions, axis=1), axis=-1)
-  marker = jnp.where(is_marker | (text == 0), -1, marker)  # The marker whose sentence a word stands in.
+  marker = jnp.where(
+    is_marker | (text == 0), -1, marker
+  )  # The marker whose sentence a word stands in.
   by_prompt = responses.reshape(text.shape[0], -1, responses.shape[-1], 1)
   picked = jnp.where(marker[:, None, None] == by_prompt, text[:, None, None], 0)  # [B, k, T, S]
   picked = picked.reshape(responses.shape[0], -1)

@@ -47,9 +47,7 @@ def batches(
   Raises:
     ValueError: the split has fewer rows than a batch, or rows that were to share a prompt do not.
   """
-  rows = everything(
-    task, split=split, prompt_length=prompt_length, response_length=response_length
-  )
+  rows = everything(task, split=split, prompt_length=prompt_length, response_length=response_length)
   groups = _grouped(rows, responses_per_prompt, task.name)
   mine = np.arange(shard, groups.shape[0], num_shards)
   per_epoch = mine.size // batch_size
@@ -73,7 +71,12 @@ def _order(size: int, seed: int, epoch: int) -> Int[np.ndarray, 'N']:
 
 
 def everything(
-  task: seqio.Task, *, split: str, prompt_length: int, response_length: int, limit: int | None = None
+  task: seqio.Task,
+  *,
+  split: str,
+  prompt_length: int,
+  response_length: int,
+  limit: int | None = None,
 ) -> Batch:
   """A whole split as one batch, in the task's order.
 
@@ -85,7 +88,9 @@ def everything(
     ValueError: the task has no such split.
   """
   if split not in task.splits:
-    raise ValueError(f'{task.name} has no split {split!r}, but {", ".join(map(repr, task.splits))}.')
+    raise ValueError(
+      f'{task.name} has no split {split!r}, but {", ".join(map(repr, task.splits))}.'
+    )
   dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
   if limit is not None:
     dataset = dataset.take(limit)

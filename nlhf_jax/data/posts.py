@@ -22,7 +22,16 @@ FACTS = (
   'flood', 'strike', 'fire', 'election', 'robbery', 'festival', 'storm', 'outage', 'protest', 'merger', 'epidemic',
   'verdict',
 )  # fmt: skip
-PADDING = ('today', 'again', 'quietly', 'officially', 'nearby', 'overnight', 'reportedly', 'downtown')
+PADDING = (
+  'today',
+  'again',
+  'quietly',
+  'officially',
+  'nearby',
+  'overnight',
+  'reportedly',
+  'downtown',
+)
 
 
 class Post(NamedTuple):
@@ -70,11 +79,11 @@ def marked_text(sentences: Sequence[str], markers: Sequence[str]) -> str:
 
 # Words too common to be anybody's key fact.
 _COMMON = frozenset(
-  'a about also an and are as at be been both but by can do each for from has have how however in into is it its may '
-  'more most not of on only or other our over show such than that the their them then there these they this those to '
-  'under up use used using via was we were when where which while who will with without'.split()
+  ['a', 'about', 'also', 'an', 'and', 'are', 'as', 'at', 'be', 'been', 'both', 'but', 'by', 'can', 'do', 'each', 'for', 'from', 'has', 'have', 'how', 'however', 'in', 'into', 'is', 'it', 'its', 'may', 'more', 'most', 'not', 'of', 'on', 'only', 'or', 'other', 'our', 'over', 'show', 'such', 'than', 'that', 'the', 'their', 'them', 'then', 'there', 'these', 'they', 'this', 'those', 'to', 'under', 'up', 'use', 'used', 'using', 'via', 'was', 'we', 'were', 'when', 'where', 'which', 'while', 'who', 'will', 'with', 'without']
 )
-_WORDS_PER_GENERATED_WORD = 5.0  # An abstract's sentence has about 25 words, a generated one about 5.
+_WORDS_PER_GENERATED_WORD = (
+  5.0  # An abstract's sentence has about 25 words, a generated one about 5.
+)
 
 
 def from_rows(rows: Iterable[dict[str, str]]) -> list[Post]:

@@ -19,7 +19,9 @@ class FieldError(ValueError):
   """A field is missing or malformed."""
 
 
-def read_jsonl(path: str | pathlib.Path, schema: Schema, *, skip_malformed: bool = False) -> Iterator[Row]:
+def read_jsonl(
+  path: str | pathlib.Path, schema: Schema, *, skip_malformed: bool = False
+) -> Iterator[Row]:
   """Yields the rows of a JSONL file, checked and normalised by `schema`.
 
   Args:
@@ -92,7 +94,13 @@ def chosen_rejected(row: Row) -> Row:
   prompt, chosen, rejected = (text(row, key) for key in ('prompt', 'chosen', 'rejected'))
   first, second = sorted([chosen, rejected], key=stable_hash)
   preference = float(first == chosen)
-  return {'id': prompt, 'prompt': prompt, 'response': first, 'alternative': second, 'preference': preference}
+  return {
+    'id': prompt,
+    'prompt': prompt,
+    'response': first,
+    'alternative': second,
+    'preference': preference,
+  }
 
 
 def openai_comparison(row: Row) -> Row:

@@ -59,7 +59,10 @@ def from_rows(
     source=seqio.FunctionDataSource(dataset, splits=tuple(rows_by_split)),
     output_features=features,
     preprocessors=[
-      functools.partial(seqio.preprocessors.rekey, key_map={v: k for k, v in (texts | {n: n for n in numbers}).items()}),
+      functools.partial(
+        seqio.preprocessors.rekey,
+        key_map={v: k for k, v in (texts | {n: n for n in numbers}).items()},
+      ),
       functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
       seqio.preprocessors.append_eos,
     ],
@@ -120,7 +123,9 @@ def prompts_of(task: seqio.Task) -> seqio.Task:
 
   def rows(split):
     seen = set()
-    for example in task.get_dataset(split=split, sequence_length=None, shuffle=False).as_numpy_iterator():
+    for example in task.get_dataset(
+      split=split, sequence_length=None, shuffle=False
+    ).as_numpy_iterator():
       if int(example['index']) not in seen:
         seen.add(int(example['index']))
         prompt = task.output_features['inputs'].vocabulary.decode(example['inputs'].tolist())
@@ -163,7 +168,9 @@ def _from_read(name: str, by_split, vocabulary: seqio.Vocabulary) -> seqio.Task:
       row['prompt'] = readers.fit(row['prompt'], count_tokens, TLDR_MAX_TOKENS)
       row['index'] = numbers.setdefault(row['prompt'], len(numbers))
   order = sorted(by_split, key=lambda split: split != 'train')
-  return from_rows(name, {split: functools.partial(iter, by_split[split]) for split in order}, vocabulary)
+  return from_rows(
+    name, {split: functools.partial(iter, by_split[split]) for split in order}, vocabulary
+  )
 
 
 def _files(data_dir: str, pattern: str) -> list[pathlib.Path]:
@@ -174,5 +181,3 @@ def _files(data_dir: str, pattern: str) -> list[pathlib.Path]:
   if not files:
     raise FileNotFoundError(f'No {pattern} in {directory}: name the data with --data_dir.')
   return files
-
-

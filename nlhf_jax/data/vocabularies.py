@@ -16,7 +16,9 @@ def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
     FileNotFoundError: there is no such file.
   """
   if not os.path.isfile(path):
-    raise FileNotFoundError(f'No vocabulary {path}: name a sentencepiece.model file with --gin.VOCABULARY_FILE.')
+    raise FileNotFoundError(
+      f'No vocabulary {path}: name a sentencepiece.model file with --gin.VOCABULARY_FILE.'
+    )
   return seqio.SentencePieceVocabulary(path, extra_ids=extra_ids)
 
 

@@ -32,7 +32,9 @@ def test(judge: PreferenceFn, comparisons: Comparison, batch_size: int = 64) -> 
   """
   votes = np.asarray(comparisons.preference, np.float64)
   predicted = _judge_all(judge, comparisons, batch_size)
-  lengths = [np.asarray(x.mask).sum(axis=-1) for x in (comparisons.response, comparisons.alternative)]
+  lengths = [
+    np.asarray(x.mask).sum(axis=-1) for x in (comparisons.response, comparisons.alternative)
+  ]
   longer = 0.5 + 0.5 * np.sign(lengths[0] - lengths[1])
   groups = np.asarray(comparisons.prompts.index)
   return {

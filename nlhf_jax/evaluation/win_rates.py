@@ -75,7 +75,9 @@ def _judge_pair(judge, prompts, first, second, batch_size, pair) -> Float[np.nda
     p = np.asarray(judge(part, first[lanes], second[lanes]), np.float64).reshape(-1, k)
     if not np.all((p >= 0) & (p <= 1)):
       bad = start + int(np.argmin(np.all((p >= 0) & (p <= 1), axis=-1)))
-      raise ValueError(f'The judge answered outside [0, 1] on prompt {bad} for players {pair}: no vote.')
+      raise ValueError(
+        f'The judge answered outside [0, 1] on prompt {bad} for players {pair}: no vote.'
+      )
     means.append(p.mean(axis=-1))
   return np.concatenate(means)
 

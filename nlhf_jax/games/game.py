@@ -21,7 +21,9 @@ def check(preference: Matrix, tolerance: float = 1e-6) -> None:
   ]:
     if wrong.any():
       i, j = np.argwhere(wrong)[0]
-      raise ValueError(f'P[{i}, {j}] = {preference[i, j]} {what}; P[{j}, {i}] = {preference[j, i]}.')
+      raise ValueError(
+        f'P[{i}, {j}] = {preference[i, j]} {what}; P[{j}, {i}] = {preference[j, i]}.'
+      )
 
 
 def from_scores(scores: Float[np.ndarray, 'K Y']) -> Matrix:

@@ -10,7 +10,9 @@ from nlhf_jax.types import TrainState
 
 
 def _manager(directory: pathlib.Path, keep: int | None = None) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep, create=True, enable_async_checkpointing=False
+  )
   return ocp.CheckpointManager(directory.resolve(), options=options)
 
 
@@ -99,17 +101,26 @@ def _abstract(x: Any) -> Any:
 def _compare(directory: pathlib.Path, found: Any, like: Any) -> None:
   """Raises ValueError at the first array that does not match, and says how to mend it."""
   found, expected = (
-    {'/'.join(str(k.key) for k in path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    {
+      '/'.join(str(k.key) for k in path): tuple(x.shape)
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
     for tree in (found, like)
   )
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) == expected.get(name):
       continue
     if name not in expected:
-      raise ValueError(f'Checkpoint {directory} holds {name} {found[name]}, which the network lacks: use its network.')
+      raise ValueError(
+        f'Checkpoint {directory} holds {name} {found[name]}, which the network lacks: use its network.'
+      )
     if name not in found:
-      raise ValueError(f'Checkpoint {directory} lacks {name} {expected[name]}, which the network has: use its network.')
+      raise ValueError(
+        f'Checkpoint {directory} lacks {name} {expected[name]}, which the network has: use its network.'
+      )
     remedy = 'use the network that it was trained with'
     if name.endswith('token_embedder/embedding') and found[name][1] == expected[name][1]:
       remedy = f'the vocabularies differ: set VOCAB_SIZE = {found[name][0]}, and use the vocabulary it was trained with'
-    raise ValueError(f'Checkpoint {directory} holds {name} {found[name]}, the network expects {expected[name]}: {remedy}.')
+    raise ValueError(
+      f'Checkpoint {directory} holds {name} {found[name]}, the network expects {expected[name]}: {remedy}.'
+    )

@@ -16,7 +16,9 @@ class Writer:
     kept = [row for row in read(self._path) if row['step'] <= resume_step]
     self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     self._file = self._path.open('a')
-    self._events = tensorboardX.SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)
+    self._events = tensorboardX.SummaryWriter(
+      str(run_dir), purge_step=resume_step + 1 if resume_step else None
+    )
 
   def __enter__(self) -> 'Writer':
     return self

@@ -46,6 +46,8 @@ def _lines(description: str, total: int, done: int) -> Callable[[int], None]:
       return
     last = now
     left = (now - start) / max(count - done, 1) * (total - count)
-    print(f'{description}: {count}/{total}, {now - start:.0f} s, {left:.0f} s left', file=sys.stderr)
+    print(
+      f'{description}: {count}/{total}, {now - start:.0f} s, {left:.0f} s left', file=sys.stderr
+    )
 
   return advance

@@ -38,5 +38,7 @@ def config(run_dir: pathlib.Path) -> str:
   """
   path = run_dir / _CONFIG
   if not path.is_file():
-    raise FileNotFoundError(f'No run in {run_dir} (it has no {_CONFIG}): name the directory of a trained run.')
+    raise FileNotFoundError(
+      f'No run in {run_dir} (it has no {_CONFIG}): name the directory of a trained run.'
+    )
   return path.read_text()

@@ -22,9 +22,7 @@ def adamw(
   clip_norm: float | None = 1.0,
 ) -> optax.GradientTransformation:
   """AdamW after clipping the gradient's global norm."""
-  return _clipped(
-    optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay), clip_norm
-  )
+  return _clipped(optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay), clip_norm)
 
 
 def warmup_linear(

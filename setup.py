@@ -1,0 +1,48 @@
+"""nlhf_jax: Nash learning from human feedback in JAX."""
+
+import pathlib
+import re
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+_VERSION = re.search(
+  r"__version__ = '(.+)'", (_HERE / 'nlhf_jax/__init__.py').read_text(encoding='utf-8')
+)[1]
+
+setuptools.setup(
+  name='nlhf_jax',
+  version=_VERSION,
+  description='Nash learning from human feedback in JAX/Flax',
+  long_description=(_HERE / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['nlhf_jax', 'nlhf_jax.*']),
+  package_data={'nlhf_jax.evaluation': ['*.html']},
+  entry_points={'console_scripts': ['nlhf = nlhf_jax.main:main']},
+  install_requires=[
+    'jax>=0.10,<0.13',
+    'flax>=0.12,<0.13',
+    'optax>=0.2.5,<0.3',
+    'orbax-checkpoint>=0.11,<0.13',
+    'seqio>=0.0.19',
+    'gin-config>=0.5',
+    # clu's writers import TensorFlow wherever they are imported; these do not.
+    'tensorboardX>=2.6',
+    'jaxtyping>=0.3',
+    'numpy>=2.0',
+    'scipy>=1.14',
+    'rich>=13',
+    'matplotlib>=3.9',
+    'jinja2>=3.1',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda13]'],
+    'tpu': ['jax[tpu]'],
+    # T5X itself is on no package index, and an index refuses direct URLs in metadata: requirements-t5x.txt names it.
+    't5x': ['tensorboard'],
+    'hf': ['torch', 'transformers', 'safetensors', 'tokenizers'],
+    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'ruff>=0.12'],
+  },
+)
