@@ -1,5 +1,3 @@
-
-
 def from_run_dir(d):
   return d
 
@@ -13,5 +11,7 @@ def print_tables(d):
     if k in r:
       print(k, r[k]['num_prompts'])
       for c in ('worst_case', 'worst_case_difference', 'kl', 'duality_gap'):
-        for label, m, a, b in zip(r['labels'], r[k][c]['mean'], r[k][c]['low'], r[k][c]['high'], strict=True):
-          print("  ", c, label, round(m, 3), round(a, 3), round(b, 3))
+        for label, m, a, b in zip(
+          r['labels'], r[k][c]['mean'], r[k][c]['low'], r[k][c]['high'], strict=True
+        ):
+          print('  ', c, label, round(m, 3), round(a, 3), round(b, 3))

@@ -1,0 +1,73 @@
+"""Shared by all tests: where real data lies, and small compiled models."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlhf_jax import policy
+from nlhf_jax.networks import decoding, t5
+from nlhf_jax.types import Prompts
+
+
+@pytest.fixture(scope='session')
+def test_data() -> pathlib.Path:
+  """The directory of real data; NLHF_TEST_DATA names it."""
+  default = pathlib.Path(__file__).parent.parent.parent / 'shared' / 'data'
+  path = pathlib.Path(os.environ.get('NLHF_TEST_DATA', default))
+  if not path.is_dir():
+    message = f'no data in {path}: set NLHF_TEST_DATA'
+    if os.environ.get('NLHF_REQUIRE_TEST_DATA'):
+      pytest.fail(message)
+    pytest.skip(message)
+  return path
+
+
+def tiny_network(vocab_size: int = 6) -> t5.Transformer:
+  return t5.Transformer(
+    t5.T5Config(
+      vocab_size=vocab_size,
+      emb_dim=8,
+      num_heads=2,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+      head_dim=4,
+      mlp_dim=16,
+      mlp_activations=('gelu', 'linear'),
+      dropout_rate=0.0,
+    )
+  )
+
+
+@pytest.fixture(scope='session')
+def tiny_policy():
+  """A policy over sequences of up to 3 tokens from {1 (EOS), 2, 3, 4, 5}."""
+  return policy.encoder_decoder(tiny_network(), decoding.Sampling(max_length=3))
+
+
+@pytest.fixture(scope='session')
+def tiny_params(tiny_policy):
+  """Two parameter sets that disagree: sharpened, so that their samples differ from uniform."""
+  init = jax.jit(tiny_policy.init)
+  return [jax.tree.map(lambda x: 1.5 * x, init(jax.random.PRNGKey(seed))) for seed in (0, 1)]
+
+
+@pytest.fixture(scope='session')
+def tiny_prompts() -> Prompts:
+  """Two prompts of unequal length."""
+  tokens = np.array([[3, 4, 5, 2, 2], [5, 3, 0, 0, 0]], np.int32)
+  return Prompts(jnp.asarray(tokens), jnp.arange(2, dtype=jnp.int32))
+
+
+@pytest.fixture(scope='session')
+def language() -> np.ndarray:
+  """Every response that the tiny policy can give: 1 + 4 + 16 that end, and 64 that are cut."""
+  rows = []
+  for length in range(1, 4):
+    for body in np.ndindex(*(4,) * (length - 1)):
+      rows.append([*(b + 2 for b in body), 1] + [0] * (3 - length))
+  rows += [[b + 2 for b in body] for body in np.ndindex(4, 4, 4)]
+  return np.array(rows, np.int32)
