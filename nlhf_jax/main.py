@@ -12,6 +12,8 @@ Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_pat
 import argparse
 import difflib
 import json
+import logging
+import os
 import pathlib
 import re
 import sys
@@ -24,6 +26,9 @@ _DEMO = 'configs/experiments/builtin'
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one sub-command; a user's mistake is one line on stderr and exit status 2."""
   args = _parse(sys.argv[1:] if argv is None else list(argv))
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's start-up messages.
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  _keep_compiled()
   try:
     args.run(args)
   except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
@@ -32,6 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'nlhf {args.command}: {_one_line(error)}', file=sys.stderr)
     return 2
   return 0
+
+
+def _keep_compiled() -> None:
+  """Compiled programs outlive the process, unless the user has said where they go or that they do not."""
+  import jax
+
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
+    jax.config.update('jax_compilation_cache_dir', str(cache / 'nlhf_jax'))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

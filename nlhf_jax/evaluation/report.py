@@ -1,17 +1,168 @@
-def from_run_dir(d):
-  return d
+"""One self-contained page about a directory of runs, and the same tables for a terminal.
+
+Reads what the tournament and the runs left: win_rates.json, exact.json, samples.jsonl, */metrics.jsonl, */judge.json.
+What is missing is left out, and said. Responses are untrusted text: the template escapes everything.
+"""
+
+import base64
+import importlib.metadata
+import io
+import json
+import pathlib
+from typing import Any
+
+import jinja2
+import matplotlib
+import matplotlib.figure
+import rich.console
+import rich.table
+
+from nlhf_jax.runtime import metrics
+
+matplotlib.use('Agg')
+
+_CURVES = {
+  'preference': 'P(y ≻ y′) against the alternative',
+  'kl_to_reference': 'KL to the reference, nats',
+  'entropy': 'entropy of a response, nats',
+  'reward': 'reward',
+  'nats_per_token': 'nats per token',
+  'log_loss': 'log-loss of votes, nats',
+  'response_length': 'response length, tokens',
+}
+_EXACT = {
+  'worst_case': 'worst case min P(π ≻ y)',
+  'worst_case_difference': 'worst case less baseline’s',
+  'duality_gap': 'duality gap',
+  'kl': 'KL(π‖μ), nats',
+}
+_SUBSETS = {
+  'all': 'all prompts',
+  'no_condorcet_winner': 'prompts where no response is unbeaten',
+}
 
 
-def print_tables(d):
-  print((d / 'win_rates.csv').read_text())
-  import json
+def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
+  """Writes report.html into the directory and returns its path.
 
-  r = json.load(open(d / 'exact.json')) if (d / 'exact.json').exists() else {}
-  for k in ('all', 'no_condorcet_winner'):
-    if k in r:
-      print(k, r[k]['num_prompts'])
-      for c in ('worst_case', 'worst_case_difference', 'kl', 'duality_gap'):
-        for label, m, a, b in zip(
-          r['labels'], r[k][c]['mean'], r[k][c]['low'], r[k][c]['high'], strict=True
-        ):
-          print('  ', c, label, round(m, 3), round(a, 3), round(b, 3))
+  Raises:
+    FileNotFoundError: there is no such directory.
+  """
+  if not directory.is_dir():
+    raise FileNotFoundError(f'No directory {directory}: name one that `nlhf demo` or `nlhf win-rates` wrote.')
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('nlhf_jax.evaluation', '.'), autoescape=True, undefined=jinja2.StrictUndefined
+  )
+  environment.filters['heat'] = _heat
+  page = environment.get_template('report.html').render(
+    name=directory.resolve().name,
+    versions=_versions(),
+    rates=_read_json(directory / 'win_rates.json'),
+    exact=_read_json(directory / 'exact.json'),
+    exact_columns=_EXACT,
+    subsets=_SUBSETS,
+    judges=_judges(directory),
+    curves=_curves(directory),
+    samples=_samples(directory / 'samples.jsonl'),
+  )
+  path = directory / 'report.html'
+  path.write_text(page, encoding='utf-8')
+  return path
+
+
+def print_tables(directory: pathlib.Path) -> None:
+  """The win-rate matrix and the exact table, on the terminal."""
+  console = rich.console.Console(width=None if rich.console.Console().is_terminal else 120)
+  for table in _tables(directory):
+    console.print(table)
+  console.print(f'Report: {directory / "report.html"}')
+
+
+def _tables(directory: pathlib.Path):
+  rates = _read_json(directory / 'win_rates.json')
+  if rates:
+    title = f'P(row ≻ column) by {rates["judge"]}, {rates["num_prompts"]} prompts, 95 % half-width'
+    table = rich.table.Table(title=title)
+    for label in ('', *rates['labels']):
+      table.add_column(_plain(label), justify='right')
+    for i, label in enumerate(rates['labels']):
+      cells = [_cell(rates['mean'][i][j], rates['low'][i][j], rates['high'][i][j]) for j in range(len(rates['labels']))]
+      cells[i] = '·'
+      table.add_row(_plain(label), *cells)
+    yield table
+  exact = _read_json(directory / 'exact.json')
+  for subset, name in _SUBSETS.items():
+    if exact and len(exact[subset]) > 1:
+      yield _exact_table(exact, subset, f'Exact, {exact[subset]["num_prompts"]} {name}')
+
+
+def _exact_table(exact: dict[str, Any], subset: str, title: str) -> rich.table.Table:
+  columns = {key: name for key, name in _EXACT.items() if key in exact[subset]}
+  table = rich.table.Table(title=title)
+  for name in ('', *columns.values()):
+    table.add_column(name, justify='right')
+  for i, label in enumerate(exact['labels']):
+    values = [exact[subset][key] for key in columns]
+    table.add_row(_plain(label), *(_cell(v['mean'][i], v['low'][i], v['high'][i]) for v in values))
+  return table
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+  return f'{mean:.3f} ±{(high - low) / 2:.3f}'
+
+
+def _plain(label: str) -> str:
+  """Labels are the user's: rich must not read markup in them."""
+  return label.replace('[', '\\[')
+
+
+def _heat(rate: float) -> str:
+  """Background of a cell: blue above 1/2, orange below, white at it; told apart by colour-blind readers too."""
+  strength = min(abs(rate - 0.5) / 0.5, 1.0)
+  hue = '33, 102, 172' if rate > 0.5 else '217, 119, 6'
+  return f'rgba({hue}, {0.75 * strength:.3f})'
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+
+
+def _samples(path: pathlib.Path) -> list[dict[str, Any]]:
+  return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.is_file() else []
+
+
+def _judges(directory: pathlib.Path) -> dict[str, Any]:
+  return {path.parent.name: _read_json(path) for path in sorted(directory.glob('*/judge.json'))}
+
+
+def _versions() -> dict[str, str]:
+  return {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}
+
+
+def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
+  """One picture for each metric that some run has."""
+  runs = {path.parent.name: metrics.read(path) for path in sorted(directory.glob('*/metrics.jsonl'))}
+  pictures = []
+  for key, title in _CURVES.items():
+    lines = {
+      name: [(row['step'], row[key]) for row in rows if row.get(key) is not None] for name, rows in runs.items()
+    }
+    lines = {name: points for name, points in lines.items() if points}
+    if lines:
+      pictures.append({'title': title, 'svg': _plot(lines)})
+  return pictures
+
+
+def _plot(lines: dict[str, list[tuple[float, float]]]) -> str:
+  """Curves as an SVG in a data URL: an image cannot run script."""
+  figure = matplotlib.figure.Figure(figsize=(5.2, 3.0), layout='constrained')
+  axes = figure.subplots()
+  for name, points in lines.items():
+    axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+  axes.set_xlabel('step')
+  axes.grid(alpha=0.25)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.legend(frameon=False, fontsize=8)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='svg', metadata={'Date': None})
+  return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()

@@ -36,7 +36,7 @@ class Writer:
       self._events.add_scalar(name, value, step)
 
 
-def read(path: pathlib.Path) -> list[dict[str, float]]:
+def read(path: pathlib.Path) -> list[dict[str, float | int | None]]:
   """The rows of a metrics.jsonl; none where there is no file. A last line cut short by a kill is dropped."""
   if not path.is_file():
     return []

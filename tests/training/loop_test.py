@@ -1,0 +1,138 @@
+"""The loop: microbatches, resuming, keys, averages, and what stops it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlhf_jax import algorithms
+from nlhf_jax.policy import as_rollout
+from nlhf_jax.runtime import checkpoints
+from nlhf_jax.training import loop, optimizers
+from nlhf_jax.types import Algorithm, Demonstration, Losses, Prompts
+
+QUIET = loop.Hooks(lambda step, metrics: None, lambda state: None)
+
+
+def demonstrations(start: int = 0):
+  """Batch n is a function of n; responses of unequal length."""
+  number = start
+  while True:
+    rng = np.random.default_rng(number)
+    tokens = rng.integers(2, 6, (8, 3)).astype(np.int32)
+    tokens[:3, 1], tokens[:3, 2], tokens[3:, 2] = 1, 0, 1
+    prompts = Prompts(jnp.asarray(rng.integers(2, 6, (4, 5)), jnp.int32), jnp.arange(4))
+    yield Demonstration(prompts, as_rollout(jnp.asarray(tokens)))
+    number += 1
+
+
+@pytest.fixture(scope='module')
+def sft(tiny_policy):
+  return algorithms.sft(tiny_policy)
+
+
+def test_parts_of_a_batch_make_the_whole(sft, tiny_params):
+  """Two prompts and their four responses to a part, with different numbers of tokens."""
+  batch = next(demonstrations())
+  whole, metrics = loop.accumulate(sft.loss, tiny_params[0], batch, 1)
+  parts, same = loop.accumulate(sft.loss, tiny_params[0], batch, 2)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  assert float(metrics['loss']) == pytest.approx(float(same['loss']), rel=1e-6)
+  counted = int(batch.response.mask.sum())
+  logp = sft.loss(tiny_params[0], batch).value
+  assert float(metrics['loss']) == pytest.approx(float(logp.sum()) / counted, rel=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(sft, tmp_path):
+  """Parameters, average and optimizer, to the last bit, through a checkpoint on disk."""
+  optimizer = optimizers.adafactor(optimizers.warmup_linear(1e-2, num_steps=6, warmup_steps=2))
+  save = loop.Hooks(
+    lambda *_: None, lambda state: checkpoints.save(tmp_path, int(state.step), state)
+  )
+  first = loop.init_state(sft, optimizer, 0, with_ema=True)
+  run = lambda state, hooks, steps: loop.train(
+    sft, optimizer, state, demonstrations(int(state.step)), hooks, num_steps=steps, ema_decay=0.9
+  )
+  run(first, save, 3)
+  fresh = loop.init_state(sft, optimizer, 0, with_ema=True)
+  resumed = run(checkpoints.restore(tmp_path, fresh), QUIET, 6)
+  straight = run(loop.init_state(sft, optimizer, 0, with_ema=True), QUIET, 6)
+  for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(straight), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_no_two_steps_share_a_key():
+  rng = jax.random.PRNGKey(0)
+  keys = {tuple(np.asarray(loop.step_key(rng, step)).tolist()) for step in range(100)}
+  assert len(keys) == 100
+
+
+def _quadratic() -> Algorithm:
+  """θ is pulled to the batch: a loss whose steps are known by hand."""
+
+  def loss(params, batch):
+    value = 0.5 * (params['x'] - batch.response.token_logp[:, 0]) ** 2
+    return Losses(value, jnp.ones_like(value), {})
+
+  return Algorithm(lambda rng: {'x': jnp.zeros(())}, lambda p, b, rng: b, lambda b: b, loss)
+
+
+def _targets(*values):
+  ones = jnp.ones((1, 1), jnp.int32)
+  for value in values:
+    rollout = as_rollout(ones)._replace(token_logp=jnp.full((1, 1), value))
+    yield Demonstration(Prompts(ones, jnp.zeros(1, jnp.int32)), rollout)
+
+
+def test_the_average_follows_its_formula():
+  """θ̄ ← κ θ̄ + (1 − κ) θ, after each step θ ← θ − ½ (θ − target)."""
+  optimizer, algorithm = optax.sgd(0.5), _quadratic()
+  state = loop.init_state(algorithm, optimizer, 0, with_ema=True)
+  state = loop.train(
+    algorithm, optimizer, state, _targets(1.0, 1.0), QUIET, num_steps=2, ema_decay=0.75
+  )
+  theta = [0.0, 0.5, 0.75]
+  ema = 0.75 * (0.75 * 0.0 + 0.25 * theta[1]) + 0.25 * theta[2]
+  assert float(state.params.online['x']) == theta[2]
+  assert float(state.params.ema['x']) == pytest.approx(ema)
+
+
+def test_not_a_number_stops_the_run_with_step_and_batch():
+  optimizer, algorithm = optax.sgd(0.5), _quadratic()
+  state = loop.init_state(algorithm, optimizer, 0)
+  with pytest.raises(loop.NonFiniteError, match='step 1') as caught:
+    loop.train(algorithm, optimizer, state, _targets(1.0, float('nan')), QUIET, num_steps=2)
+  assert caught.value.step == 1
+  assert np.isnan(caught.value.batch.response.token_logp).all()
+
+
+def test_logs_are_means_over_their_window(sft):
+  seen = []
+  hooks = loop.Hooks(lambda step, metrics: seen.append((step, metrics)), lambda state: None)
+  optimizer = optax.sgd(0.1)
+  state = loop.init_state(sft, optimizer, 0)
+  loop.train(sft, optimizer, state, demonstrations(), hooks, num_steps=5, log_every=2)
+  assert [step for step, _ in seen] == [2, 4, 5]
+  means = seen[0][1]
+  assert means['response_length'] == pytest.approx((3 * 2 + 5 * 3) / 8)
+  assert means['eos_rate'] == 1.0
+  assert {'sample_seconds', 'judge_seconds', 'update_tokens_per_second'} <= set(means)
+  json.dumps(means)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'ema_decay': 1.0}, r'ema_decay must be in \[0, 1\)'),
+    ({'num_microbatches': 0}, 'at least 1'),
+  ],
+)
+def test_bad_options_are_refused(options, message, sft):
+  optimizer = optax.sgd(0.1)
+  state = loop.init_state(sft, optimizer, 0)
+  with pytest.raises(ValueError, match=message):
+    loop.train(sft, optimizer, state, iter(()), QUIET, num_steps=1, **options)
