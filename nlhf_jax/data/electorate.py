@@ -90,7 +90,8 @@ def _num_distinct(
   """Number of different items in the sentences that each response takes."""
   every = sorted(frozenset().union(*items))
   incidence = np.array([[item in sentence for item in every] for sentence in items], np.float32)
-  return (chosen[:, : len(items)] @ incidence.reshape(len(items), len(every)) > 0).sum(axis=1)
+  met = chosen[:, : len(items)] @ incidence.reshape(len(items), len(every)) > 0
+  return met.sum(axis=1).astype(np.float32)
 
 
 def share_of_votes(

@@ -49,9 +49,13 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     FileNotFoundError: there is no such directory.
   """
   if not directory.is_dir():
-    raise FileNotFoundError(f'No directory {directory}: name one that `nlhf demo` or `nlhf win-rates` wrote.')
+    raise FileNotFoundError(
+      f'No directory {directory}: name one that `nlhf demo` or `nlhf win-rates` wrote.'
+    )
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('nlhf_jax.evaluation', '.'), autoescape=True, undefined=jinja2.StrictUndefined
+    loader=jinja2.PackageLoader('nlhf_jax.evaluation', '.'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
   )
   environment.filters['heat'] = _heat
   page = environment.get_template('report.html').render(
@@ -86,7 +90,10 @@ def _tables(directory: pathlib.Path):
     for label in ('', *rates['labels']):
       table.add_column(_plain(label), justify='right')
     for i, label in enumerate(rates['labels']):
-      cells = [_cell(rates['mean'][i][j], rates['low'][i][j], rates['high'][i][j]) for j in range(len(rates['labels']))]
+      cells = [
+        _cell(rates['mean'][i][j], rates['low'][i][j], rates['high'][i][j])
+        for j in range(len(rates['labels']))
+      ]
       cells[i] = '·'
       table.add_row(_plain(label), *cells)
     yield table
@@ -128,7 +135,11 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 def _samples(path: pathlib.Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.is_file() else []
+  return (
+    [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    if path.is_file()
+    else []
+  )
 
 
 def _judges(directory: pathlib.Path) -> dict[str, Any]:
@@ -136,16 +147,21 @@ def _judges(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-  return {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}
+  return {
+    name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')
+  }
 
 
 def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   """One picture for each metric that some run has."""
-  runs = {path.parent.name: metrics.read(path) for path in sorted(directory.glob('*/metrics.jsonl'))}
+  runs = {
+    path.parent.name: metrics.read(path) for path in sorted(directory.glob('*/metrics.jsonl'))
+  }
   pictures = []
   for key, title in _CURVES.items():
     lines = {
-      name: [(row['step'], row[key]) for row in rows if row.get(key) is not None] for name, rows in runs.items()
+      name: [(row['step'], float(row[key])) for row in rows if row.get(key) is not None]
+      for name, rows in runs.items()
     }
     lines = {name: points for name, points in lines.items() if points}
     if lines:
@@ -153,7 +169,7 @@ def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   return pictures
 
 
-def _plot(lines: dict[str, list[tuple[float, float]]]) -> str:
+def _plot(lines: dict[str, list[tuple[int, float]]]) -> str:
   """Curves as an SVG in a data URL: an image cannot run script."""
   figure = matplotlib.figure.Figure(figsize=(5.2, 3.0), layout='constrained')
   axes = figure.subplots()

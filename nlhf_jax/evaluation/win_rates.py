@@ -103,7 +103,7 @@ def mean_with_interval(
   means = np.tensordot(draws / size, values, axes=1)
   tail = 50 * (1 - CONFIDENCE)
   low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-  return values.mean(axis=0), low, high
+  return np.asarray(values.mean(axis=0)), np.asarray(low), np.asarray(high)
 
 
 def write(directory: pathlib.Path, rates: WinRates) -> None:

@@ -8,14 +8,19 @@ from nlhf_jax.data import readers
 
 
 def write(path, *rows):
-  path.write_text('\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows) + '\n')
+  path.write_text(
+    '\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows) + '\n'
+  )
   return path
 
 
 def comparison(**changes):
   row = {
     'info': {'id': 'p1', 'post': 'A post.', 'title': 'T', 'subreddit': 's'},
-    'summaries': [{'text': ' a', 'policy': 'x', 'note': None}, {'text': ' b', 'policy': 'y', 'note': None}],
+    'summaries': [
+      {'text': ' a', 'policy': 'x', 'note': None},
+      {'text': ' b', 'policy': 'y', 'note': None},
+    ],
     'choice': 1,
     'split': 'train',
   }
@@ -65,14 +70,23 @@ def test_votes_on_a_pair_are_merged_in_either_order():
 
 
 def test_the_side_of_the_chosen_says_nothing():
-  rows = [readers.chosen_rejected({'prompt': 'p', 'chosen': f'c{n}', 'rejected': f'r{n}'}) for n in range(400)]
+  rows = [
+    readers.chosen_rejected({'prompt': 'p', 'chosen': f'c{n}', 'rejected': f'r{n}'})
+    for n in range(400)
+  ]
   assert all((row['response'][0] == 'c') == (row['preference'] == 1.0) for row in rows)
   assert 150 < sum(row['preference'] for row in rows) < 250
 
 
 def test_a_long_post_is_cut_at_its_last_newline():
   row = readers.tldr(
-    {'id': '1', 'subreddit': 's', 'title': 't', 'post': 'one two\nthree four\nfive', 'summary': 'sum'}
+    {
+      'id': '1',
+      'subreddit': 's',
+      'title': 't',
+      'post': 'one two\nthree four\nfive',
+      'summary': 'sum',
+    }
   )
   count = lambda text: len(text.split())
   full = count(str(row['prompt']))

@@ -37,7 +37,9 @@ def test_batches_follow_the_task_and_resume_where_they_stopped(corpus):
   assert whole[0].response.tokens.shape == (32, 4)
   for start in (0, 7, 23):
     assert_same(next(pipeline.batches(task, start=start, **options)), whole[start])
-  first, second = (np.concatenate([b.prompts.index for b in part]) for part in (whole[:7], whole[7:14]))
+  first, second = (
+    np.concatenate([b.prompts.index for b in part]) for part in (whole[:7], whole[7:14])
+  )
   assert len(set(first)) == first.size == 56
   assert list(first) != list(second)
 
@@ -46,7 +48,11 @@ def test_hosts_see_different_rows(corpus):
   task = summaries.prompts(corpus)
   options = {'split': 'train', 'batch_size': 10, 'num_shards': 2, **LENGTHS}
   seen = [
-    {int(i) for _, batch in zip(range(3), pipeline.batches(task, shard=s, **options), strict=False) for i in batch.index}
+    {
+      int(i)
+      for _, batch in zip(range(3), pipeline.batches(task, shard=s, **options), strict=False)
+      for i in batch.index
+    }
     for s in range(2)
   ]
   assert not seen[0] & seen[1]
@@ -81,7 +87,9 @@ def test_the_electorate_counts_votes_as_documented():
   np.testing.assert_allclose(long, [2 - 0.4, 2 - 4, 1 - 0.4], rtol=1e-6)
   np.testing.assert_allclose(short, [1 - 0.1, 1 - 1, 1 - 0.1], rtol=1e-6)
   np.testing.assert_allclose(both, [2 - 0.5, 2 - 5, 2 - 0.5], rtol=1e-6)
-  assert float(electorate.share_of_votes(long, short)) == pytest.approx(1 / 3)
+  assert float(
+    electorate.share_of_votes(jax.numpy.asarray(long), jax.numpy.asarray(short))
+  ) == pytest.approx(1 / 3)
   assert np.isneginf(scores[:, numbers[(2,)]]).all()
   assert len(electorate.selections()) == 8 + 8 * 7 + 8 * 7 * 6
 
@@ -93,7 +101,9 @@ def test_the_exact_judge_agrees_with_the_scores(corpus):
   got = np.asarray(judge(prompts, y, other))
   for row, (a, b) in enumerate([(0, 9), (20, 2), (1, 1), (300, 0)]):
     scores = table.scores[[3, 5][row // 2]]
-    expected = np.mean(0.5 + 0.5 * (scores[:, a] > scores[:, b]) - 0.5 * (scores[:, a] < scores[:, b]))
+    expected = np.mean(
+      0.5 + 0.5 * (scores[:, a] > scores[:, b]) - 0.5 * (scores[:, a] < scores[:, b])
+    )
     assert got[row] == pytest.approx(expected, abs=1e-6)
 
 
@@ -101,21 +111,27 @@ def test_what_is_no_response_loses_to_every_response(corpus):
   judge, table = summaries.judge(corpus), corpus.electorate
   prompts = Prompts(np.zeros((1, 4), np.int32), np.zeros(1, np.int32))
   first, second = table.marker_ids[:2]
-  bad = np.array([[first, first, 1, 0], [1, 0, 0, 0], [first, second, 0, 0], [2, 1, 0, 0]], np.int32)
+  bad = np.array(
+    [[first, first, 1, 0], [1, 0, 0, 0], [first, second, 0, 0], [2, 1, 0, 0]], np.int32
+  )
   good = np.tile(np.array([[first, 1, 0, 0]], np.int32), (4, 1))
   np.testing.assert_array_equal(judge(prompts, bad, good), 0.0)
   np.testing.assert_array_equal(judge(prompts, bad, bad[::-1]), 0.5)
 
 
 def test_every_response_finds_its_number(corpus):
-  numbers = electorate.response_numbers(corpus.electorate, jax.numpy.asarray(corpus.electorate.responses))
+  numbers = electorate.response_numbers(
+    corpus.electorate, jax.numpy.asarray(corpus.electorate.responses)
+  )
   np.testing.assert_array_equal(numbers, np.arange(400))
 
 
 def test_raters_read_the_sentences_behind_the_markers(corpus):
   batch = pipeline.everything(summaries.demonstrations(corpus, per_post=1), split='test', **LENGTHS)
   prompts = jax.tree.map(jax.numpy.asarray, batch.prompts)
-  rendered = extracts.render(prompts, jax.numpy.asarray(batch.response.tokens), corpus.electorate.marker_ids, 30)
+  rendered = extracts.render(
+    prompts, jax.numpy.asarray(batch.response.tokens), corpus.electorate.marker_ids, 30
+  )
   for row, number in enumerate(batch.prompts.index):
     markers = [t for t in batch.response.tokens[row].tolist() if t > 1]
     chosen = [corpus.electorate.marker_ids.index(t) for t in markers]
@@ -132,14 +148,18 @@ def test_majorities_cycle_on_many_built_in_posts(corpus):
   assert 0.4 < beaten / len(corpus.posts) < 0.8
 
 
-def test_squality(test_data, sentencepiece):
-  task = tasks.openai_comparisons(str(test_data / 'squality'), sentencepiece)
-  read = {
-    split: pipeline.everything(task, split=split, prompt_length=512, response_length=256) for split in task.splits
-  }
-  assert {split: len(batch.preference) for split, batch in read.items()} == {'train': 630, 'valid1': 135}
-  assert not set(read['train'].prompts.index) & set(read['valid1'].prompts.index)
-  assert 0.3 < read['train'].preference.mean() < 0.7
+@pytest.mark.parametrize(('soft', 'sizes'), [(False, (630, 135)), (True, (210, 45))])
+def test_squality(test_data, sentencepiece, soft, sizes):
+  """Three workers judge each pair: three hard labels, or one share of votes."""
+  task = tasks.openai_comparisons(str(test_data / 'squality'), sentencepiece, soft_labels=soft)
+  train, valid = (
+    pipeline.everything(task, split=split, prompt_length=512, response_length=256)
+    for split in ('train', 'valid1')
+  )
+  assert (len(train.preference), len(valid.preference)) == sizes
+  assert not set(train.prompts.index) & set(valid.prompts.index)
+  values = set(np.round(train.preference * 3).astype(int))
+  assert values == ({0, 1, 2, 3} if soft else {0, 3})
 
 
 def test_scitldr(test_data):
@@ -147,7 +167,9 @@ def test_scitldr(test_data):
   corpus = summaries.scitldr(str(test_data / 'scitldr'), str(vocabulary))
   assert 1900 < len(corpus.splits['train']) <= 1992
   assert 580 < len(corpus.splits['test']) <= 619
-  batch = pipeline.everything(summaries.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4)
+  batch = pipeline.everything(
+    summaries.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4
+  )
   ids = np.asarray(batch.response.tokens)
   assert set(ids[ids > 1]) <= set(corpus.electorate.marker_ids)
   assert (np.asarray(batch.response.mask).sum(1) >= 2).all()
@@ -159,7 +181,9 @@ def test_any_jsonl(tmp_path):
   file.write_text('\n'.join(map(json.dumps, rows)))
   task = tasks.jsonl_comparisons(str(file), vocabularies.byte())
   sizes = {
-    split: len(pipeline.everything(task, split=split, prompt_length=8, response_length=8).preference)
+    split: len(
+      pipeline.everything(task, split=split, prompt_length=8, response_length=8).preference
+    )
     for split in task.splits
   }
   assert sum(sizes.values()) == 200

@@ -15,7 +15,10 @@ def state(vocab: int = 5, extra: bool = False) -> TrainState:
     params['more'] = jnp.ones(3)
   ema = jax.tree.map(lambda x: x + 1, params)
   return TrainState(
-    jnp.int32(7), PolicyParams(params, ema, params), {'m': jnp.ones(2, jnp.bfloat16)}, jax.random.PRNGKey(3)
+    jnp.int32(7),
+    PolicyParams(params, ema, params),
+    {'m': jnp.ones(2, jnp.bfloat16)},
+    jax.random.PRNGKey(3),
   )
 
 
