@@ -258,9 +258,15 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
   from nlhf_jax import experiments, tournament
 
   gin.clear_config()
-  for path in [*filter(None, args.gin_search_paths.split(',')), str(_ROOT)]:
+  search_paths = [*filter(None, args.gin_search_paths.split(',')), str(_ROOT)]
+  for path in search_paths:
     gin.add_config_file_search_path(path)
   files = [*map(str, gin_files), *args.gin_file]
+  for file in files:
+    if not any((pathlib.Path(path) / file).is_file() for path in ('', *search_paths)):
+      raise FileNotFoundError(
+        f'No gin file {file} in {", ".join(search_paths)}: see --gin_search_paths.'
+      )
   if not files:
     raise ValueError(
       'No configuration: name a gin file with --gin_file, such as one of configs/experiments.'
@@ -271,10 +277,10 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
       raise FileNotFoundError(f'No directory {args.data_dir}: name the data with --data_dir.')
     bindings.append(f'DATA_DIR = {str(pathlib.Path(args.data_dir).resolve())!r}')
   try:
-    gin.parse_config_files_and_bindings(files, [])
+    gin.parse_config_files_and_bindings(files, [], finalize_config=False)
     _check_macros(bindings, gin.config_str())
-    with gin.unlock_config():
-      gin.parse_config(bindings)
+    gin.parse_config(bindings)
+    gin.finalize()
     described = {'Experiment': experiments.Experiment, 'Evaluation': tournament.Evaluation}[what]
     return gin.get_configurable(described)(), gin.config_str()
   except (AttributeError, ModuleNotFoundError, OSError, RuntimeError, TypeError) as error:
@@ -297,6 +303,9 @@ def _explain(error: Exception) -> str:
   if match:
     module = sys.modules.get(match[1] or match[2])
     return text + _nearest(match[3], dir(module))
+  if match := re.search(r"No configurable matching '([\w.]*?)(\w+)'", text):
+    modules = [m for name, m in sys.modules.items() if f'{name}.'.endswith(match[1] or '.')]
+    return text + _nearest(match[2], {name for module in modules for name in dir(module)})
   if missing := re.search(r'[Rr]equired bindings for .*', text):
     return f'Something must be set: {missing[0]}'
   return text

@@ -21,6 +21,7 @@ class Evaluation(NamedTuple):
   prompts: Callable[[], Prompts]  # Held-out prompts.
   judge: PreferenceFn
   judge_name: str
+  encode: Callable[[str], Sequence[int]]  # Text to tokens.
   decode: Callable[[Sequence[int]], str]  # Tokens to text.
   num_samples: int = 4  # Responses of each player to each prompt.
   seed: int = 0
@@ -134,3 +135,45 @@ def _write_samples(evaluation, labels, prompts, responses, per_prompt, output_di
 
 def _text(evaluation: Evaluation, tokens: np.ndarray) -> str:
   return evaluation.decode([int(token) for token in tokens if token > 0])
+
+
+def sample(
+  evaluation: Evaluation,
+  player: Player,
+  texts: Sequence[str],
+  *,
+  num_samples: int,
+  seed: int,
+) -> list[tuple[str, list[str]]]:
+  """Responses to prompts given as text, or to the held-out prompts where there are none.
+
+  Args:
+    evaluation: how text becomes tokens and back, and the held-out prompts.
+    player: who answers.
+    texts: prompts; empty: the held-out ones, as many as a report shows.
+    num_samples: responses to a prompt.
+    seed: of the draws.
+  """
+  prompts = evaluation.prompts()
+  if texts:
+    prompts = _encode_all(texts, evaluation.encode, prompts.tokens.shape[1])
+  else:
+    prompts = Prompts(prompts.tokens[: evaluation.num_shown], prompts.index[: evaluation.num_shown])
+  rng = jax.random.PRNGKey(seed)
+  draw = jax.jit(player.policy.sample, static_argnames='num_samples')
+  tokens = np.asarray(draw(player.params, prompts, rng, num_samples=num_samples).tokens)
+  answers = tokens.reshape(len(prompts.tokens), num_samples, -1)
+  return [
+    (_text(evaluation, prompt), [_text(evaluation, row) for row in rows])
+    for prompt, rows in zip(prompts.tokens, answers, strict=True)
+  ]
+
+
+def _encode_all(texts: Sequence[str], encode, length: int) -> Prompts:
+  tokens = np.zeros((len(texts), length), np.int32)
+  for row, text in zip(tokens, texts, strict=True):
+    ids = list(encode(text))
+    if len(ids) > length:
+      raise ValueError(f'A prompt has {len(ids)} tokens, at most {length} fit: {text[:60]!r} …')
+    row[: len(ids)] = ids
+  return Prompts(tokens, np.full(len(texts), -1, np.int32))

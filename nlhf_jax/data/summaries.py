@@ -126,6 +126,11 @@ def renderer(corpus: Corpus, max_length: int):
   return extracts.renderer(corpus.electorate.marker_ids, max_length)
 
 
+def encoder(corpus: Corpus):
+  """Text to tokens."""
+  return corpus.vocabulary.encode
+
+
 def decoder(corpus: Corpus):
   """Tokens to text."""
   return corpus.vocabulary.decode

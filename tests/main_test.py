@@ -1,0 +1,146 @@
+"""The command line: a user's mistake is one line with a remedy, and leaves nothing behind."""
+
+import json
+
+import pytest
+
+from nlhf_jax import main
+
+SFT = '--gin_file=configs/experiments/builtin/sft.gin'
+MD = '--gin_file=configs/experiments/builtin/nash_md_pg.gin'
+SMALL = (
+  '--gin.CORPUS=@summaries.builtin()',
+  '--gin.summaries.builtin.num_train=40',
+  '--gin.summaries.builtin.num_test=12',
+  '--gin.BATCH_SIZE=8',
+  '--gin.WARMUP_STEPS=0',
+  '--gin.NUM_LAYERS=1',
+  '--gin.EMB_DIM=16',
+  '--gin.MLP_DIM=16',
+)
+
+
+def run(capsys, *argv):
+  status = main.main(list(argv))
+  return status, capsys.readouterr()
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """A directory of short runs: SFT, a judge, and one policy."""
+  root = tmp_path_factory.mktemp('runs')
+  for stage in ('sft', 'preference', 'nash_md_pg'):
+    gin_file = f'--gin_file=configs/experiments/builtin/{stage}.gin'
+    assert (
+      main.main(['train', gin_file, f'--run_dir={root / stage}', '--gin.NUM_STEPS=2', *SMALL]) == 0
+    )
+  return root
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    ([SFT, '--data_dir=/nowhere'], 'No directory /nowhere: name the data with --data_dir.'),
+    ([SFT, '--gin.NUM_STEP=3'], 'No macro NUM_STEP in these gin files. Did you mean NUM_STEPS?'),
+    ([SFT, '--gin.algorithms.sfd.x=3'], 'Did you mean sft?'),
+    ([SFT, '--gin.t5.T5Config.emb_dims=3'], "doesn't have a parameter named 'emb_dims'"),
+    ([MD, '--gin.BETA=1.5'], 'No checkpoint in'),
+    (['--gin_file=configs/none.gin'], 'configs/none.gin'),
+    ([], 'No configuration: name a gin file with --gin_file'),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(argv, message, capsys, tmp_path):
+  status, output = run(capsys, 'train', f'--run_dir={tmp_path / "run"}', *argv)
+  (line,) = [x for x in output.err.splitlines() if x.startswith('nlhf')]
+  assert status == 2
+  assert message in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_beta_outside_the_unit_interval_leaves_no_run(runs, capsys):
+  status, output = run(
+    capsys, 'train', MD, f'--run_dir={runs / "bad"}', '--gin.BETA=1.5', '--gin.NUM_STEPS=2', *SMALL
+  )
+  assert status == 2
+  assert 'beta must be in [0, 1] (0: self-play, 1: the reference alone), got 1.5.' in output.err
+  assert not (runs / 'bad').exists()
+
+
+def test_a_vocabulary_that_does_not_match_is_named(runs, capsys):
+  bad = f'--run_dir={runs / "bad"}'
+  status, output = run(capsys, 'train', MD, bad, '--gin.VOCAB_SIZE=50', '--gin.NUM_STEPS=2', *SMALL)
+  assert status == 2
+  assert (
+    '(48, 16), the network expects (50, 16): the vocabularies differ: set VOCAB_SIZE = 48'
+    in output.err
+  )
+  assert not (runs / 'bad').exists()
+
+
+def test_a_directory_of_another_configuration_is_refused(runs, capsys):
+  argv = ['train', SFT, f'--run_dir={runs / "sft"}', '--gin.NUM_STEPS=3', *SMALL]
+  status, output = run(capsys, *argv)
+  assert status == 2
+  assert 'holds a run of another configuration' in output.err
+  assert 'NUM_STEPS = 2' in output.err
+
+
+def test_a_finished_run_is_not_run_again(runs):
+  before = (runs / 'sft' / 'metrics.jsonl').read_text()
+  assert main.main(['train', SFT, f'--run_dir={runs / "sft"}', '--gin.NUM_STEPS=2', *SMALL]) == 0
+  assert (runs / 'sft' / 'metrics.jsonl').read_text() == before
+
+
+def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
+  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
+  flags = [
+    evaluation,
+    *(f for f in SMALL if 'summaries' in f),
+    '--gin.tournament.Evaluation.baseline=None',
+  ]
+  labelled = [f'SFT={runs / "sft"}', f'MD={runs / "nash_md_pg"}']
+  argv = ['win-rates', *flags, f'--output_dir={tmp_path}', '--run_dirs', *labelled]
+  status, output = run(capsys, *argv)
+  assert status == 0, output.err
+  assert 'P(row ≻ column)' in output.out
+  rates = json.loads((tmp_path / 'win_rates.json').read_text())
+  assert rates['labels'] == ['SFT', 'MD']
+  exact = json.loads((tmp_path / 'exact.json').read_text())
+  # The sampled rate agrees with the exact one: same policies, same judge.
+  assert rates['mean'][1][0] == pytest.approx(exact['all']['preference']['mean'][1][0], abs=0.15)
+  assert exact['all']['kl']['mean'][0] == pytest.approx(0, abs=1e-9)
+  assert (tmp_path / 'report.html').is_file()
+  assert main.main(['report', f'--run_dir={tmp_path}']) == 0
+  argv = [
+    'sample',
+    *flags,
+    f'--run_dir={runs / "sft"}',
+    '--prompt=<s1> harbour flood',
+    '--num_samples=3',
+  ]
+  status, output = run(capsys, *argv)
+  answer = json.loads(output.out.splitlines()[-1])
+  assert answer['prompt'] == '<s1> harbour flood'
+  assert len(answer['responses']) == 3
+
+
+def test_a_judge_is_no_player(runs, capsys, tmp_path):
+  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
+  argv = [
+    'win-rates',
+    evaluation,
+    f'--output_dir={tmp_path}',
+    '--run_dirs',
+    str(runs / 'preference'),
+  ]
+  status, output = run(capsys, *argv)
+  assert status == 2
+  assert 'holds no policy but a judge' in output.err
+
+
+def test_a_dry_run_trains_nothing(capsys, tmp_path):
+  argv = ['train', SFT, f'--run_dir={tmp_path / "run"}', '--dry_run', '--gin.NUM_STEPS=2', *SMALL]
+  status, output = run(capsys, *argv)
+  assert status == 0
+  assert json.loads(output.out[output.out.index('{') :])['parameters'] > 0
+  assert not (tmp_path / 'run').exists()
