@@ -283,7 +283,14 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
     gin.finalize()
     described = {'Experiment': experiments.Experiment, 'Evaluation': tournament.Evaluation}[what]
     return gin.get_configurable(described)(), gin.config_str()
-  except (AttributeError, ModuleNotFoundError, OSError, RuntimeError, TypeError) as error:
+  except (
+    AttributeError,
+    ModuleNotFoundError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise ValueError(_explain(error)) from error
 
 
