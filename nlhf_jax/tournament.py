@@ -134,7 +134,8 @@ def _write_samples(evaluation, labels, prompts, responses, per_prompt, output_di
 
 
 def _text(evaluation: Evaluation, tokens: np.ndarray) -> str:
-  return evaluation.decode([int(token) for token in tokens if token > 0])
+  """Without padding and EOS."""
+  return evaluation.decode([int(token) for token in tokens if token > 1])
 
 
 def sample(

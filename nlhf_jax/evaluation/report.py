@@ -37,7 +37,7 @@ _EXACT = {
   'kl': 'KL(π‖μ), nats',
 }
 _SUBSETS = {
-  'all': 'all prompts',
+  'all': 'prompts in all',
   'no_condorcet_winner': 'prompts where no response is unbeaten',
 }
 
@@ -125,7 +125,7 @@ def _plain(label: str) -> str:
 
 def _heat(rate: float) -> str:
   """Background of a cell: blue above 1/2, orange below, white at it; told apart by colour-blind readers too."""
-  strength = min(abs(rate - 0.5) / 0.5, 1.0)
+  strength = min(abs(rate - 0.5) / 0.25, 1.0)
   hue = '33, 102, 172' if rate > 0.5 else '217, 119, 6'
   return f'rgba({hue}, {0.75 * strength:.3f})'
 
@@ -157,6 +157,7 @@ def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   runs = {
     path.parent.name: metrics.read(path) for path in sorted(directory.glob('*/metrics.jsonl'))
   }
+  colours = {name: f'C{number}' for number, name in enumerate(runs)}  # A run's, in every picture.
   pictures = []
   for key, title in _CURVES.items():
     lines = {
@@ -165,16 +166,16 @@ def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
     }
     lines = {name: points for name, points in lines.items() if points}
     if lines:
-      pictures.append({'title': title, 'svg': _plot(lines)})
+      pictures.append({'title': title, 'svg': _plot(lines, colours)})
   return pictures
 
 
-def _plot(lines: dict[str, list[tuple[int, float]]]) -> str:
+def _plot(lines: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> str:
   """Curves as an SVG in a data URL: an image cannot run script."""
   figure = matplotlib.figure.Figure(figsize=(5.2, 3.0), layout='constrained')
   axes = figure.subplots()
   for name, points in lines.items():
-    axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+    axes.plot(*zip(*points, strict=True), label=name, color=colours[name], linewidth=1.4)
   axes.set_xlabel('step')
   axes.grid(alpha=0.25)
   axes.spines[['top', 'right']].set_visible(False)
