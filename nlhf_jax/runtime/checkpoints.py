@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from nlhf_jax.types import TrainState
@@ -29,12 +30,19 @@ def save(directory: pathlib.Path, step: int, state: TrainState, *, keep: int | N
 
   Args:
     directory: of all steps of a run.
-    step: names the checkpoint.
+    step: names the checkpoint; later than those saved before.
     state: what to save.
     keep: newest checkpoints to keep; None: all.
+
+  Raises:
+    ValueError: the directory holds this step, or a later one. Orbax would leave it as it is, and say nothing.
   """
   with _manager(directory, keep) as manager:
-    manager.save(step, args=ocp.args.StandardSave(_saved(state)))
+    if not manager.save(step, args=ocp.args.StandardSave(_saved(state))):
+      raise ValueError(
+        f'{directory} already holds step {manager.latest_step()}, so step {step} was not saved: '
+        'name another --run_dir, or delete it.'
+      )
 
 
 def restore(directory: pathlib.Path, like: TrainState, step: int | None = None) -> TrainState:
@@ -53,7 +61,9 @@ def restore_params(directory: pathlib.Path, like: Any, name: str, step: int | No
   """One parameter set of a checkpoint, such as 'online', in the shapes of `like`. Raises as `restore`."""
   found = _metadata(directory, step)
   if found['params'].get(name) is None:
-    raise ValueError(f'Checkpoint {directory} holds no parameter set {name!r}.')
+    raise ValueError(
+      f'Checkpoint {directory} holds no parameter set {name!r}: name one of {sorted(found["params"])}.'
+    )
   _compare(directory, found['params'][name], like)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
   with ocp.PyTreeCheckpointer() as checkpointer:
@@ -65,7 +75,8 @@ def restore_params(directory: pathlib.Path, like: Any, name: str, step: int | No
         partial_restore=True,
       ),
     )
-  return restored['params'][name]
+  # Orbax gives NumPy arrays, which every call of a compiled function would carry to the device anew.
+  return jax.tree.map(jnp.asarray, restored['params'][name])
 
 
 def _saved(state: TrainState) -> dict[str, Any]:
@@ -76,10 +87,15 @@ def _saved(state: TrainState) -> dict[str, Any]:
 
 
 def _step_directory(directory: pathlib.Path, step: int | None) -> pathlib.Path:
-  step = latest_step(directory) if step is None else step
-  if step is None:
+  found = latest_step(directory) if step is None else step
+  if found is None:
     raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
-  return directory.resolve() / str(step)
+  path = directory.resolve() / str(found)
+  if not (path / 'default').is_dir():
+    raise FileNotFoundError(
+      f'No whole checkpoint of step {found} in {directory}: name a step that it holds, or delete {path}.'
+    )
+  return path
 
 
 def _metadata(directory: pathlib.Path, step: int | None) -> Any:
@@ -89,7 +105,9 @@ def _metadata(directory: pathlib.Path, step: int | None) -> Any:
 
 def _restore(directory: pathlib.Path, like: Any, step: int | None) -> Any:
   path = _step_directory(directory, step)
-  _compare(directory, _metadata(directory, step)['params'], like['params'])
+  found = _metadata(directory, step)
+  _compare(directory, found['params'], like['params'])
+  _compare(directory, found['opt_state'], like['opt_state'], 'optimizer')
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(path / 'default', jax.tree.map(_abstract, like))
 
@@ -98,30 +116,34 @@ def _abstract(x: Any) -> Any:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None))
 
 
-def _compare(directory: pathlib.Path, found: Any, like: Any) -> None:
-  """Raises ValueError at the first array that does not match, and says how to mend it."""
-  found, expected = (
-    {
-      '/'.join(str(k.key) for k in path): tuple(x.shape)
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (found, like)
-  )
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(x.shape)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _compare(directory: pathlib.Path, found: Any, like: Any, owner: str = 'network') -> None:
+  """Raises ValueError at the first array that does not match, and says how to mend it.
+
+  Args:
+    directory: of the checkpoint.
+    found: the arrays that it holds.
+    like: the arrays that are expected.
+    owner: what they belong to: the network or the optimizer.
+  """
+  found, expected = _shapes(found), _shapes(like)
   # The embedding first: if that differs, the vocabularies do, and all else follows.
   for name in sorted(found.keys() | expected.keys(), key=lambda x: ('token_embedder' not in x, x)):
     if found.get(name) == expected.get(name):
       continue
+    remedy = f'use the {owner} that it was trained with'
     if name not in expected:
-      raise ValueError(
-        f'Checkpoint {directory} holds {name} {found[name]}, which the network lacks: use its network.'
-      )
-    if name not in found:
-      raise ValueError(
-        f'Checkpoint {directory} lacks {name} {expected[name]}, which the network has: use its network.'
-      )
-    remedy = 'use the network that it was trained with'
-    if name.endswith('token_embedder/embedding') and found[name][1] == expected[name][1]:
-      remedy = f'the vocabularies differ: set VOCAB_SIZE = {found[name][0]}, and use the vocabulary it was trained with'
-    raise ValueError(
-      f'Checkpoint {directory} holds {name} {found[name]}, the network expects {expected[name]}: {remedy}.'
-    )
+      what = f'holds {name} {found[name]}, which the {owner} lacks'
+    elif name not in found:
+      what = f'lacks {name} {expected[name]}, which the {owner} has'
+    else:
+      what = f'holds {name} {found[name]}, the {owner} expects {expected[name]}'
+      if name.endswith('token_embedder/embedding') and found[name][1] == expected[name][1]:
+        remedy = f'the vocabularies differ: set VOCAB_SIZE = {found[name][0]}, and use the vocabulary it was trained with'
+    raise ValueError(f'Checkpoint {directory} {what}: {remedy}.')

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 
 import tensorboardX
@@ -14,11 +15,12 @@ class Writer:
     """Args: run_dir must exist; lines of steps after `resume_step` are dropped."""
     self._path = run_dir / 'metrics.jsonl'
     kept = [row for row in read(self._path) if row['step'] <= resume_step]
-    self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    partial = self._path.with_suffix('.partial')  # A kill in between loses nothing.
+    partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    os.replace(partial, self._path)
     self._file = self._path.open('a')
-    self._events = tensorboardX.SummaryWriter(
-      str(run_dir), purge_step=resume_step + 1 if resume_step else None
-    )
+    # A run killed before its first checkpoint starts anew, and left events too.
+    self._events = tensorboardX.SummaryWriter(str(run_dir), purge_step=resume_step + 1)
 
   def __enter__(self) -> 'Writer':
     return self
@@ -37,13 +39,18 @@ class Writer:
 
 
 def read(path: pathlib.Path) -> list[dict[str, float | int | None]]:
-  """The rows of a metrics.jsonl; none where there is no file. A last line cut short by a kill is dropped."""
+  """The rows of a metrics.jsonl; none where there is no file. A last line cut short by a kill is dropped.
+
+  Raises:
+    ValueError: another line is no JSON.
+  """
   if not path.is_file():
     return []
-  rows = []
-  for line in path.read_text().splitlines():
+  lines, rows = path.read_text().splitlines(), []
+  for number, line in enumerate(lines, start=1):
     try:
       rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+    except json.JSONDecodeError as error:
+      if number < len(lines):
+        raise ValueError(f'{path}:{number} is no JSON ({error}): delete that line.') from error
   return rows

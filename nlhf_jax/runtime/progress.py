@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich import progress
+from rich import console, progress, text
 
-_SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextlib.contextmanager
@@ -26,12 +26,20 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[in
     progress.TextColumn('{task.description:>16}'),
     progress.BarColumn(),
     progress.MofNCompleteColumn(),
+    _Rate(),
     progress.TimeElapsedColumn(),
     progress.TimeRemainingColumn(),
   )
-  with progress.Progress(*columns) as bars:
+  with progress.Progress(*columns, console=console.Console(stderr=True)) as bars:
     task = bars.add_task(description, total=total, completed=done)
     yield lambda steps: bars.advance(task, steps)
+
+
+class _Rate(progress.ProgressColumn):
+  """Steps per second, of the last seconds."""
+
+  def render(self, task: progress.Task) -> text.Text:
+    return text.Text('' if task.speed is None else f'{task.speed:.3g}/s')
 
 
 def _lines(description: str, total: int, done: int) -> Callable[[int], None]:
@@ -45,9 +53,11 @@ def _lines(description: str, total: int, done: int) -> Callable[[int], None]:
     if now - last < _SECONDS_BETWEEN_LINES and count < total:
       return
     last = now
-    left = (now - start) / max(count - done, 1) * (total - count)
+    rate = (count - done) / max(now - start, 1e-9)  # Steps per second.
+    left = (total - count) / max(rate, 1e-9)
     print(
-      f'{description}: {count}/{total}, {now - start:.0f} s, {left:.0f} s left', file=sys.stderr
+      f'{description}: {count}/{total}, {rate:.3g}/s, {now - start:.0f} s, {left:.0f} s left',
+      file=sys.stderr,
     )
 
   return advance

@@ -8,7 +8,15 @@ _CONFIG = 'config.gin'
 
 
 def check(run_dir: pathlib.Path, config: str) -> None:
-  """Raises ValueError where the directory holds a run of another configuration. Writes nothing."""
+  """Refuses a directory that no run of this configuration can have. Writes nothing.
+
+  Raises:
+    FileExistsError: it is a file, or lies below one.
+    ValueError: it holds a run of another configuration.
+  """
+  for parent in (run_dir, *run_dir.parents):
+    if parent.exists() and not parent.is_dir():
+      raise FileExistsError(f'{parent} is a file, not a directory: name another --run_dir.')
   path = run_dir / _CONFIG
   if not path.is_file():
     return
@@ -22,7 +30,7 @@ def check(run_dir: pathlib.Path, config: str) -> None:
 
 
 def open(run_dir: pathlib.Path, config: str) -> None:
-  """Makes the directory and writes its configuration, whole or not at all."""
+  """Makes the directory and writes its configuration, whole or not at all. Raises as `check`."""
   check(run_dir, config)
   run_dir.mkdir(parents=True, exist_ok=True)
   partial = run_dir / f'{_CONFIG}.partial'

@@ -3,14 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from nlhf_jax.runtime import checkpoints, metrics, run_directory
+from nlhf_jax.runtime import checkpoints
 from nlhf_jax.types import PolicyParams, TrainState
 
 
 def state(vocab: int = 5, extra: bool = False) -> TrainState:
-  params = {'token_embedder': {'embedding': jnp.arange(vocab * 2.0).reshape(vocab, 2)}}
+  params = {
+    'token_embedder': {'embedding': jnp.arange(vocab * 2.0).reshape(vocab, 2) / 3},
+    'decoder': {'logits_dense': {'kernel': jnp.ones((2, vocab))}},
+  }
   if extra:
     params['more'] = jnp.ones(3)
   ema = jax.tree.map(lambda x: x + 1, params)
@@ -41,6 +45,7 @@ def test_one_parameter_set_can_be_read_alone(saved):
   like = jax.eval_shape(lambda: state().params.ema)
   found = checkpoints.restore_params(saved, like, 'ema')
   jax.tree.map(np.testing.assert_array_equal, found, state().params.ema)
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize(
@@ -55,28 +60,45 @@ def test_what_does_not_fit_is_named(saved, like, message):
     checkpoints.restore_params(saved, like.params.online, 'online')
 
 
+def test_keys_with_a_type_are_restored_as_such(tmp_path):
+  like = state()._replace(rng=jax.random.key(0))
+  checkpoints.save(tmp_path, 7, like._replace(rng=jax.random.key(3)))
+  restored = checkpoints.restore(tmp_path, like)
+  drawn = jax.random.bits(restored.rng, (4,))
+  np.testing.assert_array_equal(drawn, jax.random.bits(jax.random.key(3), (4,)))
+
+
+def test_another_optimizer_is_named(tmp_path):
+  def like(optimizer):
+    return state()._replace(opt_state=optimizer.init(state().params.online))
+
+  checkpoints.save(tmp_path, 7, like(optax.adam(1.0)))
+  with pytest.raises(ValueError, match=r'holds 0/mu/token_embedder/embedding \(5, 2\).*optimizer'):
+    checkpoints.restore(tmp_path, like(optax.sgd(1.0)))
+
+
+def test_the_newest_are_kept_and_none_is_passed_over_in_silence(tmp_path):
+  for step in (1, 2, 3):
+    checkpoints.save(tmp_path, step, state(), keep=2)
+  assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 3]
+  assert checkpoints.latest_step(tmp_path) == 3
+  with pytest.raises(ValueError, match='already holds step 3, so step 2 was not saved'):
+    checkpoints.save(tmp_path, 2, state())
+
+
+def test_a_save_that_was_killed_is_passed_over(saved):
+  (saved / '9.orbax-checkpoint-tmp').mkdir()
+  assert checkpoints.latest_step(saved) == 7
+
+
+def test_a_missing_step_or_parameter_set_is_named(saved):
+  with pytest.raises(FileNotFoundError, match='No whole checkpoint of step 8'):
+    checkpoints.restore(saved, state(), step=8)
+  with pytest.raises(ValueError, match=r"no parameter set 'reference': .*'ema', 'online'"):
+    checkpoints.restore_params(saved, {}, 'reference')
+
+
 def test_no_checkpoint_is_an_error_with_a_remedy(tmp_path):
   with pytest.raises(FileNotFoundError, match='train that run first'):
     checkpoints.restore_params(tmp_path / 'none', {}, 'online')
   assert checkpoints.latest_step(tmp_path / 'none') is None
-
-
-def test_metrics_of_a_resumed_run_are_not_doubled(tmp_path):
-  with metrics.Writer(tmp_path) as writer:
-    for step in (1, 2, 3):
-      writer.scalars(step, {'loss': float(step), 'bad': float('nan')})
-  with metrics.Writer(tmp_path, resume_step=2) as writer:
-    writer.scalars(3, {'loss': 30.0})
-  rows = metrics.read(tmp_path / 'metrics.jsonl')
-  assert [(row['step'], row['loss']) for row in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-  assert rows[0]['bad'] is None
-  assert list(tmp_path.glob('events.*'))
-
-
-def test_a_directory_belongs_to_one_configuration(tmp_path):
-  run = tmp_path / 'run'
-  run_directory.open(run, 'A = 1\nB = 2\n')
-  run_directory.open(run, 'A = 1\nB = 2\n')
-  with pytest.raises(ValueError, match=r"config.gin:2: 'B = 2', now 'B = 3'.*another --run_dir"):
-    run_directory.check(run, 'A = 1\nB = 3\n')
-  assert run_directory.config(run) == 'A = 1\nB = 2\n'

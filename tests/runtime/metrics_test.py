@@ -1,0 +1,69 @@
+"""What was written can be read again, once, from metrics.jsonl and from TensorBoard's events."""
+
+import json
+import struct
+import time
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from nlhf_jax.runtime import metrics
+
+
+def shown(run_dir):
+  """(step, loss) as TensorBoard shows them: the start of a session hides earlier events from its step on."""
+  found = []
+  for path in sorted(run_dir.glob('events.*')):  # Named by the second they were opened in.
+    data = path.read_bytes()
+    while data:
+      (length,) = struct.unpack(
+        '<Q', data[:8]
+      )  # Then its checksum (4), the event, its checksum (4).
+      event = event_pb2.Event.FromString(data[12 : 12 + length])
+      data = data[16 + length :]
+      if event.session_log.status == event_pb2.SessionLog.START:
+        found = [item for item in found if item[0] < event.step]
+      found += [(event.step, x.simple_value) for x in event.summary.value if x.tag == 'loss']
+  return found
+
+
+def write(run_dir, rows, **kwargs):
+  with metrics.Writer(run_dir, **kwargs) as writer:
+    for step, loss in rows:
+      writer.scalars(step, {'loss': loss})
+
+
+@pytest.mark.parametrize(
+  ('resume_step', 'kept'), [(2, [(1, 1.0), (2, 2.0)]), (0, [])], ids=['resumed', 'anew']
+)
+def test_what_a_killed_run_wrote_is_not_doubled(tmp_path, monkeypatch, resume_step, kept):
+  write(tmp_path, [(1, 1.0), (2, 2.0), (3, 3.0)])
+  now = time.time
+  monkeypatch.setattr(time, 'time', lambda: now() + 60)
+  write(tmp_path, [(3, 30.0)], resume_step=resume_step)
+  rows = metrics.read(tmp_path / 'metrics.jsonl')
+  assert [(row['step'], row['loss']) for row in rows] == [*kept, (3, 30.0)]
+  assert shown(tmp_path) == [*kept, (3, 30.0)]
+
+
+def test_every_line_is_strict_json(tmp_path):
+  def refuse(constant):
+    raise ValueError(constant)
+
+  with metrics.Writer(tmp_path) as writer:
+    writer.scalars(1, {'a': float('nan'), 'b': float('-inf'), 'c': 0.1})
+    text = (tmp_path / 'metrics.jsonl').read_text()  # Before the file is closed.
+  row = json.loads(text, parse_constant=refuse)
+  assert row == {'step': 1, 'a': None, 'b': None, 'c': 0.1}
+
+
+def test_a_line_cut_short_is_dropped_at_the_end_alone(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+  write(tmp_path, [(2, 2.0)], resume_step=1)
+  assert [row['step'] for row in metrics.read(path)] == [1, 2]
+  damaged = '{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n'
+  path.write_text(damaged)
+  with pytest.raises(ValueError, match=r'metrics.jsonl:1 is no JSON.*delete that line'):
+    metrics.Writer(tmp_path, resume_step=2)
+  assert path.read_text() == damaged
