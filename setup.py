@@ -40,8 +40,8 @@ setuptools.setup(
   extras_require={
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
-    # What T5X imports and an index has. T5X itself is on none, and an index refuses metadata with direct URLs:
-    # requirements-t5x.txt names its commit.
+    # What T5X imports and an index has. T5X itself is on none, and an index refuses metadata with
+    # direct URLs: requirements-t5x.txt names its commit.
     't5x': ['cached_property', 'chex', 'fiddle', 'tensorboard'],
     'hf': ['torch', 'transformers', 'safetensors', 'tokenizers'],
     'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'ruff>=0.12'],

@@ -32,7 +32,8 @@ def test_the_core_works_where_tensorflow_seqio_and_gin_are_not_installed():
 
 def test_setup_has_the_version_and_the_readme_of_the_package():
   shown = run(
-    f'import os, sys; os.chdir({str(PACKAGE.parent)!r}); sys.argv = ["setup.py", "--version", "--quiet"]\n'
+    f'import os, sys; os.chdir({str(PACKAGE.parent)!r})\n'
+    'sys.argv = ["setup.py", "--version", "--quiet"]\n'
     'exec(open("setup.py").read(), {"__name__": "__main__", "__file__": "setup.py"})'
   )
   assert shown.split() == [nlhf_jax.__version__]

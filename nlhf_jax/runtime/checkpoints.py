@@ -35,7 +35,8 @@ def save(directory: pathlib.Path, step: int, state: TrainState, *, keep: int | N
     keep: newest checkpoints to keep; None: all.
 
   Raises:
-    ValueError: the directory holds this step, or a later one. Orbax would leave it as it is, and say nothing.
+    ValueError: the directory holds this step, or a later one. Orbax would leave it as it is, and
+      say nothing.
   """
   with _manager(directory, keep) as manager:
     if not manager.save(step, args=ocp.args.StandardSave(_saved(state))):
@@ -46,7 +47,9 @@ def save(directory: pathlib.Path, step: int, state: TrainState, *, keep: int | N
 
 
 def restore(directory: pathlib.Path, like: TrainState, step: int | None = None) -> TrainState:
-  """The newest state in a directory, or that of `step`, in the shapes of `like`, whose reference it keeps.
+  """The newest state in a directory, or that of `step`, in the shapes and types of `like`.
+
+  The reference, which is not saved, is that of `like`.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
@@ -58,11 +61,15 @@ def restore(directory: pathlib.Path, like: TrainState, step: int | None = None) 
 
 
 def restore_params(directory: pathlib.Path, like: Any, name: str, step: int | None = None) -> Any:
-  """One parameter set of a checkpoint, such as 'online', in the shapes of `like`. Raises as `restore`."""
+  """One parameter set of a checkpoint, such as 'online', in the shapes and types of `like`.
+
+  Reads no other arrays. Raises as `restore`.
+  """
   found = _metadata(directory, step)
   if found['params'].get(name) is None:
     raise ValueError(
-      f'Checkpoint {directory} holds no parameter set {name!r}: name one of {sorted(found["params"])}.'
+      f'Checkpoint {directory} holds no parameter set {name!r}: '
+      f'name one of {sorted(found["params"])}.'
     )
   _compare(directory, found['params'][name], like)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
@@ -75,7 +82,7 @@ def restore_params(directory: pathlib.Path, like: Any, name: str, step: int | No
         partial_restore=True,
       ),
     )
-  # Orbax gives NumPy arrays, which every call of a compiled function would carry to the device anew.
+  # Orbax gives NumPy arrays, which every call of a compiled function would copy to the device.
   return jax.tree.map(jnp.asarray, restored['params'][name])
 
 
@@ -92,9 +99,8 @@ def _step_directory(directory: pathlib.Path, step: int | None) -> pathlib.Path:
     raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
   path = directory.resolve() / str(found)
   if not (path / 'default').is_dir():
-    raise FileNotFoundError(
-      f'No whole checkpoint of step {found} in {directory}: name a step that it holds, or delete {path}.'
-    )
+    remedy = f'delete {path}' if path.exists() else 'name a step that it holds'
+    raise FileNotFoundError(f'No whole checkpoint of step {found} in {directory}: {remedy}.')
   return path
 
 
@@ -145,5 +151,8 @@ def _compare(directory: pathlib.Path, found: Any, like: Any, owner: str = 'netwo
     else:
       what = f'holds {name} {found[name]}, the {owner} expects {expected[name]}'
       if name.endswith('token_embedder/embedding') and found[name][1] == expected[name][1]:
-        remedy = f'the vocabularies differ: set VOCAB_SIZE = {found[name][0]}, and use the vocabulary it was trained with'
+        remedy = (
+          f'the vocabularies differ: set VOCAB_SIZE = {found[name][0]}, and use the vocabulary '
+          'it was trained with'
+        )
     raise ValueError(f'Checkpoint {directory} {what}: {remedy}.')

@@ -39,7 +39,9 @@ class Writer:
 
 
 def read(path: pathlib.Path) -> list[dict[str, float | int | None]]:
-  """The rows of a metrics.jsonl; none where there is no file. A last line cut short by a kill is dropped.
+  """The rows of a metrics.jsonl; none where there is no file.
+
+  A last line cut short by a kill is dropped.
 
   Raises:
     ValueError: another line is no JSON.

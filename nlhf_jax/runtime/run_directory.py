@@ -24,8 +24,8 @@ def check(run_dir: pathlib.Path, config: str) -> None:
   for number, (old, new) in enumerate(pairs, start=1):
     if old != new:
       raise ValueError(
-        f'{run_dir} holds a run of another configuration ({_CONFIG}:{number}: {old!r}, now {new!r}): '
-        'name another --run_dir, or delete it.'
+        f'{run_dir} holds a run of another configuration '
+        f'({_CONFIG}:{number}: {old!r}, now {new!r}): name another --run_dir, or delete it.'
       )
 
 

@@ -11,7 +11,7 @@ from nlhf_jax.runtime import metrics
 
 
 def shown(run_dir):
-  """(step, loss) as TensorBoard shows them: the start of a session hides earlier events from its step on."""
+  """(step, loss) as TensorBoard shows them: a new session hides earlier events from its step on."""
   found = []
   for path in sorted(run_dir.glob('events.*')):  # Named by the second they were opened in.
     data = path.read_bytes()
