@@ -9,11 +9,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from nlhf_jax.evaluation.win_rates import mean_with_interval
-from nlhf_jax.games import game
+from nlhf_jax.games import game as games
+from nlhf_jax.games import sources
 
 
 class Exact(NamedTuple):
@@ -49,18 +51,24 @@ def evaluate(
 def _play(log_probs, scores, reference_log_probs, tau):
   valid = np.isfinite(scores[0])
   # The last outcome is "anything else": every annotator puts it last.
-  table = np.concatenate([scores[:, valid], np.full((len(scores), 1), -np.inf)], axis=1)
-  preference = game.from_scores(table)
-  policies = [_with_rest(x[valid]) for x in log_probs]
-  reference = _with_rest(reference_log_probs[valid])
-  matrix = np.stack(policies)
-  return (
-    np.array([game.worst_case(preference, p) for p in policies]),
-    np.array([game.duality_gap(preference, p, reference, tau) for p in policies]),
-    np.array([game.kl_divergence(p, reference) for p in policies]),
-    matrix @ preference @ matrix.T,
-    np.array(game.has_unbeaten(preference)),
-  )
+  scores = np.concatenate([scores[:, valid], np.full((len(scores), 1), -np.inf)], axis=1)
+  preference = sources.from_scores(scores)
+  policies = np.stack([_with_rest(x[valid]) for x in log_probs])
+  with jax.enable_x64(True):
+    game = games.make(preference, _with_rest(reference_log_probs[valid]), tau)
+    values = jax.tree.map(np.asarray, _measure(game, policies))
+  return *values, policies @ preference @ policies.T, games.has_unbeaten(preference)
+
+
+@jax.jit
+def _measure(game: games.PreferenceGame, policies: Float[Array, 'players Y']):
+  """Worst case, duality gap and KL to μ of every policy."""
+
+  def of_one(policy):
+    kl = games.kl_divergence(policy, game.reference)
+    return games.worst_case(game, policy), games.duality_gap(game, policy), kl
+
+  return jax.vmap(of_one)(policies)
 
 
 def _with_rest(log_probs: Float[np.ndarray, 'Y']) -> Float[np.ndarray, 'Y_and_rest']:

@@ -1,55 +1,231 @@
-"""Exact equilibria of a table: by linear program without regularisation, by a fixed point with it."""
+"""Solves games: any solver with its curve, and the exact oracles that solvers and deep methods are tested against.
 
+`iterate` is pure: a `lax.scan`, for `jax.jit` and for `jax.vmap` over games, step sizes, β and seeds. `run` is for one
+game from the host, in double precision. `regularised_nash` is π*_τ as a fixed point, `maximal_lottery` the equilibrium
+without regularisation as a linear program.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy import optimize, special
+from jaxtyping import Array, Float, Int
+from scipy import optimize
 
-from nlhf_jax.games.game import Distribution, Matrix
+from nlhf_jax.games import game as games
+from nlhf_jax.games import solvers
+from nlhf_jax.games.game import Distribution, PreferenceGame
+from nlhf_jax.games.solvers import PayoffFn, Solver, State
 
 
-def nash(preference: Matrix) -> Distribution:
-  """A maximal lottery: π with P(π ≻ y) ≥ 1/2 for every y. There may be more than one."""
-  size = preference.shape[0]
-  # Maximise v subject to πᵀ(P − 1/2) ≥ v, with π on the simplex.
-  objective = np.append(np.zeros(size), -1.0)
-  constraints = np.hstack([-(preference - 0.5).T, np.ones((size, 1))])
-  simplex = np.append(np.ones(size), 0.0)[None]
-  bounds = [(0, None)] * size + [(None, None)]
-  result = optimize.linprog(
-    objective, constraints, np.zeros(size), simplex, np.ones(1), bounds, method='highs'
-  )
-  if not result.success:
-    raise ValueError(f'The linear program of {size} responses has no solution: {result.message}')
-  policy = np.maximum(result.x[:size], 0)
-  return policy / policy.sum()
+class Curve(NamedTuple):
+  """How a solver gets there: a row for every recorded step."""
+
+  step: Int[Array, 'records']
+  duality_gap: Float[Array, 'records']  # Of the last iterate.
+  kl_to_nash: Float[Array, 'records']  # KL(π*‖π_t), nats; NaN where π* is not given.
+
+
+class Lottery(NamedTuple):
+  """A maximal lottery: π with P(π ≻ y) ≥ 1/2 for every y (Kreweras 1965, Fishburn 1984)."""
+
+  policy: Float[np.ndarray, 'Y']
+  value: float  # min_y P(π ≻ y): 1/2, up to rounding.
+  unique: bool
+
+
+def iterate(
+  solver: Solver,
+  game: PreferenceGame,
+  state: State,
+  start: Int[Array, ''] | int,
+  num_steps: int,
+  rng: jax.Array,
+  payoff: PayoffFn = solvers.exact,
+) -> State:
+  """`num_steps` steps of a solver, from step number `start` on."""
+
+  def step(state, t):
+    return solver.step(game, state, t, payoff, jax.random.fold_in(rng, t)), None
+
+  return jax.lax.scan(step, state, start + jnp.arange(num_steps))[0]
+
+
+def trace(
+  solver: Solver,
+  game: PreferenceGame,
+  state: State,
+  start: Int[Array, ''] | int,
+  num_records: int,
+  every: int,
+  rng: jax.Array,
+  payoff: PayoffFn = solvers.exact,
+  nash: Distribution | None = None,
+) -> tuple[State, Curve]:
+  """`num_records` times `every` steps, each followed by a record. Pure."""
+
+  def record(state, number):
+    first = start + number * every
+    state = iterate(solver, game, state, first, every, rng, payoff)
+    policy = jnp.exp(state.log_policy)
+    gap = games.duality_gap(game, policy)
+    kl = jnp.full_like(gap, jnp.nan) if nash is None else _kl_to(nash, state.log_policy)
+    return state, Curve(first + every, gap, kl)
+
+  return jax.lax.scan(record, state, jnp.arange(num_records))
+
+
+def run(
+  solver: Solver,
+  game: PreferenceGame,
+  num_steps: int,
+  *,
+  num_records: int = 100,
+  payoff: PayoffFn = solvers.exact,
+  seed: int = 0,
+  nash: Distribution | None = None,
+  advance: Callable[[int], None] = lambda steps: None,
+) -> tuple[Float[np.ndarray, 'Y'], Curve]:
+  """Runs a solver on one game in double precision.
+
+  Args:
+    solver: of `solvers`.
+    game: of `game.make`.
+    num_steps: rounded up to a whole number of records.
+    num_records: rows of the curve.
+    payoff: exact, or an estimate.
+    seed: of the estimate.
+    nash: π*, for the curve's KL.
+    advance: told of steps done, for a progress bar.
+
+  Returns:
+    The policy, and the curve, whose first row is the start.
+
+  Raises:
+    ValueError: the step size η does not fit the game: 0 < ητ ≤ 1 is needed, or η > 0 where τ = 0.
+  """
+  if num_steps < 1:
+    raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
+  with jax.enable_x64(True):
+    check_step_size(solver, game)
+    every = -(-num_steps // num_records)
+    rng = jax.random.key(seed)
+    part = jax.jit(functools.partial(trace, solver, payoff=payoff), static_argnums=(3, 4))
+    state = solver.init(game)
+    curves = [_start(game, state, nash)]
+    total, chunk = -(-num_steps // every), -(-num_records // 20)
+    for done in range(0, total, chunk):
+      size = min(chunk, total - done)
+      state, curve = part(game, state, done * every, size, every, rng, nash=nash)
+      curves.append(curve)
+      jax.block_until_ready(curve)
+      advance(size * every)
+    curve = jax.tree.map(lambda *rows: np.concatenate(rows), *curves)
+    return np.exp(np.asarray(state.log_policy)), curve
+
+
+def check_step_size(solver: Solver, game: PreferenceGame) -> None:
+  """Raises ValueError unless 0 < ητ ≤ 1 at the first step, or η > 0 where τ = 0."""
+  if solver.eta is None:
+    return
+  with np.errstate(all='ignore'):
+    eta = float(solver.eta(game, 0))
+  tau = float(game.tau)
+  if not np.isfinite(eta) or (eta == 0 and tau == 0):
+    raise ValueError(
+      'This solver takes its step size from tau, which is 0: give eta, or tau > 0, or take '
+      'fictitious_play or reset_magnet.'
+    )
+  if not (eta > 0 and eta * tau <= 1 + 1e-9):
+    raise ValueError(f'eta * tau must be in (0, 1], got {eta:g} * {tau:g} = {eta * tau:g}.')
 
 
 def regularised_nash(
-  preference: Matrix,
-  reference: Distribution,
-  tau: float,
-  *,
-  tolerance: float = 1e-12,
-  max_steps: int = 1_000_000,
-) -> Distribution:
-  """π*_τ, the fixed point of π = softmax(log μ + Pπ/τ), by Nash-MP: each step looks ahead and starts again.
+  game: PreferenceGame, *, tolerance: float = 1e-12, max_steps: int = 1_000_000
+) -> Float[np.ndarray, 'Y']:
+  """π*_τ: Nash-MP until max_y |π − softmax(log μ + Pπ/τ)| < tolerance, in double precision.
 
   Raises:
     ValueError: τ is not positive, or the residual does not reach the tolerance.
-
-  Source: Tiapkin et al. (2025), arXiv:2505.19731.
   """
-  if tau <= 0:
-    raise ValueError(f'tau must be positive, got {tau}: without regularisation use `nash`.')
-  log_reference = np.log(reference)
-  log_policy, policy = log_reference, reference
-  eta = min(2 * tau, 1.0)
-  for _ in range(max_steps):
-    target = special.softmax(log_reference + preference @ policy / tau)
-    if np.abs(policy - target).max() < tolerance:
-      return policy
-    ahead = policy
-    for _ in range(2):
-      logits = log_policy + eta * log_reference + eta / tau * (preference @ ahead)
-      ahead = special.softmax(logits / (1 + eta))
-    log_policy, policy = special.log_softmax(logits / (1 + eta)), ahead
-  raise ValueError(f'No fixed point within {tolerance} after {max_steps} steps at tau = {tau}.')
+  if not game.tau > 0:
+    raise ValueError(f'tau must be positive, got {game.tau}: without it use `maximal_lottery`.')
+  with jax.enable_x64(True):
+    policy, residual = _fixed_point(game, tolerance, max_steps)
+  if not residual < tolerance:
+    raise ValueError(
+      f'No fixed point within {tolerance} after {max_steps} steps at tau = {game.tau}: residual {residual}.'
+    )
+  return np.asarray(policy)
+
+
+@jax.jit
+def _fixed_point(game: PreferenceGame, tolerance: float, max_steps: int):
+  """Nash-MP until the residual is small enough, or the steps are spent. Pure; vmaps over games."""
+  solver = solvers.nash_mp()
+
+  def unfinished(carry):
+    t, _, residual = carry
+    return (residual >= tolerance) & (t < max_steps)
+
+  def step(carry):
+    t, state, _ = carry
+    state = solver.step(game, state, t, solvers.exact, jax.random.key(0))
+    return t + 1, state, games.residual(game, jnp.exp(state.log_policy))
+
+  start = (0, solver.init(game), jnp.asarray(jnp.inf, jnp.result_type(game.reference)))
+  _, state, residual = jax.lax.while_loop(unfinished, step, start)
+  return jnp.exp(state.log_policy), residual
+
+
+def maximal_lottery(preference: Float[np.ndarray, 'Y Y']) -> Lottery:
+  """The equilibrium without regularisation, by linear program: maximise v with π(P − 1/2) ≥ v on the simplex.
+
+  Whether it is the only one is decided, not searched: an equilibrium of a symmetric zero-sum game is unique if and only
+  if every response outside its support loses to it, and the support's own game has no second one (the kernel of its
+  payoffs is a line).
+
+  Raises:
+    ValueError: the program has no solution: P is no preference.
+  """
+  advantage = np.asarray(preference, np.float64) - 0.5
+  size = advantage.shape[0]
+  result = optimize.linprog(
+    c=np.append(np.zeros(size), -1.0),
+    A_ub=np.hstack([-advantage.T, np.ones((size, 1))]),
+    b_ub=np.zeros(size),
+    A_eq=np.append(np.ones(size), 0.0)[None],
+    b_eq=np.ones(1),
+    bounds=[(0, None)] * size + [(None, None)],
+    method='highs-ds',
+    options={'primal_feasibility_tolerance': 1e-10, 'dual_feasibility_tolerance': 1e-10},
+  )
+  if not result.success:
+    raise ValueError(f'The linear program of {size} responses has no solution: {result.message}')
+  policy = np.where(result.x[:size] > 1e-9, result.x[:size], 0)
+  policy /= policy.sum()
+  return Lottery(policy, 0.5 + float(np.min(policy @ advantage)), _is_unique(advantage, policy))
+
+
+def _is_unique(advantage: Float[np.ndarray, 'Y Y'], policy: Float[np.ndarray, 'Y']) -> bool:
+  support = policy > 0
+  if np.any((policy @ advantage)[~support] < 1e-9):
+    return False
+  singular = np.linalg.svd(advantage[np.ix_(support, support)], compute_uv=False)
+  return int(np.sum(singular < 1e-9)) == 1
+
+
+def _kl_to(nash: Distribution, log_policy: Float[Array, 'Y']) -> Float[Array, '']:
+  """KL(π*‖π) from log π, so that a probability too small for a float costs no infinity."""
+  nash = jnp.asarray(nash)
+  log_nash = jnp.log(jnp.where(nash > 0, nash, 1))
+  return jnp.sum(jnp.where(nash > 0, nash * (log_nash - log_policy), 0))
+
+
+def _start(game: PreferenceGame, state: State, nash: Distribution | None) -> Curve:
+  gap = games.duality_gap(game, jnp.exp(state.log_policy))
+  kl = jnp.nan if nash is None else _kl_to(nash, state.log_policy)
+  return Curve(np.array([0]), np.array([gap]), np.array([kl]))

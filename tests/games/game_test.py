@@ -1,89 +1,94 @@
-"""The exact games against the paper's closed forms and real elections."""
+"""What policies are worth, against definitions, a numerical optimiser and closed forms."""
 
-import csv
-
+import jax
 import numpy as np
 import pytest
-from scipy import special
+from scipy import optimize, special
 
-from nlhf_jax.games import game, solve
-
-
-def section_3_2(epsilon: float) -> np.ndarray:
-  """Munos et al. (2024), section 3.2."""
-  p = np.full((3, 3), 0.5)
-  for i, j, value in [
-    (1, 0, 2 / 3 - epsilon / 2),
-    (2, 0, 1 / 3 - epsilon / 4),
-    (2, 1, 2 / 3 + epsilon / 4),
-  ]:
-    p[i, j], p[j, i] = value, 1 - value
-  return p
+from nlhf_jax.games import game, sources
 
 
-@pytest.mark.parametrize('epsilon', [-0.2, 0.05, 0.3])
-def test_nash_of_section_3_2(epsilon):
-  policy = solve.nash(section_3_2(epsilon))
+@pytest.fixture(autouse=True)
+def in_double_precision():
+  with jax.enable_x64(True):
+    yield
+
+
+def kl(p, q):
+  return float(np.sum(p * np.log(p / q)))
+
+
+def test_preferences_are_their_definitions(random_game):
+  g = random_game(5, 0.3)
+  p, q = np.random.default_rng(1).dirichlet(np.ones(5), 2)
+  won = sum(p[i] * q[j] * g.preference[i, j] for i in range(5) for j in range(5))
+  assert game.preference(g, p, q) == pytest.approx(won)
+  regularised = won - 0.3 * kl(p, g.reference) + 0.3 * kl(q, g.reference)
+  assert game.regularised_preference(g, p, q) == pytest.approx(regularised)
+  assert regularised + game.regularised_preference(g, q, p) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('tau', [0.05, 0.7])
+def test_best_response_gap_and_exploitability_against_an_optimiser(tau, random_game):
+  g = random_game(6, tau)
+  policy = np.random.default_rng(2).dirichlet(np.ones(6))
+
+  def loss(logits):
+    return -float(game.regularised_preference(g, special.softmax(logits), policy))
+
+  found = optimize.minimize(loss, np.zeros(6), tol=1e-12)
+  np.testing.assert_allclose(game.best_response(g, policy), special.softmax(found.x), atol=1e-4)
+  assert game.best_value(g, policy) == pytest.approx(-found.fun, abs=1e-7)
+  # The other end of the gap: the worst that can happen to the policy.
+  worst = optimize.minimize(lambda x: -loss(x) * 0 + float(
+    game.regularised_preference(g, policy, special.softmax(x))), np.zeros(6), tol=1e-12)
+  assert game.duality_gap(g, policy) == pytest.approx(-found.fun - worst.fun, abs=1e-6)
+  assert game.exploitability(g, policy) == pytest.approx(game.duality_gap(g, policy) / 2)
+
+
+def test_without_regularisation_the_best_response_is_one_response(random_game):
+  g = random_game(6, 0.0)
+  policy = np.random.default_rng(2).dirichlet(np.ones(6))
+  values = g.preference @ policy
+  assert np.argmax(game.best_response(g, policy)) == np.argmax(values)
+  assert game.duality_gap(g, policy) == pytest.approx(2 * values.max() - 1)
+  assert game.worst_case(g, policy) == pytest.approx(1 - values.max())
+
+
+def test_a_batch_of_games_is_a_contextual_game(random_game):
+  games = [random_game(4, tau, seed) for seed, tau in enumerate([0.1, 0.5, 2.0])]
+  batch = jax.tree.map(lambda *x: np.stack(x), *games)
+  policies = np.random.default_rng(0).dirichlet(np.ones(4), 3)
+  gaps = jax.vmap(game.duality_gap)(batch, policies)
   np.testing.assert_allclose(
-    policy, [1 / 3 + epsilon / 2, 1 / 3 + epsilon / 2, 1 / 3 - epsilon], atol=1e-9
+    gaps, [game.duality_gap(g, p) for g, p in zip(games, policies, strict=True)], atol=1e-12
   )
-  assert game.worst_case(section_3_2(epsilon), policy) == pytest.approx(0.5, abs=1e-9)
-
-
-def test_annotators_of_appendix_c_2_make_a_cycle():
-  scores = np.array([[2, 4, 9], [1, 6, 8], [3, 5, 7]], float).reshape(3, 3)
-  table = game.from_scores(np.array([[2, 4, 9], [1, 6, 8], [3, 5, 7]], float))
-  game.check(table)
-  cyclic = game.from_scores(np.array([[3, 2, 1], [1, 3, 2], [2, 1, 3]], float))
-  np.testing.assert_allclose(cyclic[[0, 1, 2], [1, 2, 0]], 2 / 3)
-  assert not game.has_unbeaten(cyclic)
-  assert scores.shape == table.shape
-
-
-@pytest.mark.parametrize('tau', [0.02, 0.2, 1.0])
-def test_regularised_nash_is_its_own_best_response(tau):
-  rng = np.random.default_rng(0)
-  noise = rng.normal(size=(7, 7))
-  table = special.expit(2 * (noise - noise.T))
-  reference = rng.dirichlet(np.ones(7))
-  policy = solve.regularised_nash(table, reference, tau)
-  np.testing.assert_allclose(policy, game.best_response(table, policy, reference, tau), atol=1e-12)
-  assert game.duality_gap(table, policy, reference, tau) == pytest.approx(0, abs=1e-10)
-  assert game.duality_gap(table, reference, reference, tau) > 1e-3
-
-
-def test_two_responses_have_a_logistic_solution():
-  table, tau = np.array([[0.5, 0.8], [0.2, 0.5]]), 0.25
-  policy = solve.regularised_nash(table, np.array([0.3, 0.7]), tau)
-  assert special.logit(policy[0]) == pytest.approx(special.logit(0.3) + 0.3 / tau, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-  ('name', 'nash'), [('f1_1970', [0.714, 0.143, 0.143]), ('soccer10', [0.522, 0.331, 0.147])]
-)
-def test_real_elections(test_data, name, nash):
-  rows = list(csv.reader((test_data / 'games' / f'{name}.csv').open()))
-  table = np.array([row[1:] for row in rows[1:]], float)
-  game.check(table)
-  policy = solve.nash(table)
-  np.testing.assert_allclose(np.sort(policy)[::-1][:3], nash, atol=2e-3)
-  assert not game.has_unbeaten(table)
 
 
 @pytest.mark.parametrize(
   ('i', 'j', 'value', 'message'),
   [
-    (0, 1, 1.2, r'P\[0, 1\] = 1.2 must be in \[0, 1\]'),
-    (1, 2, 0.9, r'P\[1, 2\] = 0.9 and its mirror'),
+    (0, 1, 1.2, r'P\[0, 1\] = 1.2 must be in \[0, 1\]; P\[1, 0\] = 0.38'),
+    (1, 2, 0.9, r'P\[1, 2\] = 0.9 and its mirror must add up to 1'),
+    (2, 1, np.nan, r'P\[2, 1\] = nan is not a number'),
   ],
 )
 def test_a_wrong_entry_is_named(i, j, value, message):
-  table = section_3_2(0.1)
+  table = np.array(sources.section_3_2(0.1).preference)
   table[i, j] = value
   with pytest.raises(ValueError, match=message):
-    game.check(table)
+    game.make(table)
 
 
-def test_no_regularisation_has_no_fixed_point():
-  with pytest.raises(ValueError, match='tau must be positive'):
-    solve.regularised_nash(section_3_2(0.1), np.full(3, 1 / 3), 0.0)
+@pytest.mark.parametrize(
+  ('reference', 'tau', 'message'),
+  [
+    ([0.5, 0.5], 0.1, 'must have 3 entries'),
+    ([0.5, 0.5, 0.0], 0.1, 'positive everywhere: entry 2 is 0.0'),
+    (None, -0.1, 'tau must be 0'),
+    (None, float('nan'), 'tau must be 0'),
+  ],
+)
+def test_a_wrong_reference_or_tau_is_named(reference, tau, message):
+  with pytest.raises(ValueError, match=message):
+    game.make(sources.appendix_a().preference, reference, tau)

@@ -1,0 +1,264 @@
+"""Where games come from: files, votes, ratings, payoffs, annotators' scores, and the named games of the literature.
+
+A table is P with the labels of its alternatives, and the counts behind it where there are some. Everything is checked
+on its way in, and an error names the entry.
+"""
+
+import csv
+import itertools
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import special
+
+from nlhf_jax.games import game
+
+Matrix = Float[np.ndarray, 'Y Y']
+
+
+class Table(NamedTuple):
+  """Alternatives and how they compare."""
+
+  labels: tuple[str, ...]
+  preference: Matrix  # P(y_i ≻ y_j); 1/2 on the diagonal.
+  wins: Matrix | None = None  # Comparisons that y_i won against y_j, ties half; None: not known.
+
+
+def from_matrix(preference, labels: Sequence[str] | None = None) -> Table:
+  """A table from P itself.
+
+  Raises:
+    ValueError: P is no preference, or the labels do not fit.
+  """
+  preference = np.asarray(preference, np.float64)
+  labels = _labels(labels, len(preference))
+  game.check(preference, labels)
+  return Table(labels, preference)
+
+
+def from_wins(wins, labels: Sequence[str] | None = None) -> Table:
+  """P as the share of comparisons won; a pair that never met is even.
+
+  Args:
+    wins: [Y, Y], wins[i, j] comparisons that i won against j; a tie counts half on both sides.
+    labels: of the alternatives; None: their numbers.
+
+  Raises:
+    ValueError: a count is negative or missing; names the entry.
+  """
+  wins = np.asarray(wins, np.float64)
+  if wins.ndim != 2 or wins.shape[0] != wins.shape[1]:
+    raise ValueError(f'Counts must be a square matrix, got shape {wins.shape}.')
+  labels = _labels(labels, len(wins))
+  for i, j in np.argwhere(~((wins >= 0) & np.isfinite(wins))):
+    raise ValueError(f'wins[{labels[i]}, {labels[j]}] = {wins[i, j]} must be 0 or more.')
+  wins = wins * (1 - np.eye(len(wins)))
+  played = wins + wins.T
+  share = np.divide(wins, played, out=np.full_like(wins, 0.5), where=played > 0)
+  return Table(labels, share, wins)
+
+
+def from_ballots(
+  ballots: Iterable[tuple[float, Sequence[Sequence[int]]]],
+  num_alternatives: int,
+  labels: Sequence[str] | None = None,
+) -> Table:
+  """Pairwise shares of ranked ballots; unranked stands below ranked, and ties count half.
+
+  Args:
+    ballots: (number of voters, ranking) each; a ranking is groups of equals, best first, by alternative number.
+    num_alternatives: Y.
+    labels: of the alternatives; None: their numbers.
+
+  Raises:
+    ValueError: a ballot names an alternative that is not there, or one twice.
+  """
+  wins = np.zeros((num_alternatives, num_alternatives))
+  for number, (count, ranking) in enumerate(ballots):
+    place = np.full(num_alternatives, num_alternatives)  # Below all that are ranked.
+    seen = [alternative for group in ranking for alternative in group]
+    for alternative in seen:
+      if not 0 <= alternative < num_alternatives or seen.count(alternative) > 1:
+        raise ValueError(
+          f'Ballot {number} names alternative {alternative} twice, or there is none: they are '
+          f'numbered 0 to {num_alternatives - 1}.'
+        )
+    for rank, group in enumerate(ranking):
+      place[list(group)] = rank
+    wins += count * (0.5 + 0.5 * np.sign(place[None] - place[:, None]))
+  return from_wins(wins, labels)
+
+
+def from_scores(scores: Float[np.ndarray, 'K Y']) -> Matrix:
+  """The share of K annotators who score y above y'; a tie is half a vote. −inf ties with −inf."""
+  above = scores[:, :, None] > scores[:, None]
+  return np.mean(0.5 + 0.5 * above - 0.5 * above.swapaxes(1, 2), axis=0)
+
+
+def bradley_terry(scores: Float[np.ndarray, 'Y']) -> Matrix:
+  """P(i ≻ j) = σ(r_i − r_j), rewards in nats."""
+  scores = np.asarray(scores, np.float64)
+  return special.expit(scores[:, None] - scores)
+
+
+def elo(ratings: Float[np.ndarray, 'Y']) -> Matrix:
+  """P(i ≻ j) = 1/(1 + 10^((R_j − R_i)/400))."""
+  return bradley_terry(np.asarray(ratings, np.float64) * math.log(10) / 400)
+
+
+def from_payoffs(payoffs) -> Matrix:
+  """P = 1/2 + A/(2 max|A|) of a symmetric zero-sum game with payoffs A = −Aᵀ.
+
+  Raises:
+    ValueError: A is not antisymmetric; names the entry.
+  """
+  payoffs = np.asarray(payoffs, np.float64)
+  for i, j in np.argwhere(~(np.abs(payoffs + payoffs.T) <= 1e-6 * np.abs(payoffs).max())):
+    raise ValueError(
+      f'Payoffs of a symmetric zero-sum game satisfy A = −Aᵀ: A[{i}, {j}] = {payoffs[i, j]}, '
+      f'A[{j}, {i}] = {payoffs[j, i]}.'
+    )
+  return 0.5 + payoffs / (2 * max(np.abs(payoffs).max(), 1e-300))
+
+
+def read(path: pathlib.Path) -> Table:
+  """A CSV with labels in the first row and column: shares P(i ≻ j), or counts of comparisons won.
+
+  Counts are told from shares by any entry above 1.
+
+  Raises:
+    FileNotFoundError, ValueError: names file, line and entry.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f'No file {path}: name a CSV, or one of the games {", ".join(NAMED)}.')
+  with path.open(newline='') as file:
+    lines = [line for line in csv.reader(file) if line]
+  if len(lines) < 2:
+    raise ValueError(f'{path} has no rows: labels in the first row and column, a number for each pair.')
+  labels = [label.strip() for label in lines[0][1:]]
+  values = np.empty((len(lines) - 1, len(labels)))
+  for number, line in enumerate(lines[1:]):
+    if len(line) != len(labels) + 1:
+      raise ValueError(
+        f'{path}:{number + 2} has {len(line)} fields, the first line {len(labels) + 1}.'
+      )
+    for column, field in enumerate(line[1:]):
+      try:
+        values[number, column] = float(field)
+      except ValueError:
+        raise ValueError(
+          f'{path}:{number + 2}: column {labels[column]!r} holds {field!r}, not a number.'
+        ) from None
+  rows = [line[0].strip() for line in lines[1:]]
+  if rows != labels:
+    raise ValueError(f'{path}: labels of rows and columns differ: {_first_difference(rows, labels)}.')
+  try:
+    return from_wins(values, labels) if np.any(values > 1) and _whole(values) else from_matrix(values, labels)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _whole(values: Matrix) -> bool:
+  return bool(np.all(np.mod(2 * values, 1) == 0))  # Ties are halves.
+
+
+def _first_difference(rows: Sequence[str], columns: Sequence[str]) -> str:
+  for row, column in itertools.zip_longest(rows, columns):
+    if row != column:
+      return f'{row!r} in a row where a column has {column!r}'
+  return 'none'
+
+
+def _labels(labels: Sequence[str] | None, size: int) -> tuple[str, ...]:
+  if labels is None:
+    return tuple(f'y{number + 1}' for number in range(size))
+  if len(labels) != size:
+    raise ValueError(f'{len(labels)} labels for {size} alternatives.')
+  for label in labels:
+    if list(labels).count(label) > 1:
+      raise ValueError(f'The label {label!r} occurs twice.')
+  return tuple(labels)
+
+
+def section_3_2(epsilon: float = 0.1) -> Table:
+  """Munos et al. (2024), section 3.2: Nash (1/3 + ε/2, 1/3 + ε/2, 1/3 − ε) for |ε| ≤ 1/3; Bradley-Terry picks one."""
+  p = np.full((3, 3), 0.5)
+  pairs = {
+    (1, 0): 2 / 3 - epsilon / 2,
+    (2, 0): 1 / 3 - epsilon / 4,
+    (2, 1): 2 / 3 + epsilon / 4,
+  }
+  for (i, j), value in pairs.items():
+    p[i, j], p[j, i] = value, 1 - value
+  return from_matrix(p)
+
+
+def appendix_a() -> Table:
+  """Munos et al. (2024), appendix A: Bradley-Terry with rewards (0, log 9, log 2)."""
+  return from_matrix(bradley_terry(np.log([1.0, 9.0, 2.0])))
+
+
+def appendix_c_2() -> Table:
+  """Munos et al. (2024), appendix C.2: three annotators' scores whose majorities cycle, every edge 2/3."""
+  return from_matrix(from_scores(np.array([[2, 1, 3], [4, 6, 5], [9, 8, 7]], float)))
+
+
+def rock_paper_scissors(size: int = 3) -> Table:
+  """Each beats the (size − 1)/2 before it on a circle for sure; size odd."""
+  size = int(size)
+  if size < 3 or size % 2 == 0:
+    raise ValueError(f'rock_paper_scissors needs an odd number of alternatives, 3 or more: got {size}.')
+  ahead = (np.arange(size)[:, None] - np.arange(size)) % size
+  p = np.where(ahead == 0, 0.5, (ahead <= size // 2).astype(float))
+  return from_matrix(p, ('rock', 'paper', 'scissors') if size == 3 else None)
+
+
+def blotto(soldiers: int = 5, fields: int = 3) -> Table:
+  """Colonel Blotto: who takes more fields wins."""
+  soldiers, fields = int(soldiers), int(fields)
+  plans = [p for p in itertools.product(range(soldiers + 1), repeat=fields) if sum(p) == soldiers]
+  grid = np.array(plans)
+  taken = np.sign(grid[:, None] - grid[None]).sum(axis=-1)
+  separator = '' if soldiers < 10 else '-'
+  return from_matrix(0.5 + 0.5 * np.sign(taken), [separator.join(map(str, p)) for p in plans])
+
+
+def cyclic(size: int = 9, seed: int = 0) -> Table:
+  """A random game with cycles: places on a disc, i ahead of j by the angle between them, and noise.
+
+  Log-odds are 3 r_i r_j sin(angle) plus a Gaussian's antisymmetric part. Without noise it is the disc game of Balduzzi et
+  al. (2019), arXiv:1901.08106.
+  """
+  rng = np.random.default_rng(int(seed))
+  size = int(size)
+  angle, radius = rng.uniform(0, 2 * math.pi, size), np.sqrt(rng.uniform(size=size))
+  noise = rng.normal(size=(size, size))
+  odds = 3 * np.outer(radius, radius) * np.sin(angle[:, None] - angle) + 0.5 * (noise - noise.T)
+  return from_matrix(special.expit(odds))
+
+
+NAMED: dict[str, Callable[..., Table]] = {
+  'section_3_2': section_3_2,
+  'appendix_a': appendix_a,
+  'appendix_c_2': appendix_c_2,
+  'rock_paper_scissors': rock_paper_scissors,
+  'blotto': blotto,
+  'cyclic': cyclic,
+}
+
+
+def named(text: str) -> Table | None:
+  """A game by name, with its numbers after a colon, such as 'blotto:5,3'; None where no game has that name."""
+  match = re.fullmatch(r'(\w+)(?::([-\d.,]+))?', text)
+  if match is None or match[1] not in NAMED:
+    return None
+  numbers = [float(x) for x in match[2].split(',')] if match[2] else []
+  try:
+    return NAMED[match[1]](*numbers)
+  except TypeError:
+    raise ValueError(f'{match[1]} does not take {len(numbers)} numbers: {text}.') from None

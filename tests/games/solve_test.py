@@ -1,0 +1,237 @@
+"""Solvers against the oracle, the theorem's bound at every step, the rates that papers promise; oracles against theirs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize, special
+
+from nlhf_jax.games import game, solve, solvers, sources
+
+FILES = ('glasgow2007_ward9', 'f1_1970', 'soccer10', 'blotto_5_3', 'debian2005_leader')
+
+
+@pytest.mark.parametrize(('size', 'tau'), [(2, 0.01), (5, 0.05), (40, 0.02), (120, 0.3), (9, 1.0)])
+def test_regularised_nash_is_its_own_best_response(size, tau, random_game):
+  g = random_game(size, tau, size)
+  policy = solve.regularised_nash(g)
+  target = special.softmax(np.log(g.reference) + g.preference @ policy / tau)
+  assert np.abs(policy - target).max() <= 1e-12
+  with jax.enable_x64(True):
+    assert abs(game.duality_gap(g, policy)) < 1e-12
+    assert game.duality_gap(g, g.reference) > 1e-4
+
+
+def test_two_responses_have_a_logistic_solution():
+  g = game.make([[0.5, 0.8], [0.2, 0.5]], [0.3, 0.7], 0.25)
+  policy = solve.regularised_nash(g)
+  assert special.logit(policy[0]) == pytest.approx(special.logit(0.3) + 0.3 / 0.25, abs=1e-9)
+
+
+def test_no_regularisation_has_no_fixed_point():
+  with pytest.raises(ValueError, match='tau must be positive'):
+    solve.regularised_nash(game.make(sources.section_3_2().preference))
+
+
+CONVERGENT = {
+  'egpo': 40,
+  'nash_mp': 40,
+  'omwu': 80,
+  'self_play': 600,
+  'magnetic': 600,
+}
+
+
+@pytest.mark.parametrize('name', CONVERGENT)
+@pytest.mark.parametrize('tau', [0.05, 0.5])
+def test_convergent_solvers_reach_the_equilibrium(name, tau, random_game):
+  g = random_game(12, tau)
+  nash = solve.regularised_nash(g)
+  # Linear rates: so many steps for every factor of e, in units of 1/τ or (slow ones) 1/τ².
+  num_steps = int(CONVERGENT[name] / (tau**2 if CONVERGENT[name] > 100 else tau)) // 10
+  policy, curve = solve.run(solvers.named(name), g, max(num_steps, 400), nash=nash)
+  assert curve.duality_gap[-1] < 1e-8
+  np.testing.assert_allclose(policy, nash, atol=1e-6)
+  assert curve.step[0] == 0
+  assert np.all(curve.duality_gap > -1e-14)
+
+
+@pytest.mark.parametrize('tau', [0.05, 0.3, 1.0])
+@pytest.mark.parametrize('eta', [None, 0.02, 0.3])
+def test_theorem_1_holds_at_every_step(tau, eta, random_game):
+  """KL(π*, π_{t+1}) ≤ (1 − ητ) KL(π*, π_t) + 2η²; with η_t = 2/(τ(t + 2)) KL(π*, π_T) ≤ 8/(τ²(T + 1))."""
+  for seed in range(3):
+    g = random_game(10, tau, seed)
+    _, curve = solve.run(
+      solvers.nash_md(eta), g, 400, num_records=400, nash=solve.regularised_nash(g)
+    )
+    kl, t = curve.kl_to_nash, curve.step
+    if eta is None:
+      assert np.all(kl[1:] <= 8 / (tau**2 * (t[1:] + 1)))
+    size = 2 / (tau * (t[:-1] + 2)) if eta is None else eta
+    assert np.all(kl[1:] <= (1 - size * tau) * kl[:-1] + 2 * size**2 + 1e-12)
+
+
+def test_nash_mp_and_egpo_are_one_method(random_game):
+  """Under η_EG = η_MP/(τ(1 + η_MP)), step for step."""
+  g = random_game(8, 0.2)
+  eta = 0.3
+  a, _ = solve.run(solvers.nash_mp(eta), g, 7, num_records=7)
+  b, _ = solve.run(solvers.egpo(eta / (0.2 * (1 + eta))), g, 7, num_records=7)
+  np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_nash_mp_is_its_formula(random_game):
+  g, eta, tau = random_game(8, 0.2), 0.3, 0.2
+  found, _ = solve.run(solvers.nash_mp(eta), g, 1)
+  log_reference, policy = np.log(g.reference), g.reference
+  for _ in range(2):
+    logits = np.log(g.reference) + eta * log_reference + eta / tau * g.preference @ policy
+    policy = special.softmax(logits / (1 + eta))
+  np.testing.assert_allclose(found, policy, rtol=1e-12)
+
+
+@pytest.mark.parametrize('tau', [0.02, 0.1, 0.4])
+def test_extragradient_converges_at_the_rate_it_promises(tau, random_game):
+  """KL(π*, π_k) ≤ (1 + η)^{-k} KL(π*, π_0) with η = 2τ, Nash-MP's theorem."""
+  g = random_game(20, tau)
+  nash = solve.regularised_nash(g)
+  _, curve = solve.run(solvers.nash_mp(), g, 200, num_records=200, nash=nash)
+  bound = curve.kl_to_nash[0] * (1 + 2 * tau) ** -curve.step.astype(float)
+  assert np.all(curve.kl_to_nash <= bound + 1e-14)
+
+
+@pytest.mark.parametrize('beta', [0.0, 0.3, 0.8, 1.0])
+def test_a_fixed_mixture_stops_where_theory_says(beta, random_game):
+  """π_β ∝ μ exp(P(y ≻ mix_β(π_β))/τ), and the mixture is the equilibrium at τ/(1 − β)."""
+  tau = 0.2
+  g = random_game(7, tau)
+  policy, _ = solve.run(solvers.mixed(beta), g, 4000)
+  mixture = special.softmax((1 - beta) * np.log(policy) + beta * np.log(g.reference))
+  target = special.softmax(np.log(g.reference) + g.preference @ mixture / tau)
+  np.testing.assert_allclose(policy, target, atol=1e-10)
+  if beta < 1:
+    softer = game.make(g.preference, g.reference, tau / (1 - beta))
+    np.testing.assert_allclose(mixture, solve.regularised_nash(softer), atol=1e-10)
+
+
+def test_best_response_is_a_closed_form(random_game):
+  g = random_game(7, 0.2)
+  policy, curve = solve.run(solvers.best_response(), g, 1)
+  np.testing.assert_allclose(
+    policy, special.softmax(np.log(g.reference) + g.preference @ g.reference / 0.2), rtol=1e-12
+  )
+  assert curve.duality_gap[-1] > 1e-3
+
+
+def test_averages_converge_slowly(random_game):
+  g = random_game(7, 0.2)
+  _, curve = solve.run(solvers.fictitious_play(), g, 4000)
+  assert curve.duality_gap[-1] < 1e-5
+  _, curve = solve.run(solvers.nash_ema(), g, 4000)
+  assert curve.duality_gap[-1] < 1e-8  # It settles where τ is large enough.
+
+
+@pytest.mark.parametrize('name', ['fictitious_play', 'reset_magnet'])
+def test_without_regularisation(name):
+  g = game.make(sources.section_3_2(0.1).preference)
+  policy, curve = solve.run(solvers.named(name), g, 20_000)
+  assert curve.duality_gap[-1] < (2e-2 if name == 'fictitious_play' else 1e-12)
+  np.testing.assert_allclose(policy, [0.38333, 0.38333, 0.23333], atol=2e-2)
+
+
+def test_noise_averages_out(random_game):
+  """Estimated payoffs are unbiased, and a noisy run hovers about the equilibrium."""
+  g = random_game(5, 0.3)
+  policy = np.random.default_rng(0).dirichlet(np.ones(5))
+  with jax.enable_x64(True):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws = jax.vmap(lambda k: solvers.sampled(4, votes=True)(g, policy, k))(keys)
+  np.testing.assert_allclose(draws.mean(axis=0), g.preference @ policy, atol=4 * 0.25 / 4000**0.5)
+  noisy, _ = solve.run(solvers.nash_md(), g, 4000, payoff=solvers.sampled(4))
+  np.testing.assert_allclose(noisy, solve.regularised_nash(g), atol=0.03)
+
+
+def test_one_compiled_function_for_games_step_sizes_and_seeds(random_game):
+  """vmap over games, τ, η, β and seeds gives what each gives alone."""
+  games = [random_game(6, tau, seed) for seed, tau in enumerate([0.1, 0.4])]
+  etas, betas, seeds = np.array([0.3, 0.5]), np.array([0.2, 0.7]), np.array([3, 4])
+  estimate = solvers.sampled(3)
+
+  def final(g, eta, beta, seed):
+    solver = solvers.mixed(beta, eta)
+    rng = jax.random.key(seed)
+    return solve.iterate(solver, g, solver.init(g), 0, 30, rng, estimate).log_policy
+
+  with jax.enable_x64(True):
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *games)
+    together = jax.jit(jax.vmap(final))(batch, etas, betas, seeds)
+    for i in range(2):
+      alone = final(games[i], etas[i], betas[i], seeds[i])
+      np.testing.assert_allclose(together[i], alone, rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_real_games(name, test_data):
+  table = sources.read(test_data / 'games' / f'{name}.csv')
+  lottery = solve.maximal_lottery(table.preference)
+  assert lottery.value == pytest.approx(0.5, abs=1e-9)
+  assert lottery.unique == (name != 'blotto_5_3')
+  g = game.make(table.preference, tau=0.05)
+  nash = solve.regularised_nash(g)
+  _, curve = solve.run(solvers.egpo(), g, 2000, nash=nash)
+  assert curve.duality_gap[-1] < 1e-8
+  known = {'f1_1970': [0.714, 0.143, 0.143], 'soccer10': [0.522, 0.331, 0.147]}
+  if name in known:
+    np.testing.assert_allclose(np.sort(lottery.policy)[::-1][:3], known[name], atol=1e-3)
+
+
+@pytest.mark.parametrize('size', [2, 3, 10, 60])
+def test_maximal_lottery_against_an_interior_point_method(size, random_game):
+  p = random_game(size, 0.0, size).preference
+  lottery = solve.maximal_lottery(p)
+  # The column player's program, by another algorithm.
+  c = np.append(np.zeros(size), 1.0)
+  a_ub = np.hstack([p, -np.ones((size, 1))])
+  a_eq = np.append(np.ones(size), 0.0)[None]
+  bounds = [(0, None)] * size + [(None, None)]
+  other = optimize.linprog(c, a_ub, np.zeros(size), a_eq, [1.0], bounds, method='highs-ipm')
+  assert lottery.value == pytest.approx(other.fun, abs=1e-9)
+  assert lottery.unique
+  np.testing.assert_allclose(lottery.policy, other.x[:size], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('table', 'unique'),
+  [
+    (np.full((2, 2), 0.5), False),  # All are ties.
+    (sources.rock_paper_scissors().preference, True),
+    (np.kron(np.eye(2), sources.rock_paper_scissors().preference - 0.5) + 0.5, False),  # Two cycles.
+    # A clone of the winner, and one that is no clone: it loses to the third.
+    (np.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.9], [0.1, 0.1, 0.5]]), False),
+    (np.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.1], [0.1, 0.9, 0.5]]), False),
+    (np.array([[0.5, 0.6, 0.9], [0.4, 0.5, 0.1], [0.1, 0.9, 0.5]]), True),
+  ],
+)
+def test_whether_an_equilibrium_is_the_only_one(table, unique):
+  assert solve.maximal_lottery(table).unique == unique
+
+
+@pytest.mark.parametrize(
+  ('make', 'tau', 'message'),
+  [
+    (functools.partial(solvers.nash_md, 11.0), 0.1, r'eta \* tau must be in \(0, 1\], got 11 \* 0.1 = 1.1'),
+    (functools.partial(solvers.nash_md, -1.0), 0.1, r'eta \* tau must be in'),
+    (solvers.nash_md, 0.0, 'takes its step size from tau, which is 0'),
+    (solvers.self_play, 0.0, 'takes its step size from tau, which is 0'),
+    (functools.partial(solvers.mixed, 1.5), 0.1, r'beta must be in \[0, 1\]'),
+    (functools.partial(solvers.named, 'nash_mb'), 0.1, 'No algorithm nash_mb.* Did you mean nash_md?'),
+    (functools.partial(solvers.named, 'egpo', decay=0.9), 0.1, 'egpo takes no decay: it has eta'),
+    (functools.partial(solvers.named, 'mixed'), 0.1, 'mixed needs beta'),
+  ],
+)
+def test_a_wrong_setting_is_named(make, tau, message):
+  with pytest.raises(ValueError, match=message):
+    solve.run(make(), game.make(sources.section_3_2().preference, tau=tau), 10)
