@@ -57,7 +57,8 @@ def _play(log_probs, scores, reference_log_probs, tau):
   with jax.enable_x64(True):
     game = games.make(preference, _with_rest(reference_log_probs[valid]), tau)
     values = jax.tree.map(np.asarray, _measure(game, policies))
-  return *values, policies @ preference @ policies.T, games.has_unbeaten(preference)
+  unbeaten = np.array(games.has_unbeaten(preference))
+  return *values, policies @ preference @ policies.T, unbeaten
 
 
 @jax.jit

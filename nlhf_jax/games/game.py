@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 Distribution = Float[Array, 'Y'] | Float[np.ndarray, 'Y']
 Scalar = Float[Array, ''] | Float[np.ndarray, ''] | float
@@ -136,11 +136,9 @@ def residual(game: PreferenceGame, policy: Distribution) -> Scalar:
   return jnp.max(jnp.abs(policy - best_response(game, policy)))
 
 
-def has_unbeaten(
-  preference: Float[np.ndarray, 'Y Y'], tolerance: float = 1e-9
-) -> Bool[np.ndarray, '']:
+def has_unbeaten(preference: Float[np.ndarray, 'Y Y'], tolerance: float = 1e-9) -> bool:
   """Whether some response loses to none by majority: a Condorcet winner, or one that shares the place."""
-  return np.any(np.all(preference >= 0.5 - tolerance, axis=1))
+  return bool(np.any(np.all(preference >= 0.5 - tolerance, axis=1)))
 
 
 def _positive(tau: Scalar) -> Scalar:

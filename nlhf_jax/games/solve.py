@@ -154,15 +154,15 @@ def regularised_nash(
   if not game.tau > 0:
     raise ValueError(f'tau must be positive, got {game.tau}: without it use `maximal_lottery`.')
   with jax.enable_x64(True):
-    policy, residual = _fixed_point(game, tolerance, max_steps)
+    policy, residual = jax.tree.map(np.asarray, _fixed_point(game, tolerance, max_steps))
   if not residual < tolerance:
     raise ValueError(
       f'No fixed point within {tolerance} after {max_steps} steps at tau = {game.tau}: residual {residual}.'
     )
-  return np.asarray(policy)
+  return policy
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _fixed_point(game: PreferenceGame, tolerance: float, max_steps: int):
   """Nash-MP until the residual is small enough, or the steps are spent. Pure; vmaps over games."""
   solver = solvers.nash_mp()

@@ -5,6 +5,7 @@ on its way in, and an error names the entry.
 """
 
 import csv
+import inspect
 import itertools
 import math
 import pathlib
@@ -64,7 +65,7 @@ def from_wins(wins, labels: Sequence[str] | None = None) -> Table:
 
 
 def from_ballots(
-  ballots: Iterable[tuple[float, Sequence[Sequence[int]]]],
+  ballots: Iterable[tuple[int | float, Sequence[Sequence[int]]]],
   num_alternatives: int,
   labels: Sequence[str] | None = None,
 ) -> Table:
@@ -210,7 +211,6 @@ def appendix_c_2() -> Table:
 
 def rock_paper_scissors(size: int = 3) -> Table:
   """Each beats the (size − 1)/2 before it on a circle for sure; size odd."""
-  size = int(size)
   if size < 3 or size % 2 == 0:
     raise ValueError(f'rock_paper_scissors needs an odd number of alternatives, 3 or more: got {size}.')
   ahead = (np.arange(size)[:, None] - np.arange(size)) % size
@@ -220,7 +220,6 @@ def rock_paper_scissors(size: int = 3) -> Table:
 
 def blotto(soldiers: int = 5, fields: int = 3) -> Table:
   """Colonel Blotto: who takes more fields wins."""
-  soldiers, fields = int(soldiers), int(fields)
   plans = [p for p in itertools.product(range(soldiers + 1), repeat=fields) if sum(p) == soldiers]
   grid = np.array(plans)
   taken = np.sign(grid[:, None] - grid[None]).sum(axis=-1)
@@ -234,8 +233,7 @@ def cyclic(size: int = 9, seed: int = 0) -> Table:
   Log-odds are 3 r_i r_j sin(angle) plus a Gaussian's antisymmetric part. Without noise it is the disc game of Balduzzi et
   al. (2019), arXiv:1901.08106.
   """
-  rng = np.random.default_rng(int(seed))
-  size = int(size)
+  rng = np.random.default_rng(seed)
   angle, radius = rng.uniform(0, 2 * math.pi, size), np.sqrt(rng.uniform(size=size))
   noise = rng.normal(size=(size, size))
   odds = 3 * np.outer(radius, radius) * np.sin(angle[:, None] - angle) + 0.5 * (noise - noise.T)
@@ -257,8 +255,11 @@ def named(text: str) -> Table | None:
   match = re.fullmatch(r'(\w+)(?::([-\d.,]+))?', text)
   if match is None or match[1] not in NAMED:
     return None
-  numbers = [float(x) for x in match[2].split(',')] if match[2] else []
+  texts = match[2].split(',') if match[2] else []
+  kinds = [type(p.default) for p in inspect.signature(NAMED[match[1]]).parameters.values()]
+  if len(texts) > len(kinds):
+    raise ValueError(f'{match[1]} takes at most {len(kinds)} numbers: {text}.')
   try:
-    return NAMED[match[1]](*numbers)
-  except TypeError:
-    raise ValueError(f'{match[1]} does not take {len(numbers)} numbers: {text}.') from None
+    return NAMED[match[1]](*(kind(x) for kind, x in zip(kinds, texts, strict=False)))
+  except ValueError as error:
+    raise ValueError(f'{text}: {error}.') from error

@@ -44,7 +44,7 @@ def test_blotto_is_that_of_the_file(test_data):
 
 
 def test_ratings_and_payoffs():
-  np.testing.assert_allclose(sources.elo([1900, 1500])[0], [0.5, 10 / 11])
+  np.testing.assert_allclose(sources.elo(np.array([1900.0, 1500.0]))[0], [0.5, 10 / 11])
   np.testing.assert_allclose(sources.bradley_terry(np.log([3.0, 1.0]))[0], [0.5, 0.75])
   np.testing.assert_allclose(sources.from_payoffs([[0, 4, -1], [-4, 0, 2], [1, -2, 0]])[0], [0.5, 1, 0.375])
   with pytest.raises(ValueError, match=r'A\[0, 1\] = 1.0, A\[1, 0\] = 1.0'):
@@ -98,5 +98,7 @@ def test_counts_are_told_from_shares(tmp_path):
 def test_names_take_numbers():
   assert len(sources.named('blotto:4,2').labels) == 5
   assert sources.named('games.csv') is None
-  with pytest.raises(ValueError, match='appendix_a does not take 1 numbers'):
+  with pytest.raises(ValueError, match='appendix_a takes at most 0 numbers: appendix_a:1'):
     sources.named('appendix_a:1')
+  with pytest.raises(ValueError, match='rock_paper_scissors:4: .* needs an odd number'):
+    sources.named('rock_paper_scissors:4')
