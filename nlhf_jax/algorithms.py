@@ -1,32 +1,48 @@
-"""The table of methods. A method is who the alternative is, who judges, and a loss: one short function each.
+"""The table of methods. A method is who is sampled, who judges, and a loss: one short function each.
 
-| method        | alternative y' ~          | feedback    | loss                 | fixed point                          |
-|---------------|---------------------------|-------------|----------------------|--------------------------------------|
-| sft           |                           |             | cross-entropy        | the demonstrations                   |
-| preference    |                           | comparisons | pairwise             | P                                    |
-| reward        |                           | comparisons | Bradley-Terry        | r                                    |
-| rlhf          |                           | reward      | policy gradient      | μ exp(r/τ)                           |
-| self_play     | π_θ                       | preference  | policy gradient      | π*_τ, the Nash equilibrium           |
-| nash_md_pg    | π_θ^{1−β} μ^β, per token  | preference  | policy gradient      | μ exp(P(y ≻ mix_β)/τ): the *mixture* |
-|               |                           |             |                      | is the equilibrium at τ/(1−β)        |
-| nash_ema_pg   | π_θ̄, averaged weights     | preference  | policy gradient      | π*_τ where it settles                |
-| best_response | μ                         | preference  | policy gradient      | μ exp(P(y ≻ μ)/τ)                    |
+Policy gradients: y ~ π_θ against an alternative y'.
 
-On trees of tokens the per-token mixture of nash_md_pg is not the mixture of whole responses; its fixed point is that of
-the game played with the per-token one.
+| method        | alternative y' ~          | feedback    | fixed point                                                  |
+|---------------|---------------------------|-------------|--------------------------------------------------------------|
+| rlhf          |                           | reward      | μ exp(r/τ)                                                   |
+| self_play     | π_θ                       | preference  | π*_τ, the Nash equilibrium                                   |
+| nash_md_pg    | π_θ^{1−β} μ^β, per token  | preference  | μ exp(P(y ≻ mix_β)/τ): the *mixture* is that at τ/(1−β)      |
+| nash_ema_pg   | π_θ̄, averaged weights     | preference  | π*_τ where it settles                                        |
+| nash_mp       | π_θ̄, and KL to π_θ̄        | preference  | π*_τ                                                         |
+| best_response | μ                         | preference  | μ exp(P(y ≻ μ)/τ)                                            |
 
-Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7.
+Contrasts: the log-ratio of y less that of y' is to be what their payoffs say.
+
+| method        | y, y' ~                   | judged against     | log-ratios to | fixed point                           |
+|---------------|---------------------------|--------------------|---------------|---------------------------------------|
+| online_ipo    | π_θ                       | each other         | μ             | π*_τ                                  |
+| ipo_md        | π_θ^{1−β} μ^β, per token  | each other         | μ             | that of nash_md_pg                    |
+| egpo          | π_θ                       | π of a half-step   | μ             | π*_τ                                  |
+| inpo          | π_t, a snapshot           | each other         | μ and π_t     | π*_τ                                  |
+| sppo          | π_t                       | π_t                | π_t           | a stage: near π_t exp(η P(y ≻ π_t))   |
+| dno           | π_t                       | π_t                | π_t           | a stage: π_t exp(P(y ≻ π_t)/η)        |
+| dpo           | the data                  | each other's votes | μ             | μ exp(r/τ), r Bradley-Terry's         |
+
+Supervised: sft imitates demonstrations, preference and reward learn P and r from comparisons.
+
+On trees of tokens the per-token mixture of nash_md_pg and ipo_md is not the mixture of whole responses; their fixed
+point is that of the game played with the per-token one.
+
+Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7; of each of the others, below.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nlhf_jax import losses, mixture, preference_model, reward_model
 from nlhf_jax.types import (
   Algorithm,
   Comparison,
+  Contrast,
   Demonstration,
   Losses,
   Params,
@@ -37,6 +53,7 @@ from nlhf_jax.types import (
   PRNGKey,
   Prompts,
   RewardFn,
+  Rollout,
   Scored,
 )
 
@@ -69,7 +86,8 @@ def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Scored:
     (response,) = policy.play(params, [mixture.ONLINE], prompts, rng, num_samples)
-    return Scored(prompts, response, None, _reference_logp(policy, params, prompts, response))
+    reference = policy.log_prob(params.reference, prompts, response.tokens)
+    return Scored(prompts, response, None, reference)
 
   def judge(rollout: Scored) -> Scored:
     reward = reward_fn(rollout.prompts, rollout.response.tokens)
@@ -84,7 +102,7 @@ def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 
     )
     return result._replace(metrics=result.metrics | {'reward': rollout.reward})
 
-  return Algorithm(policy.init, sample, judge, loss)
+  return Algorithm(policy.init, sample, judge, loss, frozenset({'reference'}))
 
 
 def self_play(policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1):
@@ -116,16 +134,40 @@ def best_response(
   return _policy_gradient(policy, preference_fn, mixture.REFERENCE, tau, num_samples)
 
 
+def nash_mp(
+  policy: Policy, preference_fn: PreferenceFn, *, tau: float, eta: float, num_samples: int = 1
+) -> Algorithm:
+  """Nash Mirror Prox: against averaged weights θ̄, which the policy is held close to with strength τ/η.
+
+  Args:
+    policy, preference_fn, tau, num_samples: as everywhere.
+    eta: η > 0, the step size of the proximal step; the larger, the looser the hold on π_θ̄.
+
+  Source: Tiapkin et al. (2025), arXiv:2505.19731, practical version.
+  """
+  _check_positive('tau', tau)
+  _check_positive('eta', eta)
+  hold = tau / eta
+  # τ log(π/μ) + (τ/η) log(π/π_θ̄) is (τ + τ/η) times the log-ratio to a geometric mixture of the two.
+  anchor = {'reference': tau / (tau + hold), 'ema': hold / (tau + hold)}
+  return _policy_gradient(policy, preference_fn, mixture.EMA, tau + hold, num_samples, anchor)
+
+
 def _policy_gradient(
-  policy: Policy, preference_fn: PreferenceFn, alternative: Player, tau: float, num_samples: int
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  alternative: Player,
+  tau: float,
+  num_samples: int,
+  anchor: Player = mixture.REFERENCE,
 ) -> Algorithm:
   _check_tau(tau)
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Comparison:
     players = [mixture.ONLINE, alternative]
     response, other = policy.play(params, players, prompts, rng, num_samples)
-    reference = _reference_logp(policy, params, prompts, response)
-    return Comparison(prompts, response, other, None, reference)
+    logp = _logp_of_sets(policy, params, {'reference', *anchor}, prompts, response.tokens)
+    return Comparison(prompts, response, other, None, logp['reference'], _mix(anchor, logp))
 
   def judge(comparison: Comparison) -> Comparison:
     p = preference_fn(comparison.prompts, comparison.response.tokens, comparison.alternative.tokens)
@@ -138,12 +180,227 @@ def _policy_gradient(
       if num_samples > 1
       else comparison.preference - 0.5
     )
-    result = losses.policy_gradient_loss(
-      token_logp, comparison.reference_token_logp, payoff, comparison.response.mask, tau=tau
-    )
-    return result._replace(metrics=result.metrics | {'preference': comparison.preference})
+    anchor_logp = comparison.anchor_token_logp
+    if anchor_logp is None:
+      anchor_logp = comparison.reference_token_logp
+    mask = comparison.response.mask
+    result = losses.policy_gradient_loss(token_logp, anchor_logp, payoff, mask, tau=tau)
+    kl = jnp.sum(jnp.where(mask, token_logp - comparison.reference_token_logp, 0), axis=-1)
+    seen = {'kl_to_reference': kl, 'preference': comparison.preference}
+    return result._replace(metrics=result.metrics | seen)
 
-  return Algorithm(policy.init, sample, judge, loss)
+  plays = frozenset({'reference', *alternative, *anchor}) - {'online'}
+  return Algorithm(policy.init, sample, judge, loss, plays)
+
+
+def online_ipo(
+  policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
+) -> Algorithm:
+  """IPO on pairs of the policy's own. Source: Calandriello et al. (2024), arXiv:2403.08635."""
+  return _ipo(policy, preference_fn, mixture.ONLINE, tau, num_samples)
+
+
+def ipo_md(
+  policy: Policy, preference_fn: PreferenceFn, *, tau: float, beta: float, num_samples: int = 1
+) -> Algorithm:
+  """IPO on pairs of the mixture π_θ^{1−β} μ^β. Source: Calandriello et al. (2024), arXiv:2403.08635, section 4."""
+  return _ipo(policy, preference_fn, mixture.between(beta), tau, num_samples)
+
+
+def inpo(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  eta: float,
+  refresh_every: int,
+  num_samples: int = 1,
+) -> Algorithm:
+  """Iterative Nash policy optimisation: a mirror step from a snapshot π_t, as IPO on its pairs.
+
+  Args:
+    policy, preference_fn, tau, num_samples: as everywhere.
+    eta: η ≥ τ, one over the step size: h = Δ log π − (τ/η) Δ log μ − (1 − τ/η) Δ log π_t is to be (P − ½)/η.
+    refresh_every: updates between snapshots.
+
+  Source: Zhang et al. (2024), arXiv:2407.00617.
+  """
+  _check_positive('tau', tau)
+  if eta < tau:
+    raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')
+  anchor = {'reference': tau / eta, 'past': 1 - tau / eta}
+  return _ipo(policy, preference_fn, mixture.PAST, eta, num_samples, anchor, refresh_every)
+
+
+def _ipo(policy, preference_fn, player, tau, num_samples, anchor=mixture.REFERENCE, refresh=None):
+  _check_positive('tau', tau)
+
+  def payoffs(prompts, response, alternative, opponent):
+    """Both against y': P(y ≻ y'), and 1/2."""
+    p = preference_fn(prompts, response, alternative)
+    return jnp.stack([p, jnp.full_like(p, 0.5)], axis=-1)
+
+  loss = functools.partial(losses.squared_contrast_loss, tau=tau)
+  return _contrast(policy, [player] * 2, payoffs, anchor, loss, num_samples, refresh=refresh)
+
+
+def egpo(
+  policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
+) -> Algorithm:
+  """Extragradient preference optimisation: a half-step against itself, then the step against the half-step's policy.
+
+  Both start from the same parameters and optimizer state. Source: Zhou, Fazel, Du (2025), arXiv:2503.08942.
+  """
+  _check_positive('tau', tau)
+
+  loss = functools.partial(losses.squared_contrast_loss, tau=tau)
+  judge = _against_opponent(preference_fn, num_samples)
+
+  def make(opponent: Player) -> Algorithm:
+    players = [mixture.ONLINE, mixture.ONLINE, opponent]
+    return _contrast(policy, players, judge, mixture.REFERENCE, loss, num_samples)
+
+  return make(mixture.HALF)._replace(half_step=make(mixture.ONLINE).sample)
+
+
+def sppo(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  eta: float,
+  refresh_every: int,
+  num_samples: int = 1,
+) -> Algorithm:
+  """Self-play preference optimisation: log π/π_t is to be η (P(y ≻ π_t) − ½). Without regularisation towards μ.
+
+  Source: Wu et al. (2024), arXiv:2405.00675.
+  """
+  _check_positive('eta', eta)
+  loss = functools.partial(losses.squared_payoff_loss, eta=eta)
+  return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples)
+
+
+def dno(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  eta: float,
+  refresh_every: int,
+  num_samples: int = 1,
+) -> Algorithm:
+  """Direct Nash optimisation: log-odds η Δ log(π/π_t) are to be Δ P(y ≻ π_t), by cross-entropy.
+
+  With few samples the label σ(Δ r̂) is slightly biased towards 1/2. Source: Rosset et al. (2024), arXiv:2404.03715.
+  """
+  _check_positive('eta', eta)
+
+  def loss(log_ratio, payoff):
+    label = jax.nn.sigmoid(payoff[:, 0] - payoff[:, 1])
+    return losses.logistic_contrast_loss(log_ratio, label, scale=eta)
+
+  return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples)
+
+
+def _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples) -> Algorithm:
+  judge = _against_opponent(preference_fn, num_samples)
+  players, anchor = [mixture.PAST] * 3, mixture.PAST
+  return _contrast(policy, players, judge, anchor, loss, num_samples, refresh=refresh_every)
+
+
+def _against_opponent(preference_fn: PreferenceFn, num_samples: int):
+  """Payoffs of y and y' against all k of y''.
+
+  Each other's samples would not do in place of y'': given the pair, the estimate would lean towards their own
+  comparison, and a contrast would see the payoffs' difference too large.
+  """
+
+  def payoffs(prompts, response, alternative, opponent):
+    both = [
+      mean_preference(preference_fn, prompts, tokens, opponent, num_samples)
+      for tokens in (response, alternative)
+    ]
+    return jnp.stack(both, axis=-1)
+
+  return payoffs
+
+
+def dpo(policy: Policy, *, tau: float) -> Algorithm:
+  """Direct preference optimisation on comparisons as they were read; the offline baseline. τ is its paper's β.
+
+  Source: Rafailov et al. (2023), arXiv:2305.18290.
+  """
+  _check_positive('tau', tau)
+
+  def sample(params: PolicyParams, batch: Comparison, rng: PRNGKey) -> Contrast:
+    del rng
+    pair = batch.prompts, batch.response, batch.alternative
+    reference = _pair_logp(policy, params.reference, *pair)
+    payoff = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
+    return Contrast(*pair, None, reference, reference, payoff)
+
+  def loss(params: Params, batch: Contrast) -> Losses:
+    pair = _pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
+    return losses.logistic_contrast_loss(pair - batch.anchor_logp, batch.payoff[:, 0], scale=tau)
+
+  return Algorithm(policy.init, sample, _as_sampled, loss, frozenset({'reference'}))
+
+
+def _contrast(
+  policy: Policy,
+  players: Sequence[Player],
+  judge: Callable[..., Float[Array, 'N 2']],
+  anchor: Player,
+  loss: Callable[..., Losses],
+  num_samples: int,
+  refresh: int | None = None,
+) -> Algorithm:
+  """Pairs y, y' of the first two players, and y'' of a third; a loss on their log-ratios and payoffs."""
+
+  def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Contrast:
+    y, y2, *opponent = policy.play(params, players, prompts, rng, num_samples)
+    logp = {
+      name: _pair_logp(policy, getattr(params, name), prompts, y, y2)
+      for name in {'reference', *anchor}
+    }
+    third = opponent[0] if opponent else None
+    return Contrast(prompts, y, y2, third, logp['reference'], _mix(anchor, logp))
+
+  def judge_all(batch: Contrast) -> Contrast:
+    third = None if batch.opponent is None else batch.opponent.tokens
+    tokens = batch.response.tokens, batch.alternative.tokens, third
+    return batch._replace(payoff=judge(batch.prompts, *tokens))
+
+  def loss_of(params: Params, batch: Contrast) -> Losses:
+    pair = _pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
+    result = loss(pair - batch.anchor_logp, batch.payoff)
+    # Of whoever was sampled: π_θ, a mixture or a snapshot.
+    sampled = jnp.sum(batch.response.token_logp, axis=-1)
+    seen = {
+      'kl_to_reference': sampled - batch.reference_logp[:, 0],
+      'entropy': -sampled,
+      'preference': batch.payoff[:, 0],
+    }
+    return result._replace(metrics=result.metrics | seen)
+
+  plays = frozenset({'reference', *anchor, *(name for player in players for name in player)})
+  return Algorithm(
+    policy.init, sample, judge_all, loss_of, plays - {'online', 'half'}, refresh_every=refresh
+  )
+
+
+def mean_preference(
+  preference_fn: PreferenceFn,
+  prompts: Prompts,
+  response: Int[Array, 'N T'],
+  opponents: Int[Array, 'N T'],
+  group: int,
+) -> Float[Array, 'N']:
+  """P(y ≻ π') of every response, as the mean over the `group` opponents that its prompt has."""
+  length = response.shape[-1]
+  first = jnp.repeat(response, group, axis=0)
+  second = jnp.repeat(opponents.reshape(-1, 1, group, length), group, axis=1)
+  p = preference_fn(prompts, first, second.reshape(-1, length))
+  return jnp.mean(p.reshape(-1, group), axis=-1)
 
 
 def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:
@@ -158,8 +415,25 @@ def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:
   return (rows - others).reshape(-1)
 
 
-def _reference_logp(policy, params, prompts, response):
-  return policy.log_prob(params.reference, prompts, response.tokens)
+def _logp_of_sets(policy, params, names, prompts, tokens) -> dict[str, Float[Array, 'N T']]:
+  """Log-probs of responses under several parameter sets."""
+  return {name: policy.log_prob(getattr(params, name), prompts, tokens) for name in sorted(names)}
+
+
+def _pair_logp(
+  policy: Policy, params: Params, prompts: Prompts, response: Rollout, alternative: Rollout
+) -> Float[Array, 'N 2']:
+  """log π(y|x) and log π(y'|x), both in one batch, [B, 2, k]."""
+  size, length = prompts.tokens.shape[0], response.tokens.shape[-1]
+  lanes = [x.tokens.reshape(size, -1, length) for x in (response, alternative)]
+  both = jnp.stack(lanes, axis=1)
+  logp = policy.log_prob(params, prompts, both.reshape(-1, length)).sum(axis=-1)
+  return logp.reshape(both.shape[:-1]).swapaxes(1, 2).reshape(-1, 2)
+
+
+def _mix(anchor: Player, logp: dict[str, Array]) -> Array:
+  """Log-probs of a geometric mixture, up to a constant."""
+  return sum(weight * logp[name] for name, weight in anchor.items())
 
 
 def _as_read(params: PolicyParams, batch, rng: PRNGKey):
@@ -175,3 +449,8 @@ def _as_sampled(batch):
 def _check_tau(tau: float) -> None:
   if tau < 0:
     raise ValueError(f'tau must be at least 0, got {tau}.')
+
+
+def _check_positive(name: str, value: float) -> None:
+  if not value > 0:
+    raise ValueError(f'{name} must be positive, got {value}.')

@@ -34,7 +34,7 @@ Feedback = PreferenceFn | RewardFn
 class Experiment(NamedTuple):
   """One training run.
 
-  A method with feedback is trained against a reference: the parameters that it starts from.
+  A method that has a reference is trained against the parameters that it starts from.
   """
 
   model: Model
@@ -139,16 +139,25 @@ def prepare(experiment: Experiment, runs: pathlib.Path) -> tuple[Algorithm, Trai
   needs = [] if experiment.feedback is None else [experiment.feedback(runs)]
   algorithm = experiment.algorithm(experiment.model, *needs)
   start = experiment.start_from
+  _check_sets(experiment, algorithm)
   online = None if start is None else load_params(experiment.model, runs / start)
   state = loop.init_state(
     algorithm,
     experiment.optimizer,
     experiment.seed,
     online=online,
-    reference=online if needs else None,
+    reference=online if 'reference' in algorithm.plays else None,
     with_ema=experiment.ema_decay is not None,
   )
   return algorithm, state
+
+
+def _check_sets(experiment: Experiment, algorithm: Algorithm) -> None:
+  """Raises ValueError where a method plays parameters that the run would not have."""
+  if 'reference' in algorithm.plays and experiment.start_from is None:
+    raise ValueError('This method needs a reference: name the run to start from (START_FROM).')
+  if 'ema' in algorithm.plays and experiment.ema_decay is None:
+    raise ValueError('This method plays averaged weights: set EMA_DECAY, such as 0.999.')
 
 
 def judge_of(model: Model, params: Params) -> PreferenceFn:

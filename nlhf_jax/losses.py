@@ -74,3 +74,56 @@ def policy_gradient_loss(
     'entropy': -jnp.sum(jnp.where(mask, token_logp, 0), axis=-1),
   }
   return Losses(value, jnp.ones_like(value), metrics)
+
+
+def squared_contrast_loss(
+  log_ratio: Float[Array, 'N 2'], payoff: Float[Array, 'N 2'], *, tau: float
+) -> Losses:
+  """(Δ log-ratio − Δ payoff/τ)²: the log-ratio of y less that of y' is to be their difference in payoff.
+
+  With payoffs (P(y ≻ y'), 1/2) it is IPO's E[(h(y⁺, y⁻) − 1/(2τ))²] after the vote is averaged out, up to a constant.
+
+  Args:
+    log_ratio: log π_θ − log anchor, of y and of y', in nats; differentiated.
+    payoff: of both, in [0, 1].
+    tau: τ > 0, in units of payoff per nat.
+
+  Source: Azar et al. (2023), arXiv:2310.12036, eq. 17.
+  """
+  value = jnp.square(_difference(log_ratio) - _difference(payoff) / tau)
+  return Losses(value, jnp.ones_like(value), {})
+
+
+def squared_payoff_loss(
+  log_ratio: Float[Array, 'N 2'], payoff: Float[Array, 'N 2'], *, eta: float
+) -> Losses:
+  """½ Σ_{y, y'} (log-ratio − η (payoff − ½))²: SPPO, each response by itself.
+
+  Args:
+    log_ratio: log π_θ − log π_t, of y and of y', in nats; differentiated.
+    payoff: P(y ≻ π_t) and P(y' ≻ π_t).
+    eta: η > 0, in nats per unit of payoff.
+
+  Source: Wu et al. (2024), arXiv:2405.00675, eq. 4.5.
+  """
+  value = 0.5 * jnp.sum(jnp.square(log_ratio - eta * (payoff - 0.5)), axis=-1)
+  return Losses(value, jnp.ones_like(value), {})
+
+
+def logistic_contrast_loss(
+  log_ratio: Float[Array, 'N 2'], preference: Float[Array, 'N'], *, scale: float
+) -> Losses:
+  """Cross-entropy of `scale` · Δ log-ratio as log-odds that y is preferred: DPO, and DNO's step.
+
+  Args:
+    log_ratio: log π_θ − log anchor, of y and of y', in nats; differentiated.
+    preference: the label, in [0, 1].
+    scale: > 0.
+
+  Source: Rafailov et al. (2023), arXiv:2305.18290, eq. 7; Rosset et al. (2024), arXiv:2404.03715, algorithm 1.
+  """
+  return pairwise_loss(scale * _difference(log_ratio), preference)
+
+
+def _difference(pair: Float[Array, 'N 2']) -> Float[Array, 'N']:
+  return pair[:, 0] - pair[:, 1]

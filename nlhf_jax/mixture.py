@@ -21,6 +21,8 @@ from nlhf_jax.types import Player, PolicyParams, PRNGKey, Prompts, Rollout
 ONLINE: Player = {'online': 1.0}
 EMA: Player = {'ema': 1.0}
 REFERENCE: Player = {'reference': 1.0}
+PAST: Player = {'past': 1.0}
+HALF: Player = {'half': 1.0}
 
 
 def between(beta: float) -> Player:

@@ -53,6 +53,19 @@ class Comparison(NamedTuple):
     None  # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
   )
   reference_token_logp: Float[Array, 'N T'] | None = None  # log μ(y_t|x, y_<t) of the response.
+  anchor_token_logp: Float[Array, 'N T'] | None = None  # Of what the KL is measured against; None: μ.
+
+
+class Contrast(NamedTuple):
+  """Two responses to one prompt, what their probabilities are measured against, and what each is worth."""
+
+  prompts: Prompts
+  response: Rollout  # y
+  alternative: Rollout  # y'
+  opponent: Rollout | None  # y'', whom both are judged against; None: each other.
+  reference_logp: Float[Array, 'N 2']  # log μ of y and of y'.
+  anchor_logp: Float[Array, 'N 2']  # Log-probs, under the anchor, of y and of y'.
+  payoff: Float[Array, 'N 2'] | None = None  # In [0, 1], of y and of y'; None: not judged yet.
 
 
 class Scored(NamedTuple):
@@ -71,6 +84,8 @@ class PolicyParams(NamedTuple):
   online: Params  # θ: differentiated.
   ema: Params | None  # θ̄: exponential moving average of θ. None: not kept.
   reference: Params | None  # μ: frozen. None: the method has no reference.
+  past: Params | None = None  # π_t: θ as it was at the last refresh. None: the method looks at none.
+  half: Params | None = None  # θ after this step's half-step; not kept between steps.
 
 
 class TrainState(NamedTuple):
@@ -123,9 +138,14 @@ class Policy(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-  """A method: three functions that the training loop calls, and times, in this order."""
+  """A method: three functions that the training loop calls, and times, in this order; and what else it asks of it."""
 
   init: Callable[[PRNGKey], Params]
   sample: Callable[[PolicyParams, Any, PRNGKey], Any]  # Batch in, rollouts out. Compiled.
   judge: Callable[[Any], Any]  # Fills in the preference; may run on the host.
   loss: Callable[[Params, Any], Losses]  # Differentiated in its first argument. Compiled.
+  plays: frozenset[str] = frozenset()  # Parameter sets besides 'online' that it needs.
+  # Before each update, another one on these rollouts, from the same parameters and optimizer state: it makes the set
+  # 'half', for `sample` to play, and is then forgotten. None: there is but one update.
+  half_step: Callable[[PolicyParams, Any, PRNGKey], Any] | None = None
+  refresh_every: int | None = None  # Updates between two moves of the set 'past' to θ.

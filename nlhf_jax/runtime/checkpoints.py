@@ -88,8 +88,9 @@ def restore_params(directory: pathlib.Path, like: Any, name: str, step: int | No
 
 def _saved(state: TrainState) -> dict[str, Any]:
   params = {'online': state.params.online}
-  if state.params.ema is not None:
-    params['ema'] = state.params.ema
+  for name in ('ema', 'past'):
+    if getattr(state.params, name) is not None:
+      params[name] = getattr(state.params, name)
   return {'step': state.step, 'params': params, 'opt_state': state.opt_state, 'rng': state.rng}
 
 

@@ -54,7 +54,8 @@ def init_state(
   if online is None:
     online = jax.jit(algorithm.init)(jax.random.fold_in(rng, 0))
   copy = lambda tree: jax.tree.map(jnp.array, tree)  # The update donates its buffers: no sharing.
-  params = PolicyParams(copy(online), copy(online) if with_ema else None, reference)
+  copy_if = lambda wanted: copy(online) if wanted else None
+  params = PolicyParams(copy(online), copy_if(with_ema), reference, copy_if('past' in algorithm.plays))
   opt_state = jax.jit(optimizer.init)(params.online)
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
 
@@ -90,21 +91,11 @@ def train(
     NonFiniteError: the loss or the gradient is NaN or infinite; parameters before that step were kept.
   """
   _check(num_microbatches, ema_decay)
-  sample = jax.jit(algorithm.sample)
-  update = jax.jit(_update(algorithm, optimizer, num_microbatches, ema_decay), donate_argnums=0)
+  steps = _Steps(algorithm, optimizer, num_microbatches, ema_decay)
   window = _Window()
   for step in range(int(state.step), num_steps):
-    batch = next(batches)
     clock = _Clock()
-    rollout = sample(state.params, batch, step_key(state.rng, step))
-    clock.lap('sample', rollout)
-    rollout = algorithm.judge(rollout)
-    clock.lap('judge', rollout)
-    trained = (state.params.online, state.params.ema, state.opt_state)
-    (online, ema, opt_state), metrics = update(trained, rollout)
-    clock.lap('update', metrics)
-    params = state.params._replace(online=online, ema=ema)
-    state = TrainState(jnp.int32(step + 1), params, opt_state, state.rng)
+    state, rollout, metrics = steps(state, next(batches), clock)
     metrics = {name: float(value) for name, value in metrics.items()}
     if not (np.isfinite(metrics['loss']) and np.isfinite(metrics['gradient_norm'])):
       raise NonFiniteError(step, rollout)
@@ -115,6 +106,47 @@ def train(
     if step + 1 == num_steps or (save_every and (step + 1) % save_every == 0):
       hooks.save(state)
   return state
+
+
+class _Steps:
+  """One iteration of a method: sample, judge, update; twice where it has a half-step."""
+
+  def __init__(self, algorithm, optimizer, num_microbatches, ema_decay):
+    self._algorithm = algorithm
+    update = _update(algorithm, optimizer, num_microbatches, ema_decay)
+    self._update = jax.jit(update, donate_argnums=0)
+    self._sample = jax.jit(algorithm.sample)
+    if algorithm.half_step is not None:
+      self._half_sample, self._half_update = jax.jit(algorithm.half_step), jax.jit(update)
+
+  def __call__(self, state: TrainState, batch: Any, clock: '_Clock'):
+    """The next state, the rollout that it was trained on, and its metrics."""
+    rng = step_key(state.rng, int(state.step))
+    params = state.params
+    if self._algorithm.half_step is not None:
+      first, rng = jax.random.split(rng)
+      half = params, state.opt_state
+      (online, _, _), _, _ = self._run(
+        self._half_sample, self._half_update, *half, batch, first, clock
+      )
+      params = params._replace(half=online)
+    (online, ema, opt_state), rollout, metrics = self._run(
+      self._sample, self._update, params, state.opt_state, batch, rng, clock
+    )
+    params = params._replace(online=online, ema=ema, half=None)
+    step = int(state.step) + 1
+    if self._algorithm.refresh_every and step % self._algorithm.refresh_every == 0:
+      params = params._replace(past=jax.tree.map(jnp.array, online))
+    return TrainState(jnp.int32(step), params, opt_state, state.rng), rollout, metrics
+
+  def _run(self, sample, update, params: PolicyParams, opt_state, batch, rng, clock):
+    rollout = sample(params, batch, rng)
+    clock.lap('sample', rollout)
+    rollout = self._algorithm.judge(rollout)
+    clock.lap('judge', rollout)
+    trained, metrics = update((params.online, params.ema, opt_state), rollout)
+    clock.lap('update', metrics)
+    return trained, rollout, metrics
 
 
 def _update(
@@ -176,7 +208,8 @@ class _Clock:
   def lap(self, phase: str, result: Any) -> None:
     jax.block_until_ready(result)
     now = time.perf_counter()
-    self.seconds[phase], self._last = now - self._last, now
+    self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+    self._last = now
 
 
 class _Window:

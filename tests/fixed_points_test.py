@@ -1,0 +1,380 @@
+"""Every deep method stops where its theory says: a policy over a whole language, against tabular fixed points.
+
+The language has 5 symbols, EOS among them, and up to 4 of them to a response: 341 responses. The policy has a softmax of
+its own after every prefix, so it can be any distribution over them. Preferences cycle. Targets come from `games` or from
+a few lines here, never from the method.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import optimize, special
+
+from nlhf_jax import algorithms, mixture
+from nlhf_jax.games import game as games
+from nlhf_jax.games import solve
+from nlhf_jax.networks import decoding
+from nlhf_jax.policy import as_rollout, token_log_probs
+from nlhf_jax.training import loop
+from nlhf_jax.types import Comparison, Contrast, Policy, PolicyParams, Prompts, Scored
+
+SYMBOLS, LENGTH = 5, 4  # Tokens 1 (EOS) to 5.
+BRANCHES = SYMBOLS - 1
+NUM_PREFIXES = sum(BRANCHES**n for n in range(LENGTH))  # Prefix i goes on with token t to 4i + t − 1.
+
+
+def _responses() -> np.ndarray:
+  rows = []
+  for size in range(LENGTH + 1):
+    for body in np.ndindex(*(BRANCHES,) * size):
+      rows.append(([b + 2 for b in body] + [1] * (size < LENGTH) + [0] * LENGTH)[:LENGTH])
+  return np.array(rows, np.int32)
+
+
+RESPONSES = _responses()
+
+
+def numbers(tokens):
+  """Which response each row is: those of n tokens before EOS come after all shorter ones."""
+  body = jnp.where(tokens > 1, tokens - 2, 0)
+  size = jnp.sum(tokens > 1, axis=-1)
+  place = jnp.zeros_like(size)
+  for t in range(LENGTH):
+    place = jnp.where(t < size, BRANCHES * place + body[:, t], place)
+  return (BRANCHES**size - 1) // (BRANCHES - 1) + place
+
+
+def tabular_policy() -> Policy:
+  """Parameters [prefixes, symbols] are the logits of tokens 1 to 5 after each prefix."""
+
+  def padded(logits):
+    return jnp.pad(logits, [(0, 0), (1, 0)], constant_values=-1e10)
+
+  def prefill(params, prompt_tokens, lanes):
+    prefix = jnp.zeros(prompt_tokens.shape[0] * lanes, jnp.int32)
+    return padded(params[prefix]), prefix
+
+  def step(params, prefix, tokens):
+    prefix = jnp.minimum(BRANCHES * prefix + tokens - 1, NUM_PREFIXES - 1)
+    return padded(params[prefix]), prefix
+
+  def log_prob(params, prompts, tokens):
+    """Of the whole language, and then of the rows asked for: they are many, and often the same."""
+    prefix, logits = jnp.zeros(len(RESPONSES), jnp.int32), []
+    for t in range(LENGTH):
+      logits.append(padded(params[prefix]))
+      prefix = jnp.clip(BRANCHES * prefix + RESPONSES[:, t] - 1, 0, NUM_PREFIXES - 1)
+    every = token_log_probs(jnp.stack(logits, axis=1), jnp.asarray(RESPONSES), 1.0)
+    return every[numbers(tokens)]
+
+  sampling = decoding.Sampling(max_length=LENGTH)
+  decoder = decoding.Decoder(prefill, step)
+  play = functools.partial(mixture.play, decoder, sampling)
+  return Policy(lambda rng: jnp.zeros((NUM_PREFIXES, SYMBOLS)), log_prob, lambda *a: None, play)
+
+
+POLICY = tabular_policy()
+PROMPT = Prompts(jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
+
+
+def probabilities(table) -> jax.Array:
+  """π(y) of all responses."""
+  return jnp.exp(POLICY.log_prob(table, PROMPT, jnp.asarray(RESPONSES)).sum(axis=-1))
+
+
+def mixed_table(table, reference, beta):
+  """Logits of the per-token mixture."""
+  first, second = jax.nn.log_softmax(table), jax.nn.log_softmax(reference)
+  return (1 - beta) * first + beta * second
+
+
+class World(NamedTuple):
+  preference: np.ndarray  # P, with cycles.
+  reference: np.ndarray  # μ's table.
+  mu: np.ndarray  # μ of all responses.
+  reward: np.ndarray
+
+
+@pytest.fixture(scope='module')
+def world() -> World:
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=(len(RESPONSES),) * 2)
+  # Responses that start alike are judged alike, and differently from others: a cycle that a policy can act upon.
+  places = rng.uniform(0, 2 * np.pi, 6)[RESPONSES[:, 0]] + rng.uniform(0, 2 * np.pi, 6)[RESPONSES[:, 1]]
+  taste = rng.normal(size=6)[RESPONSES[:, 0]]  # And some are liked more than others.
+  odds = np.sin(places[:, None] - places) + 0.5 * (taste[:, None] - taste) + 0.3 * (noise - noise.T)
+  reference = rng.normal(size=(NUM_PREFIXES, SYMBOLS)) * 0.5
+  mu = np.asarray(probabilities(jnp.asarray(reference)), np.float64)
+  return World(special.expit(odds), reference, mu / mu.sum(), rng.normal(size=len(RESPONSES)) * 0.3)
+
+
+def nash(world, tau, beta):
+  return solve.regularised_nash(games.make(world.preference, world.mu, tau))
+
+
+def best_response(world, tau, beta):
+  return special.softmax(np.log(world.mu) + world.preference @ world.mu / tau)
+
+
+def against_mixture(world, tau, beta):
+  """π_β ∝ μ exp(P(y ≻ mix_β(π_β))/τ), the mixture taken token by token; damped iteration in probabilities."""
+  log_policy = np.log(world.mu)
+  reference = conditionals(world.mu)
+  for _ in range(6000):
+    mixed = conditionals(np.exp(log_policy)) ** (1 - beta) * reference**beta
+    payoff = world.preference @ sequence_probs(mixed / mixed.sum(axis=1, keepdims=True))
+    step = 4 * tau**2 / (1 + 4 * tau**2)
+    log_policy = (1 - step) * log_policy + step * (np.log(world.mu) + payoff / tau)
+    log_policy -= special.logsumexp(log_policy)
+  return np.exp(log_policy)
+
+
+def conditionals(p):
+  """Next-symbol probabilities after every prefix, from those of whole responses."""
+  mass = np.zeros((NUM_PREFIXES, SYMBOLS))
+  prefix = np.zeros(len(RESPONSES), int)
+  for t in range(LENGTH):
+    alive = RESPONSES[:, t] > 0
+    np.add.at(mass, (prefix[alive], RESPONSES[alive, t] - 1), p[alive])
+    prefix = np.where(alive, BRANCHES * prefix + RESPONSES[:, t] - 1, 0)
+  return mass / mass.sum(axis=1, keepdims=True)
+
+
+def sequence_probs(table):
+  p, prefix = np.ones(len(RESPONSES)), np.zeros(len(RESPONSES), int)
+  for t in range(LENGTH):
+    alive = RESPONSES[:, t] > 0
+    p = np.where(alive, p * table[prefix, RESPONSES[:, t] - 1], p)
+    prefix = np.where(alive & (RESPONSES[:, t] > 1), BRANCHES * prefix + RESPONSES[:, t] - 1, 0)
+  return p
+
+
+def rlhf_optimum(world, tau, beta):
+  return special.softmax(np.log(world.mu) + world.reward / tau)
+
+
+def dno_stage(world, tau, beta):
+  return special.softmax(np.log(world.mu) + world.preference @ world.mu / tau)
+
+
+def sppo_stage(world, tau, beta):
+  """argmin Σ μ (f − a)² with μ e^f a distribution and a = η (P(y ≻ μ) − ½), η = 1/τ: f = a − W(λ e^a)."""
+  a = (world.preference @ world.mu - 0.5) / tau
+  ratio = lambda x: a - special.lambertw(x * np.exp(a)).real
+  total = lambda x: np.sum(world.mu * np.exp(ratio(x))) - 1
+  return world.mu * np.exp(ratio(optimize.brentq(total, -np.exp(-1 - a.max()) * 0.999, 50)))
+
+
+def bradley_terry(world, tau, beta):
+  """μ exp(r/τ) with r the maximum-likelihood rewards of all pairs, alike."""
+
+  def objective(r):
+    difference = r[:, None] - r
+    miss = special.expit(difference) - world.preference
+    return np.sum(world.preference * np.logaddexp(0, -difference)), miss.sum(axis=1)
+
+  r = optimize.minimize(objective, np.zeros(len(RESPONSES)), jac=True, method='L-BFGS-B').x
+  return special.softmax(np.log(world.mu) + r / tau)
+
+
+class Case(NamedTuple):
+  make: object  # (judge, tau, beta, num_samples) -> Algorithm
+  target: object
+  tuning: str = ''  # 'beta': has a mixture weight.
+
+
+def row(method, *names, **constants):
+  """A method of the table, with those of τ and β that it takes."""
+
+  def make(judge, tau, beta, num_samples):
+    given = {'tau': tau, 'beta': beta}
+    settings = {name: given[name] for name in names} | constants
+    return method(POLICY, judge, num_samples=num_samples, **settings)
+
+  return make
+
+
+def stage(method, of_tau):
+  """A stage of SPPO or DNO from μ, never refreshed."""
+
+  def make(judge, tau, beta, num_samples):
+    return method(POLICY, judge, eta=of_tau(tau), refresh_every=10**9, num_samples=num_samples)
+
+  return make
+
+
+CASES = {
+  'self_play': Case(row(algorithms.self_play, 'tau'), nash),
+  'nash_md_pg': Case(row(algorithms.nash_md_pg, 'tau', 'beta'), against_mixture, 'beta'),
+  'nash_ema_pg': Case(row(algorithms.nash_ema_pg, 'tau'), nash),
+  'nash_mp': Case(row(algorithms.nash_mp, 'tau', eta=1.0), nash),
+  'best_response': Case(row(algorithms.best_response, 'tau'), best_response),
+  'rlhf': Case(row(algorithms.rlhf, 'tau'), rlhf_optimum),
+  'online_ipo': Case(row(algorithms.online_ipo, 'tau'), nash),
+  'ipo_md': Case(row(algorithms.ipo_md, 'tau', 'beta'), against_mixture, 'beta'),
+  'egpo': Case(row(algorithms.egpo, 'tau'), nash),
+  'inpo': Case(row(algorithms.inpo, 'tau', eta=0.5, refresh_every=5), nash),
+  'sppo': Case(stage(algorithms.sppo, lambda tau: 1 / tau), sppo_stage),
+  'dno': Case(stage(algorithms.dno, lambda tau: tau), dno_stage),
+  'dpo': Case(lambda judge, tau, beta, k: algorithms.dpo(POLICY, tau=tau), bradley_terry),
+}
+GRID = [
+  (name, tau, beta)
+  for name, case in CASES.items()
+  for tau in (0.1, 0.3)
+  for beta in ((0.25, 0.6) if case.tuning == 'beta' else (0.0,))
+]
+
+
+def total_variation(table, target) -> float:
+  return 0.5 * float(np.abs(np.asarray(probabilities(table), np.float64) - target).sum())
+
+
+PAIRS = [x.reshape(-1) for x in np.meshgrid(*[range(len(RESPONSES))] * 2, indexing='ij')]
+
+
+def exact_loss(name, algorithm, world, tau, beta):
+  """(table, frozen sets) → the expectation of the method's own loss over all that can be sampled."""
+  p = jnp.asarray(world.preference, jnp.float32)
+  size = len(RESPONSES)
+  tokens = jnp.asarray(RESPONSES)
+  one = as_rollout(tokens)
+
+  def policy_gradient(online, sets):
+    opponents = {
+      'self_play': sets.online,
+      'nash_md_pg': mixed_table(sets.online, sets.reference, beta),
+      'best_response': sets.reference,
+    }
+    other = probabilities(opponents.get(name, sets.ema))
+    logp = {k: POLICY.log_prob(getattr(sets, k), PROMPT, tokens) for k in ('reference', 'ema')}
+    hold = tau if name == 'nash_mp' else 0.0  # τ/η with η = 1.
+    anchor = (tau * logp['reference'] + hold * logp['ema']) / (tau + hold)
+    if name == 'rlhf':
+      reward = jnp.asarray(world.reward, jnp.float32)
+      batch = Scored(PROMPT, one, reward, logp['reference'], reward)
+    else:
+      batch = Comparison(PROMPT, one, one, p @ other, logp['reference'], anchor)
+    return jnp.sum(probabilities(sets.online) * algorithm.loss(online, batch).value)
+
+  def contrast(online, sets):
+    players = {
+      'online_ipo': sets.online,
+      'egpo': sets.online,
+      'ipo_md': mixed_table(sets.online, sets.reference, beta),
+    }
+    sampled = probabilities(players.get(name, sets.past))
+    against = p @ probabilities(sets.half if name == 'egpo' else sets.past)
+    first, second = PAIRS
+    if name in ('egpo', 'sppo', 'dno'):
+      payoff = jnp.stack([against[first], against[second]], axis=-1)
+    elif name == 'dpo':
+      payoff = jnp.stack([p[first, second], p[second, first]], axis=-1)
+      sampled = jnp.full(size, 1 / size)
+    else:
+      payoff = jnp.stack([p[first, second], jnp.full(first.size, 0.5)], axis=-1)
+    past, reference = (
+      POLICY.log_prob(x, PROMPT, tokens).sum(axis=-1) for x in (sets.past, sets.reference)
+    )
+    anchors = {'inpo': 2 * tau * reference + (1 - 2 * tau) * past, 'sppo': past, 'dno': past}
+    pair = lambda x: jnp.stack([x[first], x[second]], axis=-1)
+    batch = Contrast(
+      PROMPT,
+      as_rollout(tokens[first])._replace(token_logp=jnp.zeros((first.size, LENGTH))),
+      as_rollout(tokens[second]),
+      None,
+      pair(reference),
+      pair(anchors.get(name, reference)),
+      payoff,
+    )
+    return jnp.sum(sampled[first] * sampled[second] * algorithm.loss(online, batch).value)
+
+  gradients = ('self_play', 'nash_md_pg', 'nash_ema_pg', 'nash_mp', 'best_response', 'rlhf')
+  return policy_gradient if name in gradients else contrast
+
+
+def descend(algorithm, loss, world, num_steps, learning_rate):
+  """Adam on the exact loss, with the half-steps, averages and snapshots that the method asks for."""
+  optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps), b1=0.0)  # Momentum turns in circles.
+  start = jnp.asarray(world.reference, jnp.float32)
+  every = algorithm.refresh_every or num_steps + 1
+
+  def update(online, opt_state, sets):
+    gradient = jax.grad(loss)(online, jax.lax.stop_gradient(sets))
+    updates, opt_state = optimizer.update(gradient, opt_state)
+    return optax.apply_updates(online, updates), opt_state
+
+  def step(carry, t):
+    sets, opt_state = carry
+    if algorithm.half_step is not None:
+      sets = sets._replace(half=update(sets.online, opt_state, sets._replace(half=sets.online))[0])
+    online, opt_state = update(sets.online, opt_state, sets)
+    past = jnp.where((t + 1) % every == 0, online, sets.past)
+    ema = 0.9 * sets.ema + 0.1 * online
+    return (sets._replace(online=online, past=past, ema=ema), opt_state), None
+
+  sets = PolicyParams(start, start, start, start, start)
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(num_steps))[0])
+  return run((sets, optimizer.init(start)))[0].online
+
+
+@pytest.mark.parametrize(('name', 'tau', 'beta'), GRID)
+def test_exact_gradients_lead_to_the_fixed_point(name, tau, beta, world):
+  case = CASES[name]
+  algorithm = case.make(table_judge(name, world), tau, beta, 1)
+  loss = exact_loss(name, algorithm, world, tau, beta)
+  table = descend(algorithm, loss, world, 400, 0.1)
+  target = case.target(world, tau, beta)
+  assert total_variation(jnp.asarray(world.reference), target) > 0.05  # It has some way to go.
+  assert total_variation(table, target) <= 0.01
+
+
+def table_judge(name, world):
+  """P as a judge of tokens; for RLHF the reward."""
+  p, reward = (jnp.asarray(x, jnp.float32) for x in (world.preference, world.reward))
+  if name == 'rlhf':
+    return jax.jit(lambda prompts, y: reward[numbers(y)])
+  return jax.jit(lambda prompts, y, y2: p[numbers(y), numbers(y2)])
+
+
+def test_responses_are_numbered_as_they_are_listed():
+  np.testing.assert_array_equal(numbers(jnp.asarray(RESPONSES)), np.arange(len(RESPONSES)))
+
+
+def batches(name, world, size, num_samples):
+  prompts = Prompts(np.ones((size, 1), np.int32), np.zeros(size, np.int32))
+  rng = np.random.default_rng(1)
+  while True:
+    if name != 'dpo':
+      yield prompts
+      continue
+    first, second = rng.integers(len(RESPONSES), size=(2, size * num_samples))
+    pair = (as_rollout(jnp.asarray(RESPONSES[i])) for i in (first, second))
+    yield Comparison(prompts, *pair, jnp.asarray(world.preference[first, second], jnp.float32))
+
+
+@pytest.mark.parametrize(('name', 'tau', 'beta'), GRID)
+def test_sampled_gradients_lead_to_the_fixed_point(name, tau, beta, world):
+  """The method itself, through the training loop."""
+  num_steps, size, num_samples = 600, 64, 4
+  case = CASES[name]
+  algorithm = case.make(table_judge(name, world), tau, beta, num_samples)
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
+  start = jnp.asarray(world.reference, jnp.float32)
+  state = loop.init_state(algorithm, optimizer, 0, online=start, reference=start, with_ema=True)
+  state = loop.train(
+    algorithm,
+    optimizer,
+    state,
+    batches(name, world, size, num_samples),
+    loop.Hooks(lambda step, metrics: None, lambda state: None),
+    num_steps=num_steps,
+    ema_decay=0.9,
+    log_every=num_steps,
+  )
+  assert total_variation(state.params.online, case.target(world, tau, beta)) <= 0.05
