@@ -193,7 +193,9 @@ def last_iterate_of_nash_md(batch) -> dict:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument('--games', required=True, help='directory of CSV games')
   parser.add_argument('--num_random', type=int, default=1000)
   parser.add_argument('--output', required=True)
@@ -221,10 +223,16 @@ def main() -> None:
     shown.add_column(column)
   for name in LIMITS:
     r = result[name]
-    missed = '–' if r['reached'] == 1 else f'{r["smallest_tau_missed"]:.3f} to {r["largest_tau_missed"]:.3f}'
+    missed = (
+      '–'
+      if r['reached'] == 1
+      else f'{r["smallest_tau_missed"]:.3f} to {r["largest_tau_missed"]:.3f}'
+    )
     cells = f'{r["reached"]:.3f}', f'{r["largest_gap"]:.1e}', missed, f'{r["median_steps"]:.0f}'
     shown.add_row(name, *cells, f'{r["steps_times_tau_median"]:.0f}')
-  console.Console().print(shown, {k: result[k] for k in ('oracles', 'theorem_1', 'rates', 'last_iterate')})
+  console.Console().print(
+    shown, {k: result[k] for k in ('oracles', 'theorem_1', 'rates', 'last_iterate')}
+  )
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ from nlhf_jax.types import (
   TrainState,
 )
 
+_JUDGE = 'judge.json'
 Model = Policy | preference_model.PreferenceModel | reward_model.RewardModel
 Feedback = PreferenceFn | RewardFn
 
@@ -105,6 +106,9 @@ def train(experiment: Experiment, run_dir: pathlib.Path, config: str) -> TrainSt
   if checkpoints.latest_step(directory) is not None:
     state = checkpoints.restore(directory, state)
   start = int(state.step)
+  untested = experiment.held_out is not None and not (run_dir / _JUDGE).exists()
+  if start >= experiment.num_steps and not untested:
+    return state
   with (
     metrics.Writer(run_dir, resume_step=start) as writer,
     progress.bar(run_dir.name, experiment.num_steps, done=start) as advance,
@@ -173,7 +177,7 @@ def _test_judge(experiment: Experiment, params: Params, run_dir: pathlib.Path) -
   result = judges.test(judge_of(experiment.model, params), comparisons)
   if isinstance(experiment.model, preference_model.PreferenceModel):
     result['position_bias'] = judges.position_bias(experiment.model, params, comparisons)
-  (run_dir / 'judge.json').write_text(json.dumps(result, indent=2) + '\n')
+  (run_dir / _JUDGE).write_text(json.dumps(result, indent=2) + '\n')
 
 
 def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Path:

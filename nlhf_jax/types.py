@@ -53,7 +53,9 @@ class Comparison(NamedTuple):
     None  # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
   )
   reference_token_logp: Float[Array, 'N T'] | None = None  # log μ(y_t|x, y_<t) of the response.
-  anchor_token_logp: Float[Array, 'N T'] | None = None  # Of what the KL is measured against; None: μ.
+  anchor_token_logp: Float[Array, 'N T'] | None = (
+    None  # Of what the KL is measured against; None: μ.
+  )
 
 
 class Contrast(NamedTuple):
@@ -84,7 +86,9 @@ class PolicyParams(NamedTuple):
   online: Params  # θ: differentiated.
   ema: Params | None  # θ̄: exponential moving average of θ. None: not kept.
   reference: Params | None  # μ: frozen. None: the method has no reference.
-  past: Params | None = None  # π_t: θ as it was at the last refresh. None: the method looks at none.
+  past: Params | None = (
+    None  # π_t: θ as it was at the last refresh. None: the method looks at none.
+  )
   half: Params | None = None  # θ after this step's half-step; not kept between steps.
 
 

@@ -26,6 +26,7 @@ def flags(test_data):
   small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8']
   return {
     'builtin': small,
+    'follow_ups': small,
     'scitldr': real('scitldr'),
     'squality': [*real('squality'), '--gin.RESPONSE_LENGTH=32'],
   }

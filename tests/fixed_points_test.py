@@ -25,7 +25,9 @@ from nlhf_jax.types import Comparison, Contrast, Policy, PolicyParams, Prompts, 
 
 SYMBOLS, LENGTH = 5, 4  # Tokens 1 (EOS) to 5.
 BRANCHES = SYMBOLS - 1
-NUM_PREFIXES = sum(BRANCHES**n for n in range(LENGTH))  # Prefix i goes on with token t to 4i + t − 1.
+NUM_PREFIXES = sum(
+  BRANCHES**n for n in range(LENGTH)
+)  # Prefix i goes on with token t to 4i + t − 1.
 
 
 def _responses() -> np.ndarray:
@@ -105,7 +107,9 @@ def world() -> World:
   rng = np.random.default_rng(0)
   noise = rng.normal(size=(len(RESPONSES),) * 2)
   # Responses that start alike are judged alike, and differently from others: a cycle that a policy can act upon.
-  places = rng.uniform(0, 2 * np.pi, 6)[RESPONSES[:, 0]] + rng.uniform(0, 2 * np.pi, 6)[RESPONSES[:, 1]]
+  places = (
+    rng.uniform(0, 2 * np.pi, 6)[RESPONSES[:, 0]] + rng.uniform(0, 2 * np.pi, 6)[RESPONSES[:, 1]]
+  )
   taste = rng.normal(size=6)[RESPONSES[:, 0]]  # And some are liked more than others.
   odds = np.sin(places[:, None] - places) + 0.5 * (taste[:, None] - taste) + 0.3 * (noise - noise.T)
   reference = rng.normal(size=(NUM_PREFIXES, SYMBOLS)) * 0.5
@@ -300,7 +304,9 @@ def exact_loss(name, algorithm, world, tau, beta):
 
 def descend(algorithm, loss, world, num_steps, learning_rate):
   """Adam on the exact loss, with the half-steps, averages and snapshots that the method asks for."""
-  optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps), b1=0.0)  # Momentum turns in circles.
+  optimizer = optax.adam(
+    optax.cosine_decay_schedule(learning_rate, num_steps), b1=0.0
+  )  # Momentum turns in circles.
   start = jnp.asarray(world.reference, jnp.float32)
   every = algorithm.refresh_every or num_steps + 1
 

@@ -85,10 +85,22 @@ def test_a_directory_of_another_configuration_is_refused(runs, capsys):
   assert 'NUM_STEPS = 2' in output.err
 
 
-def test_a_finished_run_is_not_run_again(runs):
-  before = (runs / 'sft' / 'metrics.jsonl').read_text()
-  assert main.main(['train', SFT, f'--run_dir={runs / "sft"}', '--gin.NUM_STEPS=2', *SMALL]) == 0
-  assert (runs / 'sft' / 'metrics.jsonl').read_text() == before
+@pytest.mark.parametrize('stage', ['sft', 'preference'])
+def test_a_finished_run_is_not_run_again(stage, runs):
+  """Nothing in its directory is touched; a judge is not tested again."""
+  before = {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')}
+  gin_file = f'--gin_file=configs/experiments/builtin/{stage}.gin'
+  argv = ['train', gin_file, f'--run_dir={runs / stage}', '--gin.NUM_STEPS=2', *SMALL]
+  assert main.main(argv) == 0
+  assert {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')} == before
+
+
+def test_a_method_without_its_reference_is_refused(runs, capsys):
+  argv = ['train', MD, f'--run_dir={runs / "bad"}', '--gin.NUM_STEPS=2', '--gin.START_FROM=None']
+  status, output = run(capsys, *argv, *SMALL)
+  assert status == 2
+  assert 'needs a reference: name the run to start from (START_FROM)' in output.err
+  assert not (runs / 'bad').exists()
 
 
 def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):

@@ -44,9 +44,13 @@ def make(preference, reference=None, tau: float = 0.0) -> PreferenceGame:
   size = preference.shape[0]
   reference = np.full(size, 1 / size) if reference is None else np.asarray(reference, np.float64)
   if reference.shape != (size,):
-    raise ValueError(f'The reference must have {size} entries, one a response: got {reference.shape}.')
+    raise ValueError(
+      f'The reference must have {size} entries, one a response: got {reference.shape}.'
+    )
   for place in np.flatnonzero(~(reference > 0)):
-    raise ValueError(f'The reference must be positive everywhere: entry {place} is {reference[place]}.')
+    raise ValueError(
+      f'The reference must be positive everywhere: entry {place} is {reference[place]}.'
+    )
   if not tau >= 0:
     raise ValueError(f'tau must be 0 (no regularisation) or more, got {tau}.')
   return PreferenceGame(preference, reference / reference.sum(), np.float64(tau))

@@ -42,7 +42,9 @@ PayoffFn = Callable[[PreferenceGame, Float[Array, 'Y'], PRNGKey], Float[Array, '
 class State(NamedTuple):
   """Where a solver stands."""
 
-  log_policy: LogPolicy  # What it answers: the last iterate, or the average where that is what converges.
+  log_policy: (
+    LogPolicy  # What it answers: the last iterate, or the average where that is what converges.
+  )
   memory: Any = ()  # What it carries besides.
 
 
@@ -98,7 +100,9 @@ def nash_md(eta: StepSize | None = None) -> Solver:
   Source: Munos et al. (2024), arXiv:2312.00886, eq. 3 to 5 and Theorem 1.
   """
   size = _step_size(eta, lambda game, t: 2 / (game.tau * (t + 2)))
-  return _against(lambda game, log_policy, t: _mix(game, log_policy, size(game, t) * game.tau), size)
+  return _against(
+    lambda game, log_policy, t: _mix(game, log_policy, size(game, t) * game.tau), size
+  )
 
 
 def self_play(eta: StepSize | None = None) -> Solver:
@@ -269,7 +273,9 @@ def named(name: str, **settings: Scalar | None) -> Solver:
   for key in given:
     if key not in takes:
       raise ValueError(f'{name} takes no {key}: it has {", ".join(takes) or "no settings"}.')
-  if missing := [k for k, v in takes.items() if v.default is inspect.Parameter.empty and k not in given]:
+  if missing := [
+    k for k, v in takes.items() if v.default is inspect.Parameter.empty and k not in given
+  ]:
     raise ValueError(f'{name} needs {missing[0]}.')
   return NAMED[name](**given)
 

@@ -140,7 +140,9 @@ def read(path: pathlib.Path) -> Table:
   with path.open(newline='') as file:
     lines = [line for line in csv.reader(file) if line]
   if len(lines) < 2:
-    raise ValueError(f'{path} has no rows: labels in the first row and column, a number for each pair.')
+    raise ValueError(
+      f'{path} has no rows: labels in the first row and column, a number for each pair.'
+    )
   labels = [label.strip() for label in lines[0][1:]]
   values = np.empty((len(lines) - 1, len(labels)))
   for number, line in enumerate(lines[1:]):
@@ -157,9 +159,15 @@ def read(path: pathlib.Path) -> Table:
         ) from None
   rows = [line[0].strip() for line in lines[1:]]
   if rows != labels:
-    raise ValueError(f'{path}: labels of rows and columns differ: {_first_difference(rows, labels)}.')
+    raise ValueError(
+      f'{path}: labels of rows and columns differ: {_first_difference(rows, labels)}.'
+    )
   try:
-    return from_wins(values, labels) if np.any(values > 1) and _whole(values) else from_matrix(values, labels)
+    return (
+      from_wins(values, labels)
+      if np.any(values > 1) and _whole(values)
+      else from_matrix(values, labels)
+    )
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
 
@@ -212,7 +220,9 @@ def appendix_c_2() -> Table:
 def rock_paper_scissors(size: int = 3) -> Table:
   """Each beats the (size − 1)/2 before it on a circle for sure; size odd."""
   if size < 3 or size % 2 == 0:
-    raise ValueError(f'rock_paper_scissors needs an odd number of alternatives, 3 or more: got {size}.')
+    raise ValueError(
+      f'rock_paper_scissors needs an odd number of alternatives, 3 or more: got {size}.'
+    )
   ahead = (np.arange(size)[:, None] - np.arange(size)) % size
   p = np.where(ahead == 0, 0.5, (ahead <= size // 2).astype(float))
   return from_matrix(p, ('rock', 'paper', 'scissors') if size == 3 else None)

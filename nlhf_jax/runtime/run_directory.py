@@ -32,6 +32,8 @@ def check(run_dir: pathlib.Path, config: str) -> None:
 def open(run_dir: pathlib.Path, config: str) -> None:
   """Makes the directory and writes its configuration, whole or not at all. Raises as `check`."""
   check(run_dir, config)
+  if (run_dir / _CONFIG).is_file():
+    return
   run_dir.mkdir(parents=True, exist_ok=True)
   partial = run_dir / f'{_CONFIG}.partial'
   partial.write_text(config)

@@ -55,7 +55,9 @@ def init_state(
     online = jax.jit(algorithm.init)(jax.random.fold_in(rng, 0))
   copy = lambda tree: jax.tree.map(jnp.array, tree)  # The update donates its buffers: no sharing.
   copy_if = lambda wanted: copy(online) if wanted else None
-  params = PolicyParams(copy(online), copy_if(with_ema), reference, copy_if('past' in algorithm.plays))
+  params = PolicyParams(
+    copy(online), copy_if(with_ema), reference, copy_if('past' in algorithm.plays)
+  )
   opt_state = jax.jit(optimizer.init)(params.online)
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
 

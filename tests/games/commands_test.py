@@ -48,7 +48,12 @@ def test_mu_from_a_file(capsys, tmp_path):
 
 def test_without_regularisation_several_equilibria_are_said(capsys):
   status, shown = run(
-    capsys, 'solve', '--game=blotto:5,3', '--tau=0', '--algorithm=fictitious_play', '--num_steps=100'
+    capsys,
+    'solve',
+    '--game=blotto:5,3',
+    '--tau=0',
+    '--algorithm=fictitious_play',
+    '--num_steps=100',
   )
   assert status == 0
   assert 'several equilibria' in shown.out

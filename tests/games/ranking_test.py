@@ -34,7 +34,8 @@ def test_smith_set_and_cycles_by_definition(seed):
   p = from_majorities(edges[: rng.integers(8, 16)], 6)  # The others are ties.
   assert set(np.flatnonzero(ranking.smith_set(p))) == smith_by_definition(p)
   cycles = sum(
-    (p[i, j] > 0.5 and p[j, k] > 0.5 and p[k, i] > 0.5) or (p[j, i] > 0.5 and p[k, j] > 0.5 and p[i, k] > 0.5)
+    (p[i, j] > 0.5 and p[j, k] > 0.5 and p[k, i] > 0.5)
+    or (p[j, i] > 0.5 and p[k, j] > 0.5 and p[i, k] > 0.5)
     for i, j, k in itertools.combinations(range(6), 3)
   )
   assert ranking.num_cyclic_triples(p) == cycles
@@ -73,7 +74,9 @@ def test_intervals_cover_and_narrow_with_more_votes():
     assert np.all(many[name].low <= many[name].scores + 1e-9)
     assert np.all(many[name].high >= many[name].scores - 1e-9)
     assert width[1] <= width[0]
-  spread = np.sqrt(0.25 * (1 / 50 + 1 / 50)) * 1.96 / 2  # Of a mean of two shares of 50 votes near 1/2.
+  spread = (
+    np.sqrt(0.25 * (1 / 50 + 1 / 50)) * 1.96 / 2
+  )  # Of a mean of two shares of 50 votes near 1/2.
   borda = few['borda']
   np.testing.assert_allclose((borda.high - borda.low) / 2, spread, rtol=0.25)
 

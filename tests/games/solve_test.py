@@ -207,7 +207,10 @@ def test_maximal_lottery_against_an_interior_point_method(size, random_game):
   [
     (np.full((2, 2), 0.5), False),  # All are ties.
     (sources.rock_paper_scissors().preference, True),
-    (np.kron(np.eye(2), sources.rock_paper_scissors().preference - 0.5) + 0.5, False),  # Two cycles.
+    (
+      np.kron(np.eye(2), sources.rock_paper_scissors().preference - 0.5) + 0.5,
+      False,
+    ),  # Two cycles.
     # A clone of the winner, and one that is no clone: it loses to the third.
     (np.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.9], [0.1, 0.1, 0.5]]), False),
     (np.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.1], [0.1, 0.9, 0.5]]), False),
@@ -221,12 +224,20 @@ def test_whether_an_equilibrium_is_the_only_one(table, unique):
 @pytest.mark.parametrize(
   ('make', 'tau', 'message'),
   [
-    (functools.partial(solvers.nash_md, 11.0), 0.1, r'eta \* tau must be in \(0, 1\], got 11 \* 0.1 = 1.1'),
+    (
+      functools.partial(solvers.nash_md, 11.0),
+      0.1,
+      r'eta \* tau must be in \(0, 1\], got 11 \* 0.1 = 1.1',
+    ),
     (functools.partial(solvers.nash_md, -1.0), 0.1, r'eta \* tau must be in'),
     (solvers.nash_md, 0.0, 'takes its step size from tau, which is 0'),
     (solvers.self_play, 0.0, 'takes its step size from tau, which is 0'),
     (functools.partial(solvers.mixed, 1.5), 0.1, r'beta must be in \[0, 1\]'),
-    (functools.partial(solvers.named, 'nash_mb'), 0.1, 'No algorithm nash_mb.* Did you mean nash_md?'),
+    (
+      functools.partial(solvers.named, 'nash_mb'),
+      0.1,
+      'No algorithm nash_mb.* Did you mean nash_md?',
+    ),
     (functools.partial(solvers.named, 'egpo', decay=0.9), 0.1, 'egpo takes no decay: it has eta'),
     (functools.partial(solvers.named, 'mixed'), 0.1, 'mixed needs beta'),
   ],

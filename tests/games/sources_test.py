@@ -46,7 +46,9 @@ def test_blotto_is_that_of_the_file(test_data):
 def test_ratings_and_payoffs():
   np.testing.assert_allclose(sources.elo(np.array([1900.0, 1500.0]))[0], [0.5, 10 / 11])
   np.testing.assert_allclose(sources.bradley_terry(np.log([3.0, 1.0]))[0], [0.5, 0.75])
-  np.testing.assert_allclose(sources.from_payoffs([[0, 4, -1], [-4, 0, 2], [1, -2, 0]])[0], [0.5, 1, 0.375])
+  np.testing.assert_allclose(
+    sources.from_payoffs([[0, 4, -1], [-4, 0, 2], [1, -2, 0]])[0], [0.5, 1, 0.375]
+  )
   with pytest.raises(ValueError, match=r'A\[0, 1\] = 1.0, A\[1, 0\] = 1.0'):
     sources.from_payoffs([[0, 1], [1, 0]])
 
@@ -72,7 +74,10 @@ def test_a_pair_that_never_met_is_even():
     ('', 'has no rows'),
     (',a,b\na,.5,.6\nb,.4\n', r':3 has 2 fields, the first line 3'),
     (',a,b\na,.5,x\nb,.4,.5\n', r":2: column 'b' holds 'x', not a number"),
-    (',a,b\na,.5,.6\nc,.4,.5\n', "labels of rows and columns differ: 'c' in a row where a column has 'b'"),
+    (
+      ',a,b\na,.5,.6\nc,.4,.5\n',
+      "labels of rows and columns differ: 'c' in a row where a column has 'b'",
+    ),
     (',a,a\na,.5,.6\na,.4,.5\n', "The label 'a' occurs twice"),
     (',a,b\na,.5,.7\nb,.4,.5\n', r'P\[a, b\] = 0.7 and its mirror must add up to 1'),
     (',a,b\na,.5,nan\nb,.4,.5\n', r'P\[a, b\] = nan is not a number'),
@@ -100,5 +105,5 @@ def test_names_take_numbers():
   assert sources.named('games.csv') is None
   with pytest.raises(ValueError, match='appendix_a takes at most 0 numbers: appendix_a:1'):
     sources.named('appendix_a:1')
-  with pytest.raises(ValueError, match='rock_paper_scissors:4: .* needs an odd number'):
+  with pytest.raises(ValueError, match=r'rock_paper_scissors:4: .* needs an odd number'):
     sources.named('rock_paper_scissors:4')
