@@ -129,13 +129,13 @@ def theorem_1(batches, num_steps: int, advance) -> dict:
     ratios = []
     for batch in batches:
       batch = jax.tree.map(jnp.asarray, batch)
-      nash, _ = jax.vmap(lambda g: solve._fixed_point(g, 1e-12, 1_000_000))(batch)
+      nash, _ = jax.vmap(lambda g: solve.fixed_point(g, 1e-12, 1_000_000))(batch)
 
       def one(game, nash, schedule=schedule):
         eta = None if schedule == 'theorem' else schedule / game.tau
         solver = solvers.nash_md(eta)
         state = solver.init(game)
-        first = solve._kl_to(nash, state.log_policy)
+        first = solve.kl_to(nash, state.log_policy)
         _, curve = solve.trace(solver, game, state, 0, num_steps, 1, jax.random.key(0), nash=nash)
         kl, t = jnp.append(first, curve.kl_to_nash), jnp.arange(num_steps + 1)
         if schedule == 'theorem':

@@ -100,7 +100,7 @@ def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[
 
 
 def _rank(args: argparse.Namespace) -> None:
-  from rich import console
+  from rich import console, markup
   from rich import table as rich_table
 
   from nlhf_jax.games import ranking, study
@@ -123,7 +123,7 @@ def _rank(args: argparse.Namespace) -> None:
   first = ranks['maximal_lottery'].scores + 1e-6 * ranks['borda'].scores
   for i in sorted(range(len(table.labels)), key=lambda i: -first[i]):
     cells = [_cell(name, result, i) for name, result in ranks.items()]
-    shown.add_row(table.labels[i].replace('[', r'\['), *cells)
+    shown.add_row(markup.escape(table.labels[i]), *cells)
   console.Console().print(shown)
   if args.output:
     scores = {

@@ -72,7 +72,7 @@ def trace(
     state = iterate(solver, game, state, first, every, rng, payoff)
     policy = jnp.exp(state.log_policy)
     gap = games.duality_gap(game, policy)
-    kl = jnp.full_like(gap, jnp.nan) if nash is None else _kl_to(nash, state.log_policy)
+    kl = jnp.full_like(gap, jnp.nan) if nash is None else kl_to(nash, state.log_policy)
     return state, Curve(first + every, gap, kl)
 
   return jax.lax.scan(record, state, jnp.arange(num_records))
@@ -154,7 +154,7 @@ def regularised_nash(
   if not game.tau > 0:
     raise ValueError(f'tau must be positive, got {game.tau}: without it use `maximal_lottery`.')
   with jax.enable_x64(True):
-    policy, residual = jax.tree.map(np.asarray, _fixed_point(game, tolerance, max_steps))
+    policy, residual = jax.tree.map(np.asarray, fixed_point(game, tolerance, max_steps))
   if not residual < tolerance:
     raise ValueError(
       f'No fixed point within {tolerance} after {max_steps} steps at tau = {game.tau}: residual {residual}.'
@@ -163,7 +163,7 @@ def regularised_nash(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _fixed_point(game: PreferenceGame, tolerance: float, max_steps: int):
+def fixed_point(game: PreferenceGame, tolerance: float, max_steps: int):
   """Nash-MP until the residual is small enough, or the steps are spent. Pure; vmaps over games."""
   solver = solvers.nash_mp()
 
@@ -218,7 +218,7 @@ def _is_unique(advantage: Float[np.ndarray, 'Y Y'], policy: Float[np.ndarray, 'Y
   return int(np.sum(singular < 1e-9)) == 1
 
 
-def _kl_to(nash: Distribution, log_policy: Float[Array, 'Y']) -> Float[Array, '']:
+def kl_to(nash: Distribution, log_policy: Float[Array, 'Y']) -> Float[Array, '']:
   """KL(π*‖π) from log π, so that a probability too small for a float costs no infinity."""
   nash = jnp.asarray(nash)
   log_nash = jnp.log(jnp.where(nash > 0, nash, 1))
@@ -227,5 +227,5 @@ def _kl_to(nash: Distribution, log_policy: Float[Array, 'Y']) -> Float[Array, ''
 
 def _start(game: PreferenceGame, state: State, nash: Distribution | None) -> Curve:
   gap = games.duality_gap(game, jnp.exp(state.log_policy))
-  kl = jnp.nan if nash is None else _kl_to(nash, state.log_policy)
+  kl = jnp.nan if nash is None else kl_to(nash, state.log_policy)
   return Curve(np.array([0]), np.array([gap]), np.array([kl]))

@@ -9,6 +9,7 @@ import jax
 import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
+from rich import markup
 from rich import table as rich_table
 
 from nlhf_jax.games import game as games
@@ -17,6 +18,7 @@ from nlhf_jax.games.game import PreferenceGame
 from nlhf_jax.games.solvers import PayoffFn, Solver, exact
 
 _NUM_SHOWN = 20  # Alternatives in a printed table.
+_NUM_RECORDS = 500  # Points of a curve.
 
 
 class Result(NamedTuple):
@@ -62,6 +64,7 @@ def run(
       solver,
       game,
       num_steps,
+      num_records=_NUM_RECORDS,
       payoff=payoff,
       seed=seed,
       nash=nash if unique else None,
@@ -86,8 +89,9 @@ def _result(game: PreferenceGame, policy: Float[np.ndarray, 'Y'], curve: solve.C
 def tables(study: Study) -> list[rich_table.Table]:
   """How close every solver came, and the policies: alternatives by what π* gives them."""
   summary = rich_table.Table(title=_title(study))
-  for column in ('algorithm', 'steps', 'duality gap', 'KL(π*‖π), nats', 'value min P(π ≻ y)'):
-    summary.add_column(column, justify='left' if column == 'algorithm' else 'right')
+  for column in ('algorithm', 'steps', 'duality gap', 'KL(π*‖π)', 'min P(π ≻ y)', 'beaten by'):
+    left = column in ('algorithm', 'beaten by')
+    summary.add_column(column, justify='left' if left else 'right')
   for name, result in study.results.items():
     summary.add_row(
       name,
@@ -95,29 +99,36 @@ def tables(study: Study) -> list[rich_table.Table]:
       f'{max(result.duality_gap, 0):.3g}',
       '–' if np.isnan(result.kl_to_nash) else f'{max(result.kl_to_nash, 0):.3g}',
       f'{result.value:.4f}',
+      _who_beats(study, result),
     )
   return [summary, _policies(study)]
 
 
+def _who_beats(study: Study, result: Result) -> str:
+  """The three alternatives that beat a policy most, and by how much."""
+  against = study.game.preference @ result.policy
+  worst = [i for i in np.argsort(-against, kind='stable')[:3] if against[i] > 0.5 + 1e-9]
+  return ', '.join(f'{_plain(study.labels[i])} {against[i]:.3f}' for i in worst) or 'no one'
+
+
 def _policies(study: Study) -> rich_table.Table:
   order = np.argsort(-study.nash, kind='stable')[:_NUM_SHOWN]
-  title = 'Policies, and P(y ≻ π): above .5 beats it'
+  title = 'Policies'
   if len(study.nash) > len(order):
-    title += f' ({len(order)} of {len(study.nash)} alternatives)'
+    title += f': {len(order)} of {len(study.nash)} alternatives'
   shown = rich_table.Table(title=title)
   shown.add_column('alternative')
   for column in ('μ', 'π*', *study.results):
     shown.add_column(column, justify='right')
-  for name in study.results:
-    shown.add_column(f'y ≻ {name}', justify='right')
-  against = {name: study.game.preference @ r.policy for name, r in study.results.items()}
+  policies = (study.game.reference, study.nash, *(r.policy for r in study.results.values()))
   for i in order:
-    # Labels are a file's text: rich must not read markup in them.
-    label = study.labels[i].replace('[', r'\[')
-    policies = (study.game.reference, study.nash, *(r.policy for r in study.results.values()))
-    cells = [f'{p[i]:.4f}' for p in policies] + [f'{p[i]:.4f}' for p in against.values()]
-    shown.add_row(label, *cells)
+    shown.add_row(_plain(study.labels[i]), *(f'{p[i]:.4f}' for p in policies))
   return shown
+
+
+def _plain(label: str) -> str:
+  """Labels are a file's text: rich must not read markup in them."""
+  return markup.escape(label)
 
 
 def _title(study: Study) -> str:

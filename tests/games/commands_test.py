@@ -29,7 +29,7 @@ def test_solve_prints_writes_and_plots(capsys, tmp_path, test_data):
   np.testing.assert_allclose(found['policy'], found['best_response'], atol=1e-9)
   assert found['algorithms']['nash_md']['kl_to_nash'] > found['kl_to_nash']
   assert found['curve']['step'][-1] == 2000
-  assert len(found['curve']['duality_gap']) == 101
+  assert len(found['curve']['duality_gap']) == 501
   assert plot.read_bytes().startswith(b'\x89PNG')
   assert 'nash_mp' in shown.out
   assert 'stewart' in shown.out
