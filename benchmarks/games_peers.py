@@ -1,6 +1,6 @@
 """Times of Nashpy and OpenSpiel on a game that `games_speed.py` wrote; runs in an environment of its own.
 
-  python benchmarks/games_peers.py GAME.npy OUT.json
+python benchmarks/games_peers.py GAME.npy OUT.json
 """
 
 import json

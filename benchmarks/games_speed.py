@@ -194,7 +194,9 @@ def main() -> None:
   row('Nash-MD, a step of 1,000 games of 100, NumPy', best, batch['numpy'])
   row('Nash-MD, a step of one game of 5,000, NumPy', large['step'], large['numpy step'])
   row('the same, one pass over the matrix', large['step'], memory)
-  row('gap of 1e-6, game of 5,000, NumPy', large['to a gap of 1e-6'], large['numpy to a gap of 1e-6'])
+  row(
+    'gap of 1e-6, game of 5,000, NumPy', large['to a gap of 1e-6'], large['numpy to a gap of 1e-6']
+  )
   ours = peers['ours']
   for peer in ('nashpy', 'open_spiel'):
     row(f'linear program, 200, {peer}', ours['linear_program'], peers[peer]['linear_program'])
