@@ -197,6 +197,32 @@ def test_any_jsonl(tmp_path):
   np.testing.assert_array_equal(batch.response.tokens, [[ord('c') + 3, 1, 0, 0]])
 
 
+def test_tldr_files_are_demonstrations(test_data, sentencepiece):
+  """Each file a split, the prompt as the paper has it, the human summary to imitate."""
+  task = tasks.tldr_demonstrations(str(test_data / 'scitldr'), sentencepiece)
+  assert set(task.splits) == {'train', 'valid'}
+  batch = pipeline.everything(task, split='valid', prompt_length=512, response_length=128)
+  assert len(batch.prompts.tokens) == 619
+  first = json.loads((test_data / 'scitldr' / 'valid.jsonl').open().readline())
+  row = int(np.argmin(batch.prompts.index))
+  prompt = sentencepiece.decode([int(t) for t in batch.prompts.tokens[row] if t > 0])
+  assert prompt.startswith(f'SUBREDDIT: r/{first["subreddit"]}')
+  assert prompt.endswith('TL;DR:')
+  written = sentencepiece.decode([int(t) for t in batch.response.tokens[row] if t > 1])
+  assert written == sentencepiece.decode(sentencepiece.encode(first['summary']))[: len(written)]
+
+
+def test_prompts_of_a_task_come_once(tmp_path):
+  rows = [{'prompt': f'p{n % 7}', 'chosen': 'yes', 'rejected': f'{n}'} for n in range(40)]
+  (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  task = tasks.prompts_of(tasks.jsonl_comparisons(str(tmp_path), vocabularies.byte()))
+  prompts = pipeline.everything(task, split='train', prompt_length=4, response_length=4)
+  assert isinstance(prompts, Prompts)
+  assert sorted(prompts.index) == list(range(7))
+  texts = {vocabularies.byte().decode([int(t) for t in p if t > 0]) for p in prompts.tokens}
+  assert texts == {f'p{n}' for n in range(7)}
+
+
 def test_a_missing_directory_or_vocabulary_names_the_remedy(tmp_path):
   with pytest.raises(FileNotFoundError, match='--data_dir'):
     tasks.openai_comparisons(str(tmp_path / 'none'), vocabularies.byte())
