@@ -32,13 +32,12 @@ Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7; of each of the 
 """
 
 import functools
-from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from nlhf_jax import losses, mixture, preference_model, reward_model
+from nlhf_jax import contrast, losses, mixture, preference_model, reward_model
 from nlhf_jax.types import (
   Algorithm,
   Comparison,
@@ -53,7 +52,6 @@ from nlhf_jax.types import (
   PRNGKey,
   Prompts,
   RewardFn,
-  Rollout,
   Scored,
 )
 
@@ -167,7 +165,7 @@ def _policy_gradient(
     players = [mixture.ONLINE, alternative]
     response, other = policy.play(params, players, prompts, rng, num_samples)
     logp = _logp_of_sets(policy, params, {'reference', *anchor}, prompts, response.tokens)
-    return Comparison(prompts, response, other, None, logp['reference'], _mix(anchor, logp))
+    return Comparison(prompts, response, other, None, logp['reference'], contrast.mix(anchor, logp))
 
   def judge(comparison: Comparison) -> Comparison:
     p = preference_fn(comparison.prompts, comparison.response.tokens, comparison.alternative.tokens)
@@ -234,14 +232,9 @@ def inpo(
 
 def _ipo(policy, preference_fn, player, tau, num_samples, anchor=mixture.REFERENCE, refresh=None):
   _check_positive('tau', tau)
-
-  def payoffs(prompts, response, alternative, opponent):
-    """Both against y': P(y ≻ y'), and 1/2."""
-    p = preference_fn(prompts, response, alternative)
-    return jnp.stack([p, jnp.full_like(p, 0.5)], axis=-1)
-
+  judge = contrast.against_each_other(preference_fn)
   loss = functools.partial(losses.squared_contrast_loss, tau=tau)
-  return _contrast(policy, [player] * 2, payoffs, anchor, loss, num_samples, refresh=refresh)
+  return contrast.method(policy, [player] * 2, judge, anchor, loss, num_samples, refresh=refresh)
 
 
 def egpo(
@@ -252,13 +245,12 @@ def egpo(
   Both start from the same parameters and optimizer state. Source: Zhou, Fazel, Du (2025), arXiv:2503.08942.
   """
   _check_positive('tau', tau)
-
   loss = functools.partial(losses.squared_contrast_loss, tau=tau)
-  judge = _against_opponent(preference_fn, num_samples)
+  judge = contrast.against_opponent(preference_fn, num_samples)
 
   def make(opponent: Player) -> Algorithm:
     players = [mixture.ONLINE, mixture.ONLINE, opponent]
-    return _contrast(policy, players, judge, mixture.REFERENCE, loss, num_samples)
+    return contrast.method(policy, players, judge, mixture.REFERENCE, loss, num_samples)
 
   return make(mixture.HALF)._replace(half_step=make(mixture.ONLINE).sample)
 
@@ -302,26 +294,9 @@ def dno(
 
 
 def _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples) -> Algorithm:
-  judge = _against_opponent(preference_fn, num_samples)
+  judge = contrast.against_opponent(preference_fn, num_samples)
   players, anchor = [mixture.PAST] * 3, mixture.PAST
-  return _contrast(policy, players, judge, anchor, loss, num_samples, refresh=refresh_every)
-
-
-def _against_opponent(preference_fn: PreferenceFn, num_samples: int):
-  """Payoffs of y and y' against all k of y''.
-
-  Each other's samples would not do in place of y'': given the pair, the estimate would lean towards their own
-  comparison, and a contrast would see the payoffs' difference too large.
-  """
-
-  def payoffs(prompts, response, alternative, opponent):
-    both = [
-      mean_preference(preference_fn, prompts, tokens, opponent, num_samples)
-      for tokens in (response, alternative)
-    ]
-    return jnp.stack(both, axis=-1)
-
-  return payoffs
+  return contrast.method(policy, players, judge, anchor, loss, num_samples, refresh=refresh_every)
 
 
 def dpo(policy: Policy, *, tau: float) -> Algorithm:
@@ -334,73 +309,15 @@ def dpo(policy: Policy, *, tau: float) -> Algorithm:
   def sample(params: PolicyParams, batch: Comparison, rng: PRNGKey) -> Contrast:
     del rng
     pair = batch.prompts, batch.response, batch.alternative
-    reference = _pair_logp(policy, params.reference, *pair)
+    reference = contrast.pair_logp(policy, params.reference, *pair)
     payoff = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
     return Contrast(*pair, None, reference, reference, payoff)
 
   def loss(params: Params, batch: Contrast) -> Losses:
-    pair = _pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
+    pair = contrast.pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
     return losses.logistic_contrast_loss(pair - batch.anchor_logp, batch.payoff[:, 0], scale=tau)
 
   return Algorithm(policy.init, sample, _as_sampled, loss, frozenset({'reference'}))
-
-
-def _contrast(
-  policy: Policy,
-  players: Sequence[Player],
-  judge: Callable[..., Float[Array, 'N 2']],
-  anchor: Player,
-  loss: Callable[..., Losses],
-  num_samples: int,
-  refresh: int | None = None,
-) -> Algorithm:
-  """Pairs y, y' of the first two players, and y'' of a third; a loss on their log-ratios and payoffs."""
-
-  def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Contrast:
-    y, y2, *opponent = policy.play(params, players, prompts, rng, num_samples)
-    logp = {
-      name: _pair_logp(policy, getattr(params, name), prompts, y, y2)
-      for name in {'reference', *anchor}
-    }
-    third = opponent[0] if opponent else None
-    return Contrast(prompts, y, y2, third, logp['reference'], _mix(anchor, logp))
-
-  def judge_all(batch: Contrast) -> Contrast:
-    third = None if batch.opponent is None else batch.opponent.tokens
-    tokens = batch.response.tokens, batch.alternative.tokens, third
-    return batch._replace(payoff=judge(batch.prompts, *tokens))
-
-  def loss_of(params: Params, batch: Contrast) -> Losses:
-    pair = _pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
-    result = loss(pair - batch.anchor_logp, batch.payoff)
-    # Of whoever was sampled: π_θ, a mixture or a snapshot.
-    sampled = jnp.sum(batch.response.token_logp, axis=-1)
-    seen = {
-      'kl_to_reference': sampled - batch.reference_logp[:, 0],
-      'entropy': -sampled,
-      'preference': batch.payoff[:, 0],
-    }
-    return result._replace(metrics=result.metrics | seen)
-
-  plays = frozenset({'reference', *anchor, *(name for player in players for name in player)})
-  return Algorithm(
-    policy.init, sample, judge_all, loss_of, plays - {'online', 'half'}, refresh_every=refresh
-  )
-
-
-def mean_preference(
-  preference_fn: PreferenceFn,
-  prompts: Prompts,
-  response: Int[Array, 'N T'],
-  opponents: Int[Array, 'N T'],
-  group: int,
-) -> Float[Array, 'N']:
-  """P(y ≻ π') of every response, as the mean over the `group` opponents that its prompt has."""
-  length = response.shape[-1]
-  first = jnp.repeat(response, group, axis=0)
-  second = jnp.repeat(opponents.reshape(-1, 1, group, length), group, axis=1)
-  p = preference_fn(prompts, first, second.reshape(-1, length))
-  return jnp.mean(p.reshape(-1, group), axis=-1)
 
 
 def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:
@@ -418,22 +335,6 @@ def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:
 def _logp_of_sets(policy, params, names, prompts, tokens) -> dict[str, Float[Array, 'N T']]:
   """Log-probs of responses under several parameter sets."""
   return {name: policy.log_prob(getattr(params, name), prompts, tokens) for name in sorted(names)}
-
-
-def _pair_logp(
-  policy: Policy, params: Params, prompts: Prompts, response: Rollout, alternative: Rollout
-) -> Float[Array, 'N 2']:
-  """log π(y|x) and log π(y'|x), both in one batch, [B, 2, k]."""
-  size, length = prompts.tokens.shape[0], response.tokens.shape[-1]
-  lanes = [x.tokens.reshape(size, -1, length) for x in (response, alternative)]
-  both = jnp.stack(lanes, axis=1)
-  logp = policy.log_prob(params, prompts, both.reshape(-1, length)).sum(axis=-1)
-  return logp.reshape(both.shape[:-1]).swapaxes(1, 2).reshape(-1, 2)
-
-
-def _mix(anchor: Player, logp: dict[str, Array]) -> Array:
-  """Log-probs of a geometric mixture, up to a constant."""
-  return sum(weight * logp[name] for name, weight in anchor.items())
 
 
 def _as_read(params: PolicyParams, batch, rng: PRNGKey):

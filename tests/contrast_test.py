@@ -1,0 +1,124 @@
+"""The parts of methods that compare two responses, and what they ask of the training loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlhf_jax import algorithms, contrast
+from nlhf_jax.policy import as_rollout
+from nlhf_jax.runtime import checkpoints
+from nlhf_jax.training import loop
+
+QUIET = loop.Hooks(lambda step, metrics: None, lambda state: None)
+
+
+def later_wins(prompts, y, y2):
+  """A judge: the greater first token wins."""
+  return 0.5 + 0.5 * jnp.sign(y[:, 0] - y2[:, 0]).astype(jnp.float32)
+
+
+def test_pairs_are_scored_as_each_response_alone(tiny_policy, tiny_params, tiny_prompts, language):
+  rng = np.random.default_rng(0)
+  first, second = (jnp.asarray(language[rng.integers(len(language), size=6)]) for _ in range(2))
+  pair = contrast.pair_logp(
+    tiny_policy, tiny_params[0], tiny_prompts, as_rollout(first), as_rollout(second)
+  )
+  for column, tokens in enumerate((first, second)):
+    alone = tiny_policy.log_prob(tiny_params[0], tiny_prompts, tokens).sum(axis=-1)
+    np.testing.assert_allclose(pair[:, column], alone, atol=1e-5)
+
+
+def test_mean_preference_is_over_the_opponents_of_the_same_prompt(tiny_prompts):
+  rng = np.random.default_rng(0)
+  y, opponents = (jnp.asarray(rng.integers(2, 6, size=(6, 3)), jnp.int32) for _ in range(2))
+  found = contrast.mean_preference(later_wins, tiny_prompts, y, opponents, 3)
+  for row in range(6):
+    rivals = opponents[row // 3 * 3 : row // 3 * 3 + 3]
+    votes = [0.5 + 0.5 * np.sign(int(y[row, 0]) - int(rival[0])) for rival in rivals]
+    assert float(found[row]) == pytest.approx(np.mean(votes))
+
+
+def batches(prompts):
+  while True:
+    yield prompts
+
+
+def run(algorithm, params, prompts, num_steps, state=None, hooks=QUIET):
+  optimizer = optax.adam(0.01)
+  if state is None:
+    state = loop.init_state(algorithm, optimizer, 0, online=params, reference=params)
+  return loop.train(
+    algorithm, optimizer, state, batches(prompts), hooks, num_steps=num_steps, log_every=100
+  )
+
+
+def same(a, b) -> bool:
+  return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def test_a_snapshot_moves_when_it_should(tiny_policy, tiny_params, tiny_prompts):
+  make = functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=3)
+  algorithm = make(tiny_policy, jax.jit(later_wins))
+  assert algorithm.plays == {'reference', 'past'}
+  two = run(algorithm, tiny_params[0], tiny_prompts, 2)
+  assert same(two.params.past, tiny_params[0])
+  three = run(algorithm, None, tiny_prompts, 3, two)
+  assert same(three.params.past, three.params.online)
+  assert not same(three.params.online, tiny_params[0])
+
+
+def test_a_snapshot_survives_a_restart(tiny_policy, tiny_params, tiny_prompts, tmp_path):
+  make = functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=3)
+  algorithm = make(tiny_policy, jax.jit(later_wins))
+  save = lambda state: checkpoints.save(tmp_path, int(state.step), state)
+  run(algorithm, tiny_params[0], tiny_prompts, 4, hooks=QUIET._replace(save=save))
+  fresh = loop.init_state(
+    algorithm, optax.adam(0.01), 0, online=tiny_params[0], reference=tiny_params[0]
+  )
+  resumed = run(algorithm, None, tiny_prompts, 7, checkpoints.restore(tmp_path, fresh))
+  straight = run(algorithm, tiny_params[0], tiny_prompts, 7)
+  assert same(resumed, straight)
+
+
+def test_a_half_step_is_forgotten(tiny_policy, tiny_params, tiny_prompts):
+  """EGPO's iteration is one update from where it began, against the policy of the half-step."""
+  algorithm = algorithms.egpo(tiny_policy, jax.jit(later_wins), tau=0.1, num_samples=2)
+  state = run(algorithm, tiny_params[0], tiny_prompts, 1)
+  assert state.params.half is None
+  assert int(state.opt_state[0].count) == 1
+
+  optimizer = optax.adam(0.01)
+  first, second = jax.random.split(loop.step_key(jax.random.PRNGKey(0), 0))
+  start = loop.init_state(
+    algorithm, optimizer, 0, online=tiny_params[0], reference=tiny_params[0]
+  ).params
+
+  def updated(rollout):
+    gradient, _ = loop.accumulate(algorithm.loss, start.online, algorithm.judge(rollout), 1)
+    updates, _ = optimizer.update(gradient, optimizer.init(start.online))
+    return optax.apply_updates(start.online, updates)
+
+  half = updated(jax.jit(algorithm.half_step)(start, tiny_prompts, first))
+  online = updated(jax.jit(algorithm.sample)(start._replace(half=half), tiny_prompts, second))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params.online, online
+  )
+
+
+@pytest.mark.parametrize(
+  ('method', 'settings', 'message'),
+  [
+    (algorithms.inpo, {'tau': 0.5, 'eta': 0.1, 'refresh_every': 1}, 'eta must be at least tau'),
+    (algorithms.online_ipo, {'tau': 0.0}, 'tau must be positive, got 0.0'),
+    (algorithms.nash_mp, {'tau': 0.1, 'eta': 0.0}, 'eta must be positive, got 0.0'),
+    (algorithms.sppo, {'eta': -1.0, 'refresh_every': 1}, 'eta must be positive, got -1.0'),
+    (algorithms.ipo_md, {'tau': 0.1, 'beta': 1.2}, r'beta must be in \[0, 1\]'),
+  ],
+)
+def test_a_wrong_constant_is_named(method, settings, message, tiny_policy):
+  with pytest.raises(ValueError, match=message):
+    method(tiny_policy, later_wins, **settings)
