@@ -39,8 +39,10 @@ def test_parts_of_a_batch_make_the_whole(sft, tiny_params):
   batch = next(demonstrations())
   whole, metrics = loop.accumulate(sft.loss, tiny_params[0], batch, 1)
   parts, same = loop.accumulate(sft.loss, tiny_params[0], batch, 2)
+  # Sums in another order: rounding is in proportion to the gradient's largest entry.
+  scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(whole))
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(a, b, atol=1e-5 * scale)
   assert float(metrics['loss']) == pytest.approx(float(same['loss']), rel=1e-6)
   counted = int(batch.response.mask.sum())
   logp = sft.loss(tiny_params[0], batch).value
