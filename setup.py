@@ -31,6 +31,9 @@ setuptools.setup(
     # clu's writers import TensorFlow wherever they are imported; these do not.
     'tensorboardX>=2.6',
     'jaxtyping>=0.3',
+    'safetensors>=0.6',
+    'tensorstore>=0.1.70',
+    'tokenizers>=0.21',
     'numpy>=2.0',
     'scipy>=1.14',
     'rich>=13',
@@ -43,7 +46,8 @@ setuptools.setup(
     # What T5X imports and an index has. T5X itself is on none, and an index refuses metadata with
     # direct URLs: requirements-t5x.txt names its commit.
     't5x': ['cached_property', 'chex', 'fiddle', 'tensorboard'],
-    'hf': ['torch', 'transformers', 'safetensors', 'tokenizers'],
-    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'ruff>=0.12'],
+    'hf': ['torch', 'transformers'],
+    'gguf': ['gguf>=0.17'],
+    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'ruff>=0.12', 'gguf>=0.17'],
   },
 )

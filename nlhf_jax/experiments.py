@@ -1,4 +1,4 @@
-"""What a gin file describes, and how it runs: train one model, or compare trained policies.
+"""What a gin file describes, and how it runs: train one model, hand it on.
 
 A run is a directory: config.gin, checkpoints/, metrics.jsonl and TensorBoard events. Runs name each other by directory,
 relative to their common parent: a policy starts from 'sft' and is judged by 'preference'.
@@ -9,15 +9,18 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
 
-from nlhf_jax import preference_model, reward_model
+from nlhf_jax import lora, preference_model, reward_model
 from nlhf_jax.evaluation import judges
-from nlhf_jax.runtime import checkpoints, metrics, progress, run_directory
+from nlhf_jax.networks import t5
+from nlhf_jax.runtime import checkpoints, hf, metrics, progress, run_directory, t5x
 from nlhf_jax.training import loop
 from nlhf_jax.types import (
+  Adapted,
   Algorithm,
   Comparison,
   Params,
@@ -30,6 +33,8 @@ from nlhf_jax.types import (
 _JUDGE = 'judge.json'
 Model = Policy | preference_model.PreferenceModel | reward_model.RewardModel
 Feedback = PreferenceFn | RewardFn
+# Parameters to start from: takes their shapes and the directory that holds the runs.
+Start = Callable[[Params, pathlib.Path], Params]
 
 
 class Experiment(NamedTuple):
@@ -48,7 +53,13 @@ class Experiment(NamedTuple):
   feedback: Callable[[pathlib.Path], Feedback] | None = (
     None  # Takes the directory that holds the runs.
   )
-  start_from: str | None = None  # A run: the parameters to start from. None: random ones.
+  start_from: str | Start | None = (
+    None  # A run, `from_run` or `pretrained`. None: random parameters.
+  )
+  adapters: lora.Lora | None = (
+    None  # Train these alone, on what the run starts from; μ is that without them.
+  )
+  network: nn.Module | None = None  # The model's, for those who take its weights elsewhere.
   held_out: Callable[[], Comparison] | None = (
     None  # Comparisons that a judge is tested on, once it is trained.
   )
@@ -59,22 +70,41 @@ class Experiment(NamedTuple):
   seed: int = 0
 
 
-def trained_preference(model: preference_model.PreferenceModel, run: str):
+def pretrained(weights: Callable[[Params], Params]) -> Start:
+  """Start: weights of another kind of file, such as `hf.weights(…)` or `t5x.weights(…)`."""
+  return lambda like, runs: weights(like)
+
+
+def from_run(
+  name: str, adapters: lora.Lora | None = None, start_from: str | Start | None = None
+) -> Start:
+  """Start: what another run trained.
+
+  Args:
+    name: of the run.
+    adapters: those that it trained, if it did so, to be merged into what it started from.
+    start_from: what that was.
+  """
+
+  def load(like: Params, runs: pathlib.Path) -> Params:
+    directory = runs / name / 'checkpoints'
+    if adapters is None:
+      return checkpoints.restore_params(directory, like, 'online')
+    shapes = jax.eval_shape(lambda: lora.init(adapters, like, jax.random.PRNGKey(0)))
+    trained = checkpoints.restore_params(directory, shapes, 'online')
+    return lora.merge(adapters, Adapted(_start(start_from)(like, runs), trained))
+
+  return load
+
+
+def trained_preference(model: preference_model.PreferenceModel, run: str | Start):
   """Feedback: the preference model that another run trained."""
-
-  def load(runs: pathlib.Path) -> PreferenceFn:
-    return preference_model.preference_fn(model, load_params(model, runs / run))
-
-  return load
+  return lambda runs: preference_model.preference_fn(model, load_params(model, run, runs))
 
 
-def trained_reward(model: reward_model.RewardModel, run: str):
+def trained_reward(model: reward_model.RewardModel, run: str | Start):
   """Feedback: the reward model that another run trained."""
-
-  def load(runs: pathlib.Path) -> RewardFn:
-    return reward_model.reward_fn(model, load_params(model, runs / run))
-
-  return load
+  return lambda runs: reward_model.reward_fn(model, load_params(model, run, runs))
 
 
 def exact_preference(judge: PreferenceFn):
@@ -82,10 +112,66 @@ def exact_preference(judge: PreferenceFn):
   return lambda runs: judge
 
 
-def load_params(model: Model, run_dir: pathlib.Path) -> Params:
-  """The trained parameters θ of a run, checked against the model's shapes."""
-  like = jax.eval_shape(model.init, jax.random.PRNGKey(0))
-  return checkpoints.restore_params(run_dir / 'checkpoints', like, 'online')
+def load_params(model: Model, start: str | Start, runs: pathlib.Path) -> Params:
+  """Parameters to start from, or to judge by, checked against the model's shapes."""
+  return _start(start)(jax.eval_shape(model.init, jax.random.PRNGKey(0)), runs)
+
+
+def trained_params(experiment: Experiment, run_dir: pathlib.Path) -> Params:
+  """What an experiment has trained, adapters merged."""
+  start = from_run(run_dir.name, experiment.adapters, experiment.start_from)
+  return load_params(experiment.model, start, run_dir.parent)
+
+
+def export(
+  experiment: Experiment,
+  run_dir: pathlib.Path,
+  output_dir: pathlib.Path,
+  to: str,
+  *,
+  dtype: str | None = None,
+  base_model: str | None = None,
+) -> None:
+  """Writes what a run has trained in another format.
+
+  Args:
+    experiment: the run's.
+    run_dir: the run.
+    output_dir: where to.
+    to: 'hf': a model for `transformers`; 't5x': a checkpoint that T5X resumes from; 'peft': adapters alone.
+    dtype: of the arrays of 'hf'; None: as they are.
+    base_model: the model that the weights came from: its tokenizer goes along with 'hf', its name with 'peft'.
+
+  Raises:
+    ValueError: the run has no such thing.
+  """
+  if experiment.network is None:
+    raise ValueError(f'{run_dir} does not say which network it trained: bind Experiment.network.')
+  config = experiment.network.config
+  if to == 'hf':
+    params = trained_params(experiment, run_dir)
+    hf.save(params, config, output_dir, dtype=dtype, tokenizer_from=base_model)
+    return
+  if to == 'peft' and experiment.adapters is None:
+    raise ValueError(f'{run_dir} trained no adapters: export it with --to=hf.')
+  if to == 't5x' and not isinstance(config, t5.T5Config):
+    raise ValueError(f'{run_dir} trained no T5, which T5X needs: export it with --to=hf.')
+  _, state = prepare(experiment, run_dir.parent)
+  state = checkpoints.restore(run_dir / 'checkpoints', state)
+  if to == 'peft':
+    adapters = state.params.online
+    hf.save_adapters(adapters, experiment.adapters, config, output_dir, base_model or '')
+    return
+  if experiment.adapters is not None:
+    state = state._replace(params=state.params._replace(online=trained_params(experiment, run_dir)))
+    state = state._replace(opt_state=())  # The adapters' moments say nothing of the merged weights.
+  t5x.save(state, output_dir)
+
+
+def _start(start: str | Start | None) -> Start:
+  if start is None:
+    raise ValueError('Adapters need weights to sit on: name a run, or a checkpoint (START_FROM).')
+  return from_run(start) if isinstance(start, str) else start
 
 
 def train(experiment: Experiment, run_dir: pathlib.Path, config: str) -> TrainState:
@@ -134,26 +220,37 @@ def train(experiment: Experiment, run_dir: pathlib.Path, config: str) -> TrainSt
     except loop.NonFiniteError as error:
       raise FloatingPointError(f'{error} Its batch: {_keep_batch(run_dir, error)}.') from error
   if experiment.held_out is not None:
-    _test_judge(experiment, state.params.online, run_dir)
+    params = state.params.online
+    if experiment.adapters is not None:
+      params = lora.merge(experiment.adapters, Adapted(state.params.base, params))
+    _test_judge(experiment, params, run_dir)
   return state
 
 
 def prepare(experiment: Experiment, runs: pathlib.Path) -> tuple[Algorithm, TrainState]:
   """The method and its first state; reads what other runs left, writes nothing."""
   needs = [] if experiment.feedback is None else [experiment.feedback(runs)]
-  algorithm = experiment.algorithm(experiment.model, *needs)
-  start = experiment.start_from
+  algorithm = experiment.algorithm(_trained_model(experiment), *needs)
   _check_sets(experiment, algorithm)
-  online = None if start is None else load_params(experiment.model, runs / start)
+  start, adapted = None, experiment.adapters is not None
+  if adapted or experiment.start_from is not None:
+    start = load_params(experiment.model, experiment.start_from, runs)
   state = loop.init_state(
     algorithm,
     experiment.optimizer,
     experiment.seed,
-    online=online,
-    reference=online if 'reference' in algorithm.plays else None,
+    online=None if adapted else start,
+    reference=start if 'reference' in algorithm.plays and not adapted else None,
+    base=start if adapted else None,
     with_ema=experiment.ema_decay is not None,
   )
   return algorithm, state
+
+
+def _trained_model(experiment: Experiment) -> Model:
+  if experiment.adapters is None:
+    return experiment.model
+  return lora.adapt(experiment.model, experiment.adapters)
 
 
 def _check_sets(experiment: Experiment, algorithm: Algorithm) -> None:
@@ -189,13 +286,15 @@ def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Pa
 
 def summary(experiment: Experiment) -> dict[str, Any]:
   """What a dry run reports: parameters and batch, by shape, without running a step."""
-  params = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
+  model = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
+  params = jax.eval_shape(_trained_model(experiment).init, jax.random.PRNGKey(0))
   opt_state = jax.eval_shape(experiment.optimizer.init, params)
   batch = next(experiment.batches(start=0))
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   return {
-    'parameters': sum(x.size for x in jax.tree.leaves(params)),
-    'parameter_bytes': size(params),
+    'parameters': sum(x.size for x in jax.tree.leaves(model)),
+    'parameter_bytes': size(model),
+    'trained_parameters': sum(x.size for x in jax.tree.leaves(params)),
     'optimizer_bytes': size(opt_state),
     'batch': jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', batch._asdict()),
     'devices': [str(device) for device in jax.devices()],

@@ -5,6 +5,8 @@
   nlhf win-rates   trained policies against each other
   nlhf sample      a trained policy's responses
   nlhf report      the report of a directory of runs
+  nlhf export      a run as a model for other tools
+  nlhf import      a GGUF file as a model's directory
   nlhf solve       exact preference games on tables
   nlhf rank        rankings of alternatives
 
@@ -75,7 +77,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     epilog='Every sub-command has its own --help. Errors are one line; --traceback shows where they come from.',
   )
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-  for add in (_add_demo, _add_train, _add_win_rates, _add_sample, _add_report):
+  for add in (
+    _add_demo,
+    _add_train,
+    _add_win_rates,
+    _add_sample,
+    _add_report,
+    _add_export,
+    _add_import,
+  ):
     add(commands)
   game_commands.add_solve(commands, _command)
   game_commands.add_rank(commands, _command)
@@ -145,11 +155,11 @@ def _add_sample(commands) -> None:
     commands,
     'sample',
     _sample,
-    'Prints responses of a trained policy.',
+    'Prints responses of a trained policy, or of the pre-trained one that the gin files start from.',
     'Prompts come from --prompt, from a file with one prompt a line, or from the held-out prompts of --gin_file.',
   )
   _add_gin(parser)
-  parser.add_argument('--run_dir', required=True, help='the run')
+  parser.add_argument('--run_dir', help='the run; without it, the pre-trained model')
   parser.add_argument('--prompt', action='append', help='a prompt (repeatable)')
   parser.add_argument('--prompts_file', help='a file with one prompt a line')
   parser.add_argument('--num_samples', type=int, default=1, help='responses to a prompt')
@@ -166,6 +176,38 @@ def _add_report(commands) -> None:
     'Reads what demo and win-rates left in the directory; what is missing is left out, and said.',
   )
   parser.add_argument('--run_dir', required=True, help='the directory')
+
+
+def _add_export(commands) -> None:
+  parser = _command(
+    commands,
+    'export',
+    _export,
+    'Writes a trained run in the format of another tool.',
+    'hf: config.json and safetensors, which transformers loads, adapters merged; t5x: a checkpoint_N that T5X resumes '
+    'from; peft: the adapters alone.',
+  )
+  parser.add_argument('--run_dir', required=True, help='the run')
+  parser.add_argument(
+    '--output_dir', required=True, help='where to; must not exist (t5x: gets a checkpoint_N)'
+  )
+  parser.add_argument('--to', choices=['hf', 't5x', 'peft'], default='hf', help='default: hf')
+  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], help='of the weights (hf)')
+  parser.add_argument(
+    '--base_model', help='model that the weights came from; hf: its tokenizer goes along'
+  )
+
+
+def _add_import(commands) -> None:
+  parser = _command(
+    commands,
+    'import',
+    _import,
+    'Writes the model of a GGUF file as config.json, safetensors and tokenizer.',
+    'The directory is then what START_FROM, NETWORK and VOCABULARY of a gin file name. Quantised weights are dequantised.',
+  )
+  parser.add_argument('--gguf_file', required=True, help='the file')
+  parser.add_argument('--output_dir', required=True, help='where to; must not exist')
 
 
 def _command(commands, name, run, summary, details) -> argparse.ArgumentParser:
@@ -201,7 +243,8 @@ def _demo(args: argparse.Namespace) -> None:
     experiments.train(experiment, root / stage, config)
   players = dict(line.split(None, 1) for line in _lines(directory / 'players.txt'))
   runs = {label: root / stage for stage, label in players.items()}
-  _compare(args, [directory / 'evaluation.gin'], runs, root)
+  for_evaluation = argparse.Namespace(**vars(args), pass_over=True)
+  _compare(for_evaluation, [directory / 'evaluation.gin'], runs, root)
   report.print_tables(root)
 
 
@@ -232,7 +275,7 @@ def _win_rates(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> None:
   from nlhf_jax import tournament
 
-  player = _player(pathlib.Path(args.run_dir))
+  player = _player(pathlib.Path(args.run_dir)) if args.run_dir else _untrained(args)
   evaluation, _ = _configure(args, [], 'Evaluation')
   texts = list(args.prompt or [])
   if args.prompts_file:
@@ -241,6 +284,24 @@ def _sample(args: argparse.Namespace) -> None:
     evaluation, player, texts, num_samples=args.num_samples, seed=args.seed
   ):
     print(json.dumps({'prompt': prompt, 'responses': responses}, ensure_ascii=False))
+
+
+def _export(args: argparse.Namespace) -> None:
+  from nlhf_jax import experiments
+
+  run_dir, output_dir = pathlib.Path(args.run_dir), pathlib.Path(args.output_dir)
+  experiment = _experiment_of(run_dir)
+  experiments.export(
+    experiment, run_dir, output_dir, args.to, dtype=args.dtype, base_model=args.base_model
+  )
+  print(f'Written: {output_dir}')
+
+
+def _import(args: argparse.Namespace) -> None:
+  from nlhf_jax.runtime import gguf
+
+  gguf.convert(args.gguf_file, args.output_dir)
+  print(f'Written: {args.output_dir}')
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -260,20 +321,38 @@ def _compare(args, gin_files, runs: dict[str, pathlib.Path], output_dir: pathlib
 
 def _player(run_dir: pathlib.Path):
   """The policy of a run and its trained parameters."""
+  from nlhf_jax import experiments, tournament
+
+  experiment = _experiment_of(run_dir)
+  if not hasattr(experiment.model, 'play'):
+    raise ValueError(
+      f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
+    )
+  return tournament.Player(experiment.model, experiments.trained_params(experiment, run_dir))
+
+
+def _untrained(args: argparse.Namespace):
+  """The policy that the experiment of the gin files would start from."""
+  from nlhf_jax import experiments, tournament
+
+  experiment, _ = _configure(args, [], 'Experiment')
+  if not callable(experiment.start_from):
+    raise ValueError('Name a run with --run_dir, or gin files that start from a pre-trained model.')
+  params = experiments.load_params(experiment.model, experiment.start_from, pathlib.Path())
+  return tournament.Player(experiment.model, params)
+
+
+def _experiment_of(run_dir: pathlib.Path):
+  """The Experiment that a run's own configuration describes."""
   import gin
 
-  from nlhf_jax import experiments, tournament
+  from nlhf_jax import experiments
   from nlhf_jax.runtime import run_directory
 
   config = run_directory.config(run_dir)
   gin.clear_config()
   gin.parse_config(config)
-  experiment = gin.get_configurable(experiments.Experiment)()
-  if not hasattr(experiment.model, 'play'):
-    raise ValueError(
-      f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
-    )
-  return tournament.Player(experiment.model, experiments.load_params(experiment.model, run_dir))
+  return gin.get_configurable(experiments.Experiment)()
 
 
 def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what: str):
@@ -303,7 +382,10 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
     bindings.append(f'DATA_DIR = {str(pathlib.Path(args.data_dir).resolve())!r}')
   try:
     gin.parse_config_files_and_bindings(files, [], finalize_config=False)
-    _check_macros(bindings, gin.config_str())
+    known = set(re.findall(r'^(\w+) =', gin.config_str(), re.MULTILINE))
+    if getattr(args, 'pass_over', False):  # Macros that an evaluation lacks were the stages'.
+      bindings = [b for b in bindings if _macro(b) is None or _macro(b) in known]
+    _check_macros(bindings, known)
     gin.parse_config(bindings)
     gin.finalize()
     described = {'Experiment': experiments.Experiment, 'Evaluation': tournament.Evaluation}[what]
@@ -311,6 +393,7 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
   except (
     AttributeError,
     ModuleNotFoundError,
+    NameError,
     OSError,
     RuntimeError,
     TypeError,
@@ -319,13 +402,17 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
     raise ValueError(_explain(error)) from error
 
 
-def _check_macros(bindings: Sequence[str], config: str) -> None:
+def _check_macros(bindings: Sequence[str], known: set[str]) -> None:
   """Raises ValueError where a flag sets a macro that no file has: gin itself would let it pass unused."""
-  known = set(re.findall(r'^(\w+) =', config, re.MULTILINE))
   for binding in bindings:
-    name = binding.split('=')[0].strip()
-    if re.fullmatch(r'\w+', name) and name not in known:
+    if (name := _macro(binding)) and name not in known:
       raise ValueError(f'No macro {name} in these gin files.{_nearest(name, known)}')
+
+
+def _macro(binding: str) -> str | None:
+  """The macro that a binding sets, if it does not bind a parameter."""
+  name = binding.split('=')[0].strip()
+  return name if re.fullmatch(r'\w+', name) else None
 
 
 def _explain(error: Exception) -> str:

@@ -11,7 +11,7 @@ from nlhf_jax.networks import decoding, t5
 from nlhf_jax.types import Params, Policy, PolicyParams, PRNGKey, Prompts, Rollout
 
 
-def encoder_decoder(network: t5.Transformer, sampling: decoding.Sampling) -> Policy:
+def from_network(network: t5.Transformer, sampling: decoding.Sampling) -> Policy:
   """The policy of a T5: the encoder reads the prompt, the decoder writes the response.
 
   Args:
@@ -20,7 +20,7 @@ def encoder_decoder(network: t5.Transformer, sampling: decoding.Sampling) -> Pol
       to one distribution; top-k and top-p truncate the samples alone, so leave them off where a gradient is taken.
   """
   decoding.validate(sampling)
-  decoder = _never_padding(t5.decoder(network, sampling.max_length))
+  decoder = _never_padding(decoding.of_network(network, sampling.max_length))
 
   def init(rng: PRNGKey) -> Params:
     dummy = jnp.ones((1, 2), jnp.int32)

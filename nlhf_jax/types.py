@@ -90,6 +90,16 @@ class PolicyParams(NamedTuple):
     None  # π_t: θ as it was at the last refresh. None: the method looks at none.
   )
   half: Params | None = None  # θ after this step's half-step; not kept between steps.
+  # Frozen weights beneath adapters: the sets above are then adapters, and the reference is the base without any.
+  # None: there are no adapters.
+  base: Params | None = None
+
+
+class Adapted(NamedTuple):
+  """Weights with adapters on them: what a model of `lora.adapt` takes for its parameters."""
+
+  base: Params
+  adapters: Params | None  # None: they are off.
 
 
 class TrainState(NamedTuple):

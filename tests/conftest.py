@@ -45,7 +45,7 @@ def tiny_network(vocab_size: int = 6) -> t5.Transformer:
 @pytest.fixture(scope='session')
 def tiny_policy():
   """A policy over sequences of up to 3 tokens from {1 (EOS), 2, 3, 4, 5}."""
-  return policy.encoder_decoder(tiny_network(), decoding.Sampling(max_length=3))
+  return policy.from_network(tiny_network(), decoding.Sampling(max_length=3))
 
 
 @pytest.fixture(scope='session')

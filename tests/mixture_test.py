@@ -98,7 +98,7 @@ def test_greedy_equals_uncached_argmax(both, beta):
   """Ragged prompts, several lanes, and on past the first EOS of the batch."""
   network = tiny_network()
   length = 8
-  greedy = policy.encoder_decoder(network, decoding.Sampling(length, temperature=0))
+  greedy = policy.from_network(network, decoding.Sampling(length, temperature=0))
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, 6, (6, 7)).astype(np.int32)
   for row, size in enumerate([7, 1, 3, 7, 5, 2]):

@@ -5,6 +5,7 @@ at batch n sees exactly what it would have seen.
 """
 
 import functools
+import logging
 from collections.abc import Iterator
 
 import jax
@@ -96,6 +97,14 @@ def everything(
     dataset = dataset.take(limit)
   examples = list(dataset.as_numpy_iterator())
   column = lambda name: [example[name] for example in examples]
+  if cut := sum(len(tokens) > prompt_length for tokens in column('inputs')):
+    logging.warning(
+      '%s: %d of %d prompts are longer than %d tokens and lose their end.',
+      task.name,
+      cut,
+      len(examples),
+      prompt_length,
+    )
   prompts = Prompts(_pad(column('inputs'), prompt_length), np.array(column('index'), np.int32))
   if 'targets' not in task.output_features:
     return prompts

@@ -178,8 +178,13 @@ def _from_row(row: dict[str, str]) -> Post:
     tuple(sentences),
     tuple(frozenset(words & summary) for words in content),
     tuple(frozenset(words & shared) for words in content),
-    tuple(len(sentence.split()) / _WORDS_PER_GENERATED_WORD for sentence in sentences),
+    tuple(map(length, sentences)),
   )
+
+
+def length(text: str) -> float:
+  """Of a real text, in words of a generated one."""
+  return len(text.split()) / _WORDS_PER_GENERATED_WORD
 
 
 def split_sentences(text: str) -> list[str]:

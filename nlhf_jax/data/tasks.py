@@ -31,7 +31,7 @@ def from_rows(
   Args:
     name: of the task.
     rows_by_split: split → a function that yields rows {index, prompt, response?, alternative?, preference?}.
-    vocabulary: of prompt and responses alike.
+    vocabulary: of prompt and responses alike; where it has `for_prompts`, that is the prompts'.
   """
   example = next(iter(next(iter(rows_by_split.values()))()), None)
   if example is None:
@@ -47,9 +47,12 @@ def from_rows(
     return tf.data.Dataset.from_generator(keep, output_signature=signature)
 
   features = {
-    feature: seqio.Feature(vocabulary, add_eos=field != 'prompt', required=True)
+    feature: seqio.Feature(vocabulary, add_eos=True, required=True)
     for field, feature in texts.items()
+    if field != 'prompt'
   }
+  for_prompts = getattr(vocabulary, 'for_prompts', vocabulary)
+  features['inputs'] = seqio.Feature(for_prompts, add_eos=False, required=True)
   for field, dtype in numbers.items():
     features[field] = seqio.Feature(
       seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=dtype, rank=0
@@ -162,7 +165,7 @@ def _by_split(rows: list[readers.Row]) -> dict[str, list[readers.Row]]:
 def _from_read(name: str, by_split, vocabulary: seqio.Vocabulary) -> seqio.Task:
   """Numbers the prompts, fits them into TL;DR's limit, and makes the task."""
   numbers: dict[str, int] = {}
-  count_tokens = lambda text: len(vocabulary.encode(text))
+  count_tokens = lambda text: len(getattr(vocabulary, 'for_prompts', vocabulary).encode(text))
   for rows in by_split.values():
     for row in rows:
       row['prompt'] = readers.fit(row['prompt'], count_tokens, TLDR_MAX_TOKENS)

@@ -8,6 +8,7 @@ networks.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -34,6 +35,38 @@ class Decoder(NamedTuple):
   step: Callable[
     [Params, Any, Int[Array, 'L']], tuple[Float[Array, 'L V'], Any]
   ]  # Logits of the next token.
+
+
+def of_network(network: nn.Module, max_length: int) -> Decoder:
+  """Prefill and step of a network with `encode` and `decode`, for responses of up to `max_length` tokens.
+
+  Prefill encodes each prompt once; its lanes share the keys and values onto it.
+  """
+
+  def step(params, state, tokens: Int[Array, 'L']):
+    encoded, prompt_tokens, cache = state
+    logits, changed = network.apply(
+      {'params': params, 'cache': cache},
+      encoded,
+      prompt_tokens,
+      tokens[:, None],
+      tokens[:, None],
+      enable_dropout=False,
+      decode=True,
+      max_decode_length=max_length,
+      mutable=['cache'],
+      method='decode',
+    )
+    return logits[:, 0], (encoded, prompt_tokens, changed['cache'])
+
+  def prefill(params, prompt_tokens: Int[Array, 'B S'], lanes: int):
+    encoded = network.apply(
+      {'params': params}, prompt_tokens, enable_dropout=False, method='encode'
+    )
+    start = jnp.zeros(prompt_tokens.shape[0] * lanes, jnp.int32)
+    return step(params, (encoded, prompt_tokens, {}), start)
+
+  return Decoder(prefill, step)
 
 
 def validate(sampling: Sampling) -> None:

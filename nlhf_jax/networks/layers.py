@@ -1,4 +1,4 @@
-"""Layers of T5 1.1, with T5X's parameter names, logical axes and numerics."""
+"""Layers of T5 1.1 and of decoder-only networks, with T5X's parameter names, logical axes and numerics."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,19 +16,26 @@ _FAN_IN = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 
 
 class Dense(nn.Module):
-  """x W, no bias."""
+  """x W, and + b where asked for."""
 
   features: int
   kernel_axes: tuple[str, str]
   dtype: Any = jnp.float32
   kernel_init: Any = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b F']:
     kernel = partitioning.param_with_axes(
       'kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32, axes=self.kernel_axes
     )
-    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    if not self.use_bias:
+      return y
+    bias = partitioning.param_with_axes(
+      'bias', nn.initializers.zeros, (self.features,), jnp.float32, axes=self.kernel_axes[1:]
+    )
+    return y + bias.astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -159,6 +166,41 @@ class Cache(NamedTuple):
   prepare: bool  # Whether this call allocates only: positions are not advanced.
 
 
+def open_cache(
+  decoder: nn.Module, num_positions: int, max_decode_length: int | None
+) -> tuple[Cache, Int[Array, '']]:
+  """How a call of a decoder uses its cache, and the first position that it decodes.
+
+  The first call makes the cache. Without `max_decode_length` it just allocates, as in T5X.
+  """
+  new = not decoder.has_variable('cache', 'cache_index')
+  prepare = new and max_decode_length is None
+  first = jnp.zeros((), jnp.int32) if new else decoder.get_variable('cache', 'cache_index')
+  decoder.put_variable('cache', 'cache_index', first if prepare else first + num_positions)
+  return Cache(max_decode_length or num_positions, new and not prepare, prepare), first
+
+
+def append_to_cache(
+  attention: nn.Module,
+  key: Float[Array, 'N heads d Q'],
+  value: Float[Array, 'N heads d Q'],
+  cache: Cache,
+) -> tuple[Float[Array, 'N heads d K'], Float[Array, 'N heads d K']]:
+  """Writes the new positions into an attention's cache and returns all of it."""
+  index = attention.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
+  shape = (*key.shape[:-1], cache.length)
+
+  def write(name, new):
+    cached = attention.variable('cache', name, jnp.zeros, shape, new.dtype)
+    cached.value = jax.lax.dynamic_update_slice(cached.value, new, (0, 0, 0, index.value))
+    return cached.value
+
+  result = write('cached_key', key), write('cached_value', value)
+  if not cache.prepare:
+    index.value = index.value + key.shape[-1]
+  return result
+
+
 class _Attention(nn.Module):
   """Multi-head attention; no 1/√d: the initialiser of the query is scaled instead."""
 
@@ -205,7 +247,7 @@ class _Attention(nn.Module):
     return Dense(features, ('joined_kv', 'embed'), self.dtype, _FAN_IN, name='out')(x)
 
 
-def _length_last(x: Float[Array, 'N K heads d']) -> Float[Array, 'N heads d K']:
+def length_last(x: Float[Array, 'N K heads d']) -> Float[Array, 'N heads d K']:
   """The layout of caches: attention reads it as it lies, copying any other at each step."""
   return x.transpose(0, 2, 3, 1)
 
@@ -224,27 +266,10 @@ class SelfAttention(_Attention):
     cache: Cache | None = None,
   ) -> Float[Array, 'N Q E']:
     query = self._project('query', x)
-    key, value = (_length_last(self._project(name, x)) for name in ('key', 'value'))
+    key, value = (length_last(self._project(name, x)) for name in ('key', 'value'))
     if cache is not None:
-      key, value = self._append(key, value, cache)
+      key, value = append_to_cache(self, key, value, cache)
     return self._output(self._attend(query, key, value, mask, bias, deterministic), x.shape[-1])
-
-  def _append(
-    self, key: Float[Array, 'N heads d Q'], value: Float[Array, 'N heads d Q'], cache: Cache
-  ) -> tuple[Float[Array, 'N heads d K'], Float[Array, 'N heads d K']]:
-    """Writes the new positions into the cache and returns all of it."""
-    index = self.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
-    shape = (*key.shape[:-1], cache.length)
-
-    def write(name, new):
-      cached = self.variable('cache', name, jnp.zeros, shape, new.dtype)
-      cached.value = jax.lax.dynamic_update_slice(cached.value, new, (0, 0, 0, index.value))
-      return cached.value
-
-    result = write('cached_key', key), write('cached_value', value)
-    if not cache.prepare:
-      index.value = index.value + key.shape[-1]
-    return result
 
 
 class CrossAttention(_Attention):
@@ -278,9 +303,17 @@ class CrossAttention(_Attention):
     self, name: str, encoded: Float[Array, 'B K E'], cache: Cache | None
   ) -> Float[Array, 'B heads d K']:
     def compute():
-      return _length_last(self._project(name, encoded))
+      return length_last(self._project(name, encoded))
 
     cached = f'cached_{name}'
     if cache is not None and (cache.keep_encoded or self.has_variable('cache', cached)):
       return self.variable('cache', cached, compute).value
     return compute()
+
+
+def check_rows(responses: Int[Array, 'N T'], prompts: Int[Array, 'B S']) -> None:
+  if responses.shape[0] % prompts.shape[0]:
+    raise ValueError(
+      f'{responses.shape[0]} decoder rows for {prompts.shape[0]} prompts: '
+      'give each prompt the same number of rows.'
+    )

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.networks import decoding, layers
+from nlhf_jax.networks import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
       ValueError: N is no multiple of B.
     """
     del decoder_positions  # The relative bias of T5 knows distances only.
-    _check_rows(decoder_input_tokens, encoder_input_tokens)
+    layers.check_rows(decoder_input_tokens, encoder_input_tokens)
     cross_mask = _padding_mask(encoder_input_tokens)
     if decoder_segment_ids is not None and not decode:
       folded = decoder_segment_ids.reshape(encoder_input_tokens.shape[0], -1)
@@ -203,7 +203,7 @@ class Decoder(nn.Module):
     queries = keys = jnp.arange(x.shape[1])
     cache = None
     if decode:
-      cache, first = self._cache(x.shape[1], max_decode_length)
+      cache, first = layers.open_cache(self, x.shape[1], max_decode_length)
       queries, keys = first + queries, jnp.arange(cache.length)
       mask = (keys <= queries[:, None])[None, None]
     bias = _position_bias(cfg, bidirectional=False)(queries, keys)
@@ -216,18 +216,6 @@ class Decoder(nn.Module):
     if cfg.logits_via_embedding:
       return x
     return layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense')(x)
-
-  def _cache(
-    self, num_positions: int, max_decode_length: int | None
-  ) -> tuple[layers.Cache, Int[Array, '']]:
-    """How this call uses the cache, and the first position that it decodes."""
-    new = not self.has_variable('cache', 'cache_index')
-    prepare = new and max_decode_length is None
-    index = self.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
-    first = index.value
-    if not prepare:
-      index.value = first + num_positions
-    return layers.Cache(max_decode_length or num_positions, new and not prepare, prepare), first
 
 
 class DecoderLayer(nn.Module):
@@ -304,44 +292,3 @@ def _decoder_mask(
   positions = jnp.arange(targets.shape[1])
   mask = _padding_mask(targets) & (positions[:, None] >= positions)
   return mask if segment_ids is None else mask & _same_segment(segment_ids, segment_ids)
-
-
-def _check_rows(responses: Int[Array, 'N T'], prompts: Int[Array, 'B S']) -> None:
-  if responses.shape[0] % prompts.shape[0]:
-    raise ValueError(
-      f'{responses.shape[0]} decoder rows for {prompts.shape[0]} prompts: '
-      'give each prompt the same number of rows.'
-    )
-
-
-def decoder(network: nn.Module, max_length: int) -> decoding.Decoder:
-  """Prefill and step of a T5 for responses of up to `max_length` tokens.
-
-  Prefill encodes each prompt once and computes the keys and values onto it once; its lanes share
-  them.
-  """
-
-  def step(params, state, tokens: Int[Array, 'L']):
-    encoded, prompt_tokens, cache = state
-    logits, changed = network.apply(
-      {'params': params, 'cache': cache},
-      encoded,
-      prompt_tokens,
-      tokens[:, None],
-      tokens[:, None],
-      enable_dropout=False,
-      decode=True,
-      max_decode_length=max_length,
-      mutable=['cache'],
-      method='decode',
-    )
-    return logits[:, 0], (encoded, prompt_tokens, changed['cache'])
-
-  def prefill(params, prompt_tokens: Int[Array, 'B S'], lanes: int):
-    encoded = network.apply(
-      {'params': params}, prompt_tokens, enable_dropout=False, method='encode'
-    )
-    start = jnp.zeros(prompt_tokens.shape[0] * lanes, jnp.int32)
-    return step(params, (encoded, prompt_tokens, {}), start)
-
-  return decoding.Decoder(prefill, step)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nlhf_jax.types import Algorithm, Params, PolicyParams, PRNGKey, TrainState
+from nlhf_jax.types import Adapted, Algorithm, Params, PolicyParams, PRNGKey, TrainState
 
 
 class NonFiniteError(FloatingPointError):
@@ -38,6 +38,7 @@ def init_state(
   *,
   online: Params | None = None,
   reference: Params | None = None,
+  base: Params | None = None,
   with_ema: bool = False,
 ) -> TrainState:
   """The state before the first step.
@@ -48,6 +49,7 @@ def init_state(
     seed: of initialisation and sampling.
     online: θ to start from.
     reference: μ; None where the method has none.
+    base: frozen weights beneath adapters; then θ is adapters, and μ the base.
     with_ema: keep θ̄, which starts at θ.
   """
   rng = jax.random.PRNGKey(seed)
@@ -56,7 +58,7 @@ def init_state(
   copy = lambda tree: jax.tree.map(jnp.array, tree)  # The update donates its buffers: no sharing.
   copy_if = lambda wanted: copy(online) if wanted else None
   params = PolicyParams(
-    copy(online), copy_if(with_ema), reference, copy_if('past' in algorithm.plays)
+    copy(online), copy_if(with_ema), reference, copy_if('past' in algorithm.plays), base=base
   )
   opt_state = jax.jit(optimizer.init)(params.online)
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
@@ -142,13 +144,23 @@ class _Steps:
     return TrainState(jnp.int32(step), params, opt_state, state.rng), rollout, metrics
 
   def _run(self, sample, update, params: PolicyParams, opt_state, batch, rng, clock):
-    rollout = sample(params, batch, rng)
+    rollout = sample(_over_base(params), batch, rng)
     clock.lap('sample', rollout)
     rollout = self._algorithm.judge(rollout)
     clock.lap('judge', rollout)
-    trained, metrics = update((params.online, params.ema, opt_state), rollout)
+    trained, metrics = update((params.online, params.ema, opt_state), params.base, rollout)
     clock.lap('update', metrics)
     return trained, rollout, metrics
+
+
+def _over_base(params: PolicyParams) -> PolicyParams:
+  """The sets as the model takes them: adapters, if that is what they are, on their base."""
+  if params.base is None:
+    return params
+  sets = {
+    name: None if x is None else Adapted(params.base, x) for name, x in params._asdict().items()
+  }
+  return PolicyParams(**sets | {'reference': Adapted(params.base, None), 'base': None})
 
 
 def _update(
@@ -159,9 +171,11 @@ def _update(
 ):
   """One step of the optimizer on one batch."""
 
-  def update(trained, rollout):
+  def update(trained, base, rollout):
     online, ema, opt_state = trained
-    gradient, metrics = accumulate(algorithm.loss, online, rollout, num_microbatches)
+    over_base = lambda params: params if base is None else Adapted(base, params)
+    loss = lambda params, part: algorithm.loss(over_base(params), part)
+    gradient, metrics = accumulate(loss, online, rollout, num_microbatches)
     updates, opt_state = optimizer.update(gradient, opt_state, online)
     online = optax.apply_updates(online, updates)
     if ema_decay is not None:

@@ -1,8 +1,6 @@
-"""T5 against Hugging Face's, T5X's table of parameters, and itself computed the long way."""
+"""T5 against T5X's table of parameters, and itself computed the long way; tests/runtime/hf_test.py has Hugging Face's."""
 
 import functools
-import importlib.util
-import pathlib
 
 import flax.traverse_util
 import jax
@@ -11,9 +9,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.networks import decoding, t5
-from nlhf_jax.runtime import hf
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 TINY = t5.T5Config(
   vocab_size=11,
   emb_dim=8,
@@ -146,59 +142,6 @@ def test_local_init_gives_each_head_a_window():
   assert np.std(params['decoder']['relpos_bias']['rel_embedding']) > 0.05
 
 
-def _logits_from_hf(state, config: t5.T5Config, prompts, inputs):
-  """Logits of all positions: the targets, which mask padding, hold none."""
-  params = hf.t5_from_hf(state)
-  apply = jax.jit(
-    lambda *args: t5.Transformer(config).apply({'params': params}, *args, enable_dropout=False)
-  )
-  return apply(prompts, inputs, np.ones_like(inputs))
-
-
-def _config_of_hf(state, head_dim: int, tied: bool) -> t5.T5Config:
-  vocab_size, emb_dim = state['shared.weight'].shape
-  joined = state['encoder.block.0.layer.0.SelfAttention.q.weight'].shape[0]
-  return t5.T5Config(
-    vocab_size=vocab_size,
-    emb_dim=emb_dim,
-    num_heads=joined // head_dim,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    head_dim=head_dim,
-    mlp_dim=state['encoder.block.0.layer.1.DenseReluDense.wo.weight'].shape[1],
-    mlp_activations=('gelu', 'linear'),
-    logits_via_embedding=tied,
-  )
-
-
-@pytest.mark.parametrize('kind', ['untied', 'tied'])
-def test_logits_equal_recorded_hugging_face(kind):
-  with np.load(GOLDEN / 't5_logits.npz', allow_pickle=False) as golden:
-    prefix = f'{kind}/state/'
-    state = {
-      name.removeprefix(prefix): golden[name] for name in golden.files if name.startswith(prefix)
-    }
-    config = _config_of_hf(state, head_dim=4, tied=kind == 'tied')
-    logits = _logits_from_hf(state, config, golden['prompts'], golden['inputs'])
-    np.testing.assert_allclose(logits, golden[f'{kind}/logits'], atol=1e-4)
-
-
-@pytest.mark.parametrize('tied', [False, True])
-def test_logits_equal_live_hugging_face(tied):
-  pytest.importorskip('torch')
-  pytest.importorskip('transformers')
-  path = GOLDEN / 'make_t5_logits.py'
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  golden = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(golden)
-  model = golden.make_model(tied, seed=int(np.random.default_rng().integers(2**31)))
-  prompts, inputs = golden.make_inputs(seed=7)
-  state = {name: x.numpy() for name, x in model.state_dict().items()}
-  config = _config_of_hf(state, head_dim=golden.SIZES['d_kv'], tied=tied)
-  logits = _logits_from_hf(state, config, prompts, inputs)
-  np.testing.assert_allclose(logits, golden.logits_of(model, prompts, inputs), atol=1e-4)
-
-
 def test_padding_changes_nothing(tiny):
   logits = _logits(*tiny, PROMPTS, TARGETS)
   wider = jnp.pad(PROMPTS, [(0, 0), (0, 3)]), jnp.pad(TARGETS, [(0, 0), (0, 2)])
@@ -226,7 +169,7 @@ def test_responses_of_one_prompt_share_it_as_if_it_were_repeated(tiny):
 
 def test_prefill_with_lanes_equals_repeated_prompts(tiny):
   network, params = tiny
-  decoder = _jitted(t5.decoder(network, max_length=4))
+  decoder = _jitted(decoding.of_network(network, max_length=4))
   shared, cache = decoder.prefill(params, PROMPTS, 2)
   repeated, repeated_cache = decoder.prefill(params, jnp.repeat(PROMPTS, 2, axis=0), 1)
   np.testing.assert_allclose(shared, repeated, atol=1e-5)
@@ -240,7 +183,7 @@ def test_prefill_with_lanes_equals_repeated_prompts(tiny):
 
 def test_cache_holds_each_prompt_once_and_each_response_in_t5x_layout(tiny):
   network, params = tiny
-  _, state = _jitted(t5.decoder(network, max_length=5)).prefill(params, PROMPTS, 2)
+  _, state = _jitted(decoding.of_network(network, max_length=5)).prefill(params, PROMPTS, 2)
   layer = state[-1]['decoder']['layers_1']
   heads = (TINY.num_heads, TINY.head_dim)
   for name in ('cached_key', 'cached_value'):
@@ -252,7 +195,7 @@ def test_cache_holds_each_prompt_once_and_each_response_in_t5x_layout(tiny):
 def test_decoding_does_not_compute_the_prompt_again(tiny):
   """After prefill, steps read the cache: what the encoder said no longer matters."""
   network, params = tiny
-  decoder = _jitted(t5.decoder(network, max_length=4))
+  decoder = _jitted(decoding.of_network(network, max_length=4))
   _, (encoded, prompts, cache) = decoder.prefill(params, PROMPTS, 1)
   tokens = jnp.array([2, 3, 4])
   expected = decoder.step(params, (encoded, prompts, cache), tokens)[0]

@@ -1,0 +1,147 @@
+"""Summaries in free text of SciTLDR's abstracts, for pre-trained models, judged by the same electorate.
+
+What the annotators of `electorate` score in extracts they score in any text: the key facts (content words of the human
+summary) and topics (content words that sentences of the abstract share) that it names, and its length.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import seqio
+from jaxtyping import Float, Int
+
+from nlhf_jax.data import electorate, posts, readers, tasks
+from nlhf_jax.types import PreferenceFn, Prompts
+
+
+class Abstracts(NamedTuple):
+  """Abstracts with their human summaries; the number of one is the `index` of its prompt."""
+
+  posts: list[posts.Post]
+  prompts: list[str]
+  summaries: list[str]
+  splits: dict[str, range]
+  vocabulary: seqio.Vocabulary
+  seed: int
+
+
+@functools.cache
+def scitldr(
+  data_dir: str, vocabulary: seqio.Vocabulary, max_tokens: int = 512, seed: int = 0
+) -> Abstracts:
+  """train.jsonl and valid.jsonl of the `tldr_3_filtered` schema.
+
+  Args:
+    data_dir: holds both files.
+    vocabulary: of prompts and responses.
+    max_tokens: prompts that are longer lose the end of their abstract.
+    seed: of comparisons.
+  """
+  count_tokens = lambda text: len(_for_prompts(vocabulary).encode(text))
+  result = Abstracts([], [], [], {}, vocabulary, seed)
+  for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
+    start = len(result.posts)
+    for row in readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr):
+      if post := posts.from_rows([row]):
+        result.posts.extend(post)
+        result.prompts.append(readers.fit(row['prompt'], count_tokens, max_tokens))
+        result.summaries.append(row['response'])
+    result.splits[split] = range(start, len(result.posts))
+  return result
+
+
+def demonstrations(abstracts: Abstracts) -> seqio.Task:
+  """The human summaries."""
+  rows = lambda number: [{'response': abstracts.summaries[number]}]
+  return _task(abstracts, 'demonstrations', rows)
+
+
+def prompts(abstracts: Abstracts) -> seqio.Task:
+  """The abstracts alone."""
+  return _task(abstracts, 'prompts', lambda number: [{}])
+
+
+def comparisons(abstracts: Abstracts, per_post: int = 4) -> seqio.Task:
+  """Pairs of different texts, human summaries and random extracts of one to three sentences, with their shares of votes."""
+
+  def rows(number):
+    rng = np.random.default_rng([abstracts.seed, number])
+    sentences = abstracts.posts[number].sentences
+    for _ in range(per_post):
+      first = second = _candidate(rng, sentences, abstracts.summaries[number])
+      while second == first:
+        second = _candidate(rng, sentences, abstracts.summaries[number])
+      share = preference(abstracts.posts[number], first, second)
+      yield {'response': first, 'alternative': second, 'preference': share}
+
+  return _task(abstracts, 'comparisons', rows)
+
+
+def judge(abstracts: Abstracts) -> PreferenceFn:
+  """The electorate itself; runs on the host."""
+
+  def prefer(
+    prompts: Prompts, response: Int[np.ndarray, 'N T'], alternative: Int[np.ndarray, 'N T']
+  ) -> Float[np.ndarray, 'N']:
+    index = np.repeat(np.asarray(prompts.index), len(response) // len(prompts.index))
+    first, second = (_texts(abstracts, x) for x in (response, alternative))
+    shares = [
+      preference(abstracts.posts[n], *pair) for n, *pair in zip(index, first, second, strict=True)
+    ]
+    return np.array(shares, np.float32)
+
+  return prefer
+
+
+def encoder(abstracts: Abstracts) -> Callable[[str], Sequence[int]]:
+  """A prompt's words to tokens."""
+  return _for_prompts(abstracts.vocabulary).encode
+
+
+def decoder(abstracts: Abstracts) -> Callable[[Sequence[int]], str]:
+  """Tokens to text, without the frame that prompts have."""
+  return _for_prompts(abstracts.vocabulary).decode
+
+
+def _for_prompts(vocabulary: seqio.Vocabulary) -> seqio.Vocabulary:
+  return getattr(vocabulary, 'for_prompts', vocabulary)
+
+
+def preference(post: posts.Post, first: str, second: str) -> float:
+  """Share of the annotators that like `first` better; a tie is half a vote."""
+  pair = (scores(post, text) for text in (first, second))
+  return float(electorate.share_of_votes(*pair))
+
+
+def scores(post: posts.Post, text: str) -> Float[np.ndarray, 'K']:
+  """Every annotator's score of a text, as in the table of `electorate`; −inf for none."""
+  if not text.strip():
+    return np.full(len(electorate.ANNOTATORS), -np.inf, np.float32)
+  said, words = posts.content_words(text), posts.length(text)
+  facts, topics = (len(said & frozenset().union(*items)) for items in (post.facts, post.topics))
+  return np.array([facts - 0.1 * words, facts - words, topics - 0.1 * words], np.float32)
+
+
+def _candidate(rng: np.random.Generator, sentences: Sequence[str], summary: str) -> str:
+  if rng.random() < 0.25:
+    return summary
+  size = rng.integers(1, min(electorate.MAX_SELECTED, len(sentences)) + 1)
+  chosen = np.sort(rng.permutation(len(sentences))[:size])
+  return ' '.join(sentences[number] for number in chosen)
+
+
+def _texts(abstracts: Abstracts, tokens: Int[np.ndarray, 'N T']) -> list[str]:
+  return [abstracts.vocabulary.decode(row[row > 0].tolist()) for row in np.asarray(tokens)]
+
+
+def _task(abstracts: Abstracts, view: str, rows_of) -> seqio.Task:
+  def rows(split):
+    for number in abstracts.splits[split]:
+      for row in rows_of(number):
+        yield {'index': number, 'prompt': abstracts.prompts[number]} | row
+
+  by_split = {split: functools.partial(rows, split) for split in abstracts.splits}
+  return tasks.from_rows(f'scitldr_written_{view}', by_split, abstracts.vocabulary)

@@ -1,0 +1,95 @@
+"""Low-rank adapters: W + (α/r) A B in place of W, as a transformation of parameters; networks know nothing of it.
+
+A model that was adapted takes `Adapted(base, adapters)` for its parameters. The base is shared by all parameter sets and
+never copied; without adapters it is the reference.
+
+Source: Hu et al. (2021), arXiv:2106.09685.
+"""
+
+from typing import Any, NamedTuple, TypeVar
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from nlhf_jax.types import Adapted, Params, PolicyParams, PRNGKey
+
+Model = TypeVar(
+  'Model'
+)  # A named tuple of functions of parameters: a policy, a preference or a reward model.
+
+
+class Lora(NamedTuple):
+  """Which kernels get adapters, and how large."""
+
+  rank: int = 16
+  alpha: float = 32.0
+  targets: tuple[str, ...] = ('query', 'key', 'value', 'out', 'wi_0', 'wi_1', 'wi', 'wo')
+
+
+def adapt(model: Model, lora: Lora) -> Model:
+  """The same model with `Adapted` parameters; its `init` makes adapters, which change nothing yet.
+
+  Raises:
+    ValueError: the rank is no positive number.
+  """
+  if lora.rank < 1:
+    raise ValueError(f'rank must be at least 1, got {lora.rank}.')
+
+  def merged(function):
+    return lambda params, *args, **kwargs: function(_merge_all(lora, params), *args, **kwargs)
+
+  functions = {name: merged(f) for name, f in model._asdict().items() if name != 'init'}
+  return model._replace(
+    init=lambda rng: init(lora, jax.eval_shape(model.init, rng), rng), **functions
+  )
+
+
+def init(lora: Lora, base: Params, rng: PRNGKey) -> Params:
+  """Adapters {a: [in, r], b: [r, out]} at the path of each kernel; b is 0.
+
+  Args:
+    lora: what to adapt.
+    base: arrays or their shapes.
+    rng: of a, which is normal with variance 1/in.
+
+  Raises:
+    ValueError: the network has none of the targets.
+  """
+  kernels = _kernels(lora, base)
+  if not kernels:
+    raise ValueError(
+      f'The network has no kernel of {", ".join(lora.targets)}: name others as targets.'
+    )
+  keys = jax.random.split(rng, len(kernels))
+  result = {}
+  for key, (path, kernel) in zip(keys, kernels.items(), strict=True):
+    rows, columns = kernel.shape
+    result[*path, 'a'] = jax.random.normal(key, (rows, lora.rank)) / jnp.sqrt(rows)
+    result[*path, 'b'] = jnp.zeros((lora.rank, columns))
+  return flax.traverse_util.unflatten_dict(result)
+
+
+def merge(lora: Lora, params: Adapted) -> Params:
+  """The weights that adapters make of their base; the base itself, not a copy, where they are off."""
+  if params.adapters is None:
+    return params.base
+  leaves = flax.traverse_util.flatten_dict(params.base)
+  adapters = flax.traverse_util.flatten_dict(params.adapters)
+  for path in _kernels(lora, params.base):
+    kernel = leaves[*path, 'kernel']
+    change = lora.alpha / lora.rank * (adapters[*path, 'a'] @ adapters[*path, 'b'])
+    leaves[*path, 'kernel'] = kernel + change.astype(kernel.dtype)
+  return flax.traverse_util.unflatten_dict(leaves)
+
+
+def _merge_all(lora: Lora, params: Adapted | PolicyParams) -> Any:
+  if isinstance(params, Adapted):
+    return merge(lora, params)
+  return PolicyParams(*(None if one is None else merge(lora, one) for one in params))
+
+
+def _kernels(lora: Lora, base: Params) -> dict[tuple[str, ...], Any]:
+  """The kernels to adapt, by the paths of their layers."""
+  leaves = flax.traverse_util.flatten_dict(base)
+  return {p[:-1]: x for p, x in leaves.items() if p[-1] == 'kernel' and p[-2] in lora.targets}
