@@ -1,18 +1,19 @@
-"""π_θ(y|x) as a tuple of pure functions, with one constructor per network family."""
+"""π_θ(y|x) as a tuple of pure functions."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax import mixture
-from nlhf_jax.networks import decoding, t5
+from nlhf_jax.networks import decoding
 from nlhf_jax.types import Params, Policy, PolicyParams, PRNGKey, Prompts, Rollout
 
 
-def from_network(network: t5.Transformer, sampling: decoding.Sampling) -> Policy:
-  """The policy of a T5: the encoder reads the prompt, the decoder writes the response.
+def from_network(network: nn.Module, sampling: decoding.Sampling) -> Policy:
+  """The policy of a network: `encode` reads the prompt, `decode` writes the response.
 
   Args:
     network: a Linen module with T5X's `encode` and `decode`.

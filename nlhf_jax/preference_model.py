@@ -10,12 +10,12 @@ Source: Munos et al. (2024), arXiv:2312.00886, section 3.2 and appendix (rater p
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import losses
-from nlhf_jax.networks import t5
 from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts
 
 # The paper's prompt, in the pieces between which the text and the two summaries stand.
@@ -55,7 +55,7 @@ class PreferenceModel(NamedTuple):
 
 
 def in_encoder(
-  network: t5.Transformer,
+  network: nn.Module,
   prompt: RaterPrompt,
   *,
   render: Render = as_written,
@@ -84,7 +84,7 @@ def in_encoder(
 
 
 def in_decoder(
-  network: t5.Transformer,
+  network: nn.Module,
   prompt: RaterPrompt,
   *,
   render: Render = as_written,
@@ -106,7 +106,7 @@ def in_decoder(
 
 
 def _model(
-  network: t5.Transformer, score: Callable[..., jax.Array], render: Render
+  network: nn.Module, score: Callable[..., jax.Array], render: Render
 ) -> PreferenceModel:
   def init(rng: PRNGKey) -> Params:
     dummy = jnp.ones((1, 2), jnp.int32)
@@ -175,7 +175,7 @@ def exact_sigmoid(x: Float[Array, 'N']) -> Float[Array, 'N']:
 
 
 def last_logit(
-  network: t5.Transformer,
+  network: nn.Module,
   params: Params,
   encoder_tokens: Int[Array, 'B S'],
   decoder_tokens: Int[Array, 'N T'],

@@ -8,12 +8,12 @@ Source: Munos et al. (2024), arXiv:2312.00886, section 3.1 and appendix (reward 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nlhf_jax import losses
 from nlhf_jax import preference_model as pm
-from nlhf_jax.networks import t5
 from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, RewardFn
 
 REWARD_PROMPT = ('Context - ', ', Summary - ', '')
@@ -35,7 +35,7 @@ class RewardModel(NamedTuple):
 
 
 def in_encoder(
-  network: t5.Transformer,
+  network: nn.Module,
   prompt: RewardPrompt,
   *,
   render: pm.Render = pm.as_written,
@@ -64,7 +64,7 @@ def in_encoder(
 
 
 def in_decoder(
-  network: t5.Transformer,
+  network: nn.Module,
   prompt: RewardPrompt,
   *,
   render: pm.Render = pm.as_written,
@@ -90,7 +90,7 @@ def in_decoder(
   return RewardModel(_init(network), reward)
 
 
-def _init(network: t5.Transformer) -> Callable[[PRNGKey], Params]:
+def _init(network: nn.Module) -> Callable[[PRNGKey], Params]:
   def init(rng: PRNGKey) -> Params:
     dummy = jnp.ones((1, 2), jnp.int32)
     return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
