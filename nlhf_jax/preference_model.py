@@ -105,9 +105,7 @@ def in_decoder(
   return _model(network, score, render)
 
 
-def _model(
-  network: nn.Module, score: Callable[..., jax.Array], render: Render
-) -> PreferenceModel:
+def _model(network: nn.Module, score: Callable[..., jax.Array], render: Render) -> PreferenceModel:
   def init(rng: PRNGKey) -> Params:
     dummy = jnp.ones((1, 2), jnp.int32)
     return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']

@@ -1,5 +1,6 @@
 """Shared by all tests: where real data lies, and small compiled models."""
 
+import json
 import os
 import pathlib
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from nlhf_jax import policy
-from nlhf_jax.networks import decoding, t5
+from nlhf_jax.networks import decoding, llama, t5
+from nlhf_jax.runtime import hf
 from nlhf_jax.types import Prompts
 
 
@@ -71,3 +74,44 @@ def language() -> np.ndarray:
       rows.append([*(b + 2 for b in body), 1] + [0] * (3 - length))
   rows += [[b + 2 for b in body] for body in np.ndindex(4, 4, 4)]
   return np.array(rows, np.int32)
+
+
+CHAT_TEMPLATE = (
+  "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+
+
+def write_chat_model(directory: pathlib.Path) -> None:
+  """A random Llama over bytes, as a hub would hold it; special tokens: 0 nothing, 1 start of a turn, 2 its end."""
+  config = llama.LlamaConfig(
+    vocab_size=259,
+    emb_dim=8,
+    num_heads=2,
+    num_kv_heads=1,
+    num_layers=1,
+    head_dim=4,
+    mlp_dim=16,
+    logits_via_embedding=True,
+    eos_id=2,
+  )
+  init = policy.from_network(llama.Transformer(config), decoding.Sampling(max_length=2)).init
+  hf.save(jax.jit(init)(jax.random.PRNGKey(0)), config, directory)
+  letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  words = {'<|none|>': 0, '<|start|>': 1, '<|end|>': 2}
+  words |= {letter: number for number, letter in enumerate(letters, start=3)}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  tokenizer.add_special_tokens(['<|none|>', '<|start|>', '<|end|>'])
+  tokenizer.save(str(directory / 'tokenizer.json'))
+  settings = {'chat_template': CHAT_TEMPLATE}
+  (directory / 'tokenizer_config.json').write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope='session')
+def chat_model(tmp_path_factory) -> pathlib.Path:
+  """The directory of a tiny chat model; not to be changed."""
+  directory = tmp_path_factory.mktemp('hub') / 'model'
+  write_chat_model(directory)
+  return directory

@@ -9,7 +9,8 @@ from nlhf_jax import main
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = ROOT / 'configs' / 'experiments'
 PARTS = ('models', 'run', 'comparisons', 'fine_tuning', 'evaluation')
-QUICK = ('--gin.NUM_STEPS=1', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=2', '--gin.NUM_LAYERS=1')
+QUICK = ('--gin.NUM_STEPS=1', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=2')
+SHALLOW = '--gin.NUM_LAYERS=1'
 
 
 def stages(name):
@@ -20,15 +21,20 @@ def stages(name):
 
 
 @pytest.fixture
-def flags(test_data):
+def flags(test_data, chat_model):
   vocabulary = test_data / 'vocab' / 'scitldr_unigram_4k' / 'sentencepiece.model'
   real = lambda name: [f'--data_dir={test_data / name}', f"--gin.VOCABULARY_FILE='{vocabulary}'"]
-  small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8']
+  small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8', SHALLOW]
   return {
     'builtin': small,
     'follow_ups': small,
-    'scitldr': real('scitldr'),
-    'squality': [*real('squality'), '--gin.RESPONSE_LENGTH=32'],
+    'scitldr': [*real('scitldr'), SHALLOW],
+    'squality': [*real('squality'), '--gin.RESPONSE_LENGTH=32', SHALLOW],
+    'smollm2': [
+      f'--data_dir={test_data / "scitldr"}',
+      f"--gin.MODEL_DIR='{chat_model}'",
+      '--gin.NUM_HELD_OUT=4',
+    ],
   }
 
 

@@ -2,9 +2,14 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
+import safetensors.numpy
 
-from nlhf_jax import main
+from nlhf_jax import main, policy
+from nlhf_jax.networks import decoding
+from nlhf_jax.runtime import hf, t5x
 
 SFT = '--gin_file=configs/experiments/builtin/sft.gin'
 MD = '--gin_file=configs/experiments/builtin/nash_md_pg.gin'
@@ -156,3 +161,53 @@ def test_a_dry_run_trains_nothing(capsys, tmp_path):
   assert status == 0
   assert json.loads(output.out[output.out.index('{') :])['parameters'] > 0
   assert not (tmp_path / 'run').exists()
+
+
+def test_runs_are_exported(runs, capsys, tmp_path):
+  """The same weights in two other formats; what a run does not have is refused."""
+  status, _ = run(capsys, 'export', f'--run_dir={runs / "sft"}', f'--output_dir={tmp_path / "hf"}')
+  assert status == 0
+  network = hf.network(tmp_path / 'hf')
+  like = jax.eval_shape(policy.from_network(network, decoding.Sampling(4)).init, jax.random.key(0))
+  params = hf.load(tmp_path / 'hf', like)
+  to = lambda kind: (
+    'export',
+    f'--run_dir={runs / "sft"}',
+    f'--output_dir={tmp_path}',
+    f'--to={kind}',
+  )
+  status, _ = run(capsys, *to('t5x'))
+  assert status == 0
+  jax.tree.map(np.testing.assert_array_equal, t5x.load(tmp_path / 'checkpoint_2', like), params)
+  status, output = run(capsys, *to('peft'))
+  assert status == 2
+  assert 'trained no adapters: export it with --to=hf' in output.err
+
+
+def test_a_pretrained_model_answers_is_tuned_and_exported(test_data, chat_model, capsys, tmp_path):
+  """Through its chat template; adapters alone are saved, and leave merged or by themselves."""
+  files = [f'--gin_file=configs/experiments/smollm2/{name}.gin' for name in ('sft', 'evaluation')]
+  flags = [f'--data_dir={test_data / "scitldr"}', f"--gin.MODEL_DIR='{chat_model}'"]
+  status, output = run(capsys, 'sample', *files, *flags, '--prompt=Why?', '--num_samples=2')
+  assert status == 0
+  (line,) = map(json.loads, output.out.splitlines())
+  assert (line['prompt'], len(line['responses'])) == ('Why?', 2)
+  flags += ['--gin.NUM_STEPS=1', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=2']
+  tuned = f'--run_dir={tmp_path / "sft"}'
+  assert main.main(['train', files[0], *flags, tuned]) == 0
+  base = f'--base_model={chat_model}'
+  for kind in ('hf', 'peft'):
+    where = f'--output_dir={tmp_path / kind}'
+    assert run(capsys, 'export', tuned, where, f'--to={kind}', base)[0] == 0
+  assert (tmp_path / 'hf/tokenizer.json').is_file()
+  described = json.loads((tmp_path / 'peft/adapter_config.json').read_text())
+  assert described['base_model_name_or_path'] == str(chat_model)
+  assert 'model.layers.0.self_attn.q_proj' in described['target_modules']
+  factors = safetensors.numpy.load_file(tmp_path / 'peft/adapter_model.safetensors')
+  at = lambda factor: f'base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight'
+  before = safetensors.numpy.load_file(chat_model / 'model.safetensors')
+  after = safetensors.numpy.load_file(tmp_path / 'hf/model.safetensors')
+  name = 'model.layers.0.self_attn.q_proj.weight'
+  change = 2.0 * factors[at('B')] @ factors[at('A')]  # α/r of the experiment.
+  np.testing.assert_allclose(after[name] - before[name], change, atol=1e-6)
+  assert run(capsys, 'export', tuned, f'--output_dir={tmp_path}', '--to=t5x')[0] == 2

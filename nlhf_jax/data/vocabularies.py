@@ -154,7 +154,12 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     return [i for i in ids if i > self.eos_id]
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    encode = lambda text: np.array(self._encode(text.decode()), np.int32)
+    def encode(
+      text: bytes | np.ndarray,
+    ) -> np.ndarray:  # Bytes within a dataset, an array of them outside.
+      text = text.item() if isinstance(text, np.ndarray) else text
+      return np.array(self._encode(text.decode()), np.int32)
+
     ids = tf.numpy_function(encode, [s], tf.int32)
     ids.set_shape([None])
     return ids

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
@@ -48,7 +49,7 @@ def load(path: str | pathlib.Path) -> tuple[llama.LlamaConfig, Params]:
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   config = _config(fields, tied='output.weight' not in tensors)
   network = hf_models.network_of(config)
-  dummy = np.ones((1, 2), np.int32)
+  dummy = jnp.ones((1, 2), jnp.int32)
   like = jax.eval_shape(lambda: network.init(jax.random.key(0), dummy, dummy, dummy)['params'])
   leaves = {
     leaf: _read(path, tensors, leaf, x.shape, config)
@@ -111,6 +112,7 @@ def _config(fields: dict[str, Any], tied: bool) -> llama.LlamaConfig:
   pad_id, eos_id = hf.special_ids(said)
   return llama.LlamaConfig(
     vocab_size=len(fields['tokenizer.ggml.tokens']),
+    dtype='float32',
     emb_dim=at('embedding_length'),
     num_heads=heads,
     num_kv_heads=fields.get('llama.attention.head_count_kv', heads),
@@ -132,7 +134,7 @@ def _read(path, tensors, leaf: tuple[str, ...], shape, config: llama.LlamaConfig
   if name not in tensors:
     raise ValueError(f'{path} lacks the tensor {name}, our {"/".join(leaf)}.')
   stored = tensors[name]
-  x = np.asarray(gguf.dequantize(stored.data, stored.tensor_type), np.float32)
+  x = np.array(gguf.dequantize(stored.data, stored.tensor_type), np.float32)
   if leaf[-2] in ('query', 'key'):
     x = _halves(x, config.num_heads if leaf[-2] == 'query' else config.num_kv_heads)
   if name in ('token_embd.weight', 'output.weight'):

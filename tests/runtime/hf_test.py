@@ -66,7 +66,7 @@ def test_logits_equal_live_ones_before_and_after_export(family, tmp_path):
   np.testing.assert_allclose(_logits(network, params, *inputs), theirs, atol=1e-4)
   hf.save(params, network.config, tmp_path / 'ours')
   again = type(model).from_pretrained(tmp_path / 'ours', attn_implementation='eager').eval()
-  np.testing.assert_allclose(golden.logits_of(again, *inputs), theirs, atol=1e-5)
+  np.testing.assert_allclose(golden.logits_of(again, *inputs), theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize('family', ['llama', 'qwen2_5', 'mistral'])
