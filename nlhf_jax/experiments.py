@@ -159,8 +159,9 @@ def export(
   _, state = prepare(experiment, run_dir.parent)
   state = checkpoints.restore(run_dir / 'checkpoints', state)
   if to == 'peft':
+    alpha = experiment.adapters.alpha
     adapters = state.params.online
-    hf.save_adapters(adapters, experiment.adapters, config, output_dir, base_model or '')
+    hf.save_adapters(adapters, config, output_dir, alpha=alpha, base_model=base_model or '')
     return
   if experiment.adapters is not None:
     state = state._replace(params=state.params._replace(online=trained_params(experiment, run_dir)))

@@ -20,7 +20,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nlhf_jax import lora
 from nlhf_jax.networks import t5
 from nlhf_jax.runtime import hf_models
 from nlhf_jax.types import Params
@@ -189,18 +188,19 @@ def save(
 
 def save_adapters(
   adapters: Params,
-  lora_config: lora.Lora,
   network_config: hf_models.Config,
   output_dir: str | pathlib.Path,
+  *,
+  alpha: float,
   base_model: str,
 ) -> None:
   """Writes adapters that `peft` puts on the model that they were trained on.
 
   Args:
     adapters: {a, b} at each kernel's path.
-    lora_config: their rank and scale.
     network_config: of the model.
     output_dir: made; must not exist.
+    alpha: W + (alpha / rank) a b is what they make of W.
     base_model: the name or directory of that model, for whoever loads them.
 
   Raises:
@@ -210,18 +210,19 @@ def save_adapters(
   if output_dir.exists():
     raise FileExistsError(f'{output_dir} exists: name another directory, or delete it.')
   tensor_of = hf_models.tensor_of(network_config)
-  arrays, modules = {}, set()
+  arrays, modules, rank = {}, set(), 0
   for (*path, factor), x in flax.traverse_util.flatten_dict(adapters).items():
     module = tensor_of((*path, 'kernel')).name.removesuffix('.weight')
     modules.add(module)
     name = f'base_model.model.{module}.lora_{factor.upper()}.weight'
     arrays[name] = np.ascontiguousarray(np.asarray(x).T)
+    rank = x.shape[1 if factor == 'a' else 0]
   description = {
     'peft_type': 'LORA',
     'task_type': 'SEQ_2_SEQ_LM' if isinstance(network_config, t5.T5Config) else 'CAUSAL_LM',
     'base_model_name_or_path': base_model,
-    'r': lora_config.rank,
-    'lora_alpha': lora_config.alpha,
+    'r': rank,
+    'lora_alpha': alpha,
     'lora_dropout': 0.0,
     'bias': 'none',
     'target_modules': sorted(modules),
@@ -288,18 +289,20 @@ def _read(shard, path, tensor: hf_models.Tensor, like: Any, moved: Mapping[int, 
     index = tuple(slice(*i.indices(size)[:2]) for i, size in zip(index, shape, strict=True))
     index = index[::-1] if tensor.transposed else index
     x = _moved_rows(stored, index, moved) if tensor.words else stored[index]
-    return (x.T if tensor.transposed else x).astype(like.dtype)
+    x = x.astype(like.dtype, copy=False)
+    return np.ascontiguousarray(x.T) if tensor.transposed else x
 
   sharding = getattr(like, 'sharding', None)
   if sharding is None:
-    return jnp.asarray(part((slice(None),) * len(shape)))
+    return jax.device_put(part((slice(None),) * len(shape)))  # jnp.asarray would copy it twice.
   return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _moved_rows(stored, index: tuple[slice, ...], moved: Mapping[int, int]) -> np.ndarray:
   """Rows of a vocabulary in our order."""
   rows, *columns = index
-  x = np.array(stored[index])
+  x = stored[index]
+  x = x if x.flags.writeable else x.copy()
   for ours, theirs in moved.items():
     if rows.start <= ours < rows.stop:
       x[ours - rows.start] = stored[(slice(theirs, theirs + 1), *columns)][0]

@@ -112,9 +112,11 @@ def save(state: TrainState, output_dir: str | pathlib.Path, layout: str = 'orbax
   partial = path.with_name(path.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  flat = flax.traverse_util.flatten_dict(contents, sep='.')
-  index = {name: _write(partial, name, x) if x.ndim else np.asarray(x) for name, x in flat.items()}
+  weights = flax.traverse_util.flatten_dict({'target': params}, sep='.')
+  index = {name: _write(partial, name, x) for name, x in weights.items()}
   tree = flax.traverse_util.unflatten_dict(index, sep='.')
+  # Moments are small, and T5X takes those that it does not shard from the index alone.
+  tree['state'] = jax.tree.map(np.asarray, contents['state'])
   (partial / 'checkpoint').write_bytes(
     flax.serialization.msgpack_serialize({'version': _VERSION, 'optimizer': tree})
   )
@@ -186,7 +188,7 @@ def _place(found: Any, like: Any) -> jax.Array:
   def part(index) -> np.ndarray:
     x = found[index]
     x = x if isinstance(x, np.ndarray) else x.read().result()
-    return x.astype(like.dtype)
+    return x.astype(like.dtype, copy=False)
 
   return jax.make_array_from_callback(tuple(like.shape), _sharding(like), part)
 

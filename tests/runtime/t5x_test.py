@@ -66,10 +66,10 @@ def test_a_native_checkpoint_is_what_t5x_expects(state, tmp_path):
     [140, 130],
   )
   moments = contents['optimizer']['state']['param_states']['wide']['kernel']
-  shapes = {name: tuple(x['metadata']['shape']) for name, x in moments.items()}
+  shapes = {name: x.shape for name, x in moments.items()}
   assert shapes == {'m': (1,), 'v': (1,), 'v_row': (130,), 'v_col': (140,)}
   narrow = contents['optimizer']['state']['param_states']['encoder']['encoder_norm']['scale']
-  assert tuple(narrow['v']['metadata']['shape']) == (8,)
+  assert narrow['v'].shape == (8,)
 
 
 def test_without_adafactor_the_moments_are_zero(state):
