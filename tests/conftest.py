@@ -1,5 +1,6 @@
 """Shared by all tests: where real data lies, and small compiled models."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -27,6 +28,16 @@ def test_data() -> pathlib.Path:
       pytest.fail(message)
     pytest.skip(message)
   return path
+
+
+@pytest.fixture(scope='session')
+def few_abstracts(test_data, tmp_path_factory) -> pathlib.Path:
+  """A directory with the first abstracts of SciTLDR."""
+  directory = tmp_path_factory.mktemp('scitldr')
+  for name in ('train.jsonl', 'valid.jsonl'):
+    with (test_data / 'scitldr' / name).open() as lines:
+      (directory / name).write_text(''.join(itertools.islice(lines, 40)))
+  return directory
 
 
 def tiny_network(vocab_size: int = 6) -> t5.Transformer:

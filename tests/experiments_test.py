@@ -21,17 +21,17 @@ def stages(name):
 
 
 @pytest.fixture
-def flags(test_data, chat_model):
+def flags(test_data, few_abstracts, chat_model):
   vocabulary = test_data / 'vocab' / 'scitldr_unigram_4k' / 'sentencepiece.model'
-  real = lambda name: [f'--data_dir={test_data / name}', f"--gin.VOCABULARY_FILE='{vocabulary}'"]
+  real = lambda path: [f'--data_dir={path}', f"--gin.VOCABULARY_FILE='{vocabulary}'"]
   small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8', SHALLOW]
   return {
     'builtin': small,
     'follow_ups': small,
-    'scitldr': [*real('scitldr'), SHALLOW],
-    'squality': [*real('squality'), '--gin.RESPONSE_LENGTH=32', SHALLOW],
+    'scitldr': [*real(few_abstracts), SHALLOW],
+    'squality': [*real(test_data / 'squality'), '--gin.RESPONSE_LENGTH=32', SHALLOW],
     'smollm2': [
-      f'--data_dir={test_data / "scitldr"}',
+      f'--data_dir={few_abstracts}',
       f"--gin.MODEL_DIR='{chat_model}'",
       '--gin.NUM_HELD_OUT=4',
     ],

@@ -184,10 +184,12 @@ def test_runs_are_exported(runs, capsys, tmp_path):
   assert 'trained no adapters: export it with --to=hf' in output.err
 
 
-def test_a_pretrained_model_answers_is_tuned_and_exported(test_data, chat_model, capsys, tmp_path):
+def test_a_pretrained_model_answers_is_tuned_and_exported(
+  few_abstracts, chat_model, capsys, tmp_path
+):
   """Through its chat template; adapters alone are saved, and leave merged or by themselves."""
   files = [f'--gin_file=configs/experiments/smollm2/{name}.gin' for name in ('sft', 'evaluation')]
-  flags = [f'--data_dir={test_data / "scitldr"}', f"--gin.MODEL_DIR='{chat_model}'"]
+  flags = [f'--data_dir={few_abstracts}', f"--gin.MODEL_DIR='{chat_model}'"]
   status, output = run(capsys, 'sample', *files, *flags, '--prompt=Why?', '--num_samples=2')
   assert status == 0
   (line,) = map(json.loads, output.out.splitlines())
