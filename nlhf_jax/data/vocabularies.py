@@ -98,7 +98,10 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     """
     super().__init__(extra_ids=0)
     self._tokenizer = tokenizer
-    self._words = list(range(tokenizer.get_vocab_size()))  # Our id → theirs.
+    size = max(
+      tokenizer.get_vocab_size(), 1 + max(ids)
+    )  # An id that no text uses may lie beyond it.
+    self._words = list(range(size))  # Our id → theirs.
     for ours, theirs in hf_models.moved_words(*ids).items():
       self._words[ours] = theirs
     self._ids = {theirs: ours for ours, theirs in enumerate(self._words)}
@@ -151,7 +154,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     return self._tokenizer.decode([self._words[i] for i in kept], skip_special_tokens=False)
 
   def _kept(self, ids: Iterable[int]) -> list[int]:
-    return [i for i in ids if i > self.eos_id]
+    return [i for i in ids if self.eos_id < i < len(self._words)]
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     def encode(

@@ -164,7 +164,8 @@ def _llama_config(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
   if kind != 'qwen2':  # Whose queries, keys and values always have them.
     _expect(values, 'attention_bias', False, False)
   window = values.get('sliding_window')
-  if kind == 'qwen2' and not values.get('use_sliding_window'):
+  if kind == 'qwen2':  # Some layers alone would have it.
+    _expect(values, 'use_sliding_window', False, False)
     window = None
   rope = values.get('rope_parameters') or {}
   return llama.LlamaConfig(
@@ -221,7 +222,7 @@ def _llama_json(config: llama.LlamaConfig) -> dict[str, Any]:
     'rms_norm_eps': config.norm_epsilon,
     'rope_theta': config.rope_base,
     'sliding_window': config.sliding_window,
-    'use_sliding_window': config.sliding_window is not None,
+    'use_sliding_window': False,  # Qwen2's; Mistral's goes by its size alone.
     'tie_word_embeddings': config.logits_via_embedding,
     'pad_token_id': config.pad_id,
     'eos_token_id': config.eos_id,

@@ -77,6 +77,15 @@ def test_a_start_of_text_is_kept(model):
   assert vocabulary.encode('') == []
 
 
+def test_ids_beyond_the_list_are_passed_over(model):
+  """An embedding may have more rows than there are words: one of them may pad, and any may be sampled."""
+  vocabulary = vocabularies.hugging_face(str(model), hf.Ids(pad=270))
+  ids = vocabulary.encode('abc')
+  for one in (vocabulary, vocabulary.for_prompts):
+    assert one.decode([*ids, 280]) == 'abc'
+  assert vocabulary.encode('') == []
+
+
 def test_mistakes_are_named(model):
   with pytest.raises(ValueError, match=r"id 5, which is to mean padding, is the word '.*PAD_ID"):
     vocabularies.hugging_face(str(model), hf.Ids(pad=5))
