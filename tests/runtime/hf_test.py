@@ -85,7 +85,7 @@ def test_cached_decoding_equals_uncached(family):
   for token in responses.T[:-1]:
     logits, cache = step(params, cache, jnp.asarray(token))
     found.append(logits)
-  np.testing.assert_allclose(np.stack(found, axis=1), expected, atol=1e-5)
+  np.testing.assert_allclose(np.stack(found, axis=1), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

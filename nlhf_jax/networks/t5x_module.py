@@ -1,0 +1,104 @@
+"""A network module of T5X's, in place of ours: `NETWORK = @t5x_module.T5XModule()` in a gin file.
+
+T5X's decoders take one row for each prompt, need a call of their own to make their cache, and compute the keys and
+values of the encoder's output at every step: what is missing is added here, what is slow stays slow.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nlhf_jax.networks import layers
+
+
+class T5XModule(nn.Module):
+  """`encode` and `decode` as this package calls them, over a module with T5X's; the parameter tree is the module's.
+
+  Like ours, the decoder's batch may be a multiple k of the encoder's: its rows i·k … i·k + k − 1 then read prompt i.
+  """
+
+  module: nn.Module  # Such as t5x.examples.t5.network.Transformer.
+
+  def setup(self):
+    nn.share_scope(self, self.module)
+
+  @property
+  def config(self):
+    """The module's sizes."""
+    return self.module.config
+
+  def encode(
+    self,
+    encoder_input_tokens: Int[Array, 'B S'],
+    encoder_segment_ids: Int[Array, 'B S'] | None = None,
+    enable_dropout: bool = True,
+  ) -> Float[Array, 'B S E']:
+    return self.module.encode(
+      encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout
+    )
+
+  def decode(
+    self,
+    encoded: Float[Array, 'B S E'],
+    encoder_input_tokens: Int[Array, 'B S'],
+    decoder_input_tokens: Int[Array, 'N T'],
+    decoder_target_tokens: Int[Array, 'N T'],
+    encoder_segment_ids: Int[Array, 'B S'] | None = None,
+    decoder_segment_ids: Int[Array, 'N T'] | None = None,
+    decoder_positions: Int[Array, 'N T'] | None = None,
+    enable_dropout: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+  ) -> Float[Array, 'N T V']:
+    """Logits of each target; the first call with decode=True and `max_decode_length` makes the cache, and decodes.
+
+    Raises:
+      ValueError: N is no multiple of B.
+    """
+    layers.check_rows(decoder_input_tokens, encoder_input_tokens)
+    rows = decoder_input_tokens.shape[0]
+    lanes = rows // encoder_input_tokens.shape[0]
+    each = lambda x: None if x is None else jnp.repeat(x, lanes, axis=0)
+    prompts = each(encoded), each(encoder_input_tokens)
+    if decode and max_decode_length is not None and not self.variables.get('cache'):
+      positions = jnp.ones((rows, max_decode_length), jnp.int32)
+      self.module.decode(*prompts, positions, positions, enable_dropout=False, decode=True)
+    return self.module.decode(
+      *prompts,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids=each(encoder_segment_ids),
+      decoder_segment_ids=decoder_segment_ids,
+      decoder_positions=decoder_positions,
+      enable_dropout=enable_dropout,
+      decode=decode,
+      max_decode_length=max_decode_length,
+    )
+
+  def __call__(
+    self,
+    encoder_input_tokens: Int[Array, 'B S'],
+    decoder_input_tokens: Int[Array, 'N T'],
+    decoder_target_tokens: Int[Array, 'N T'],
+    encoder_segment_ids: Int[Array, 'B S'] | None = None,
+    decoder_segment_ids: Int[Array, 'N T'] | None = None,
+    encoder_positions: Int[Array, 'B S'] | None = None,
+    decoder_positions: Int[Array, 'N T'] | None = None,
+    *,
+    enable_dropout: bool = True,
+    decode: bool = False,
+  ) -> Float[Array, 'N T V']:
+    """Logits of every target, given the targets before it."""
+    del encoder_positions
+    encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
+    return self.decode(
+      encoded,
+      encoder_input_tokens,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids,
+      decoder_segment_ids,
+      decoder_positions,
+      enable_dropout,
+      decode,
+    )
