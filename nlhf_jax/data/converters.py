@@ -1,6 +1,7 @@
 """seqio's feature converter for T5X: what our tasks hold, padded, under the names that T5X knows."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import seqio
 import tensorflow as tf
@@ -15,9 +16,10 @@ class FeatureConverter(seqio.FeatureConverter):
   `preference` and `index` as they are.
   """
 
-  TASK_FEATURES = {}  # They differ from task to task, so that seqio's checks of them do not apply.
-  MODEL_FEATURES = {}
-  PACKING_FEATURE_DTYPES = {}
+  # They differ from task to task, so that seqio's checks of them do not apply.
+  TASK_FEATURES: ClassVar = {}
+  MODEL_FEATURES: ClassVar = {}
+  PACKING_FEATURE_DTYPES: ClassVar = {}
 
   def __call__(
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
