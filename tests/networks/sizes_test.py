@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import pytest
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'configs' / 'networks'
-FAMILIES = {'hugging_face', 'llama', 'llama_3', 'qwen2_5', 'smollm2', 't5_1_1', 't5_1_1_tiny', 't5x'}
+FAMILIES = {
+  'hugging_face',
+  'llama',
+  'llama_3',
+  'qwen2_5',
+  'smollm2',
+  't5_1_1',
+  't5_1_1_tiny',
+  't5x',
+}
 # As counted on the models' pages at huggingface.co; tied embeddings count once.
 PUBLISHED = {
   'llama_3_2_1b': 1_235_814_400,

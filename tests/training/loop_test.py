@@ -1,5 +1,6 @@
 """The loop: microbatches, resuming, keys, averages, and what stops it."""
 
+import functools
 import json
 
 import jax
@@ -138,3 +139,53 @@ def test_bad_options_are_refused(options, message, sft):
   state = loop.init_state(sft, optimizer, 0)
   with pytest.raises(ValueError, match=message):
     loop.train(sft, optimizer, state, iter(()), QUIET, num_steps=1, **options)
+
+
+def _ragged_prompts():
+  number = 0
+  while True:
+    rng = np.random.default_rng(number)
+    tokens = rng.integers(2, 6, (4, 5)).astype(np.int32)
+    tokens[np.arange(5) >= rng.integers(1, 6, (4, 1))] = 0
+    yield Prompts(tokens, np.arange(4, dtype=np.int32))
+    number += 1
+
+
+@pytest.mark.parametrize(
+  'method',
+  [
+    functools.partial(algorithms.nash_md_pg, tau=0.1, beta=0.3, num_samples=2),
+    functools.partial(algorithms.nash_ema_pg, tau=0.1),
+    functools.partial(algorithms.egpo, tau=0.1, num_samples=2),
+  ],
+  ids=['nash_md_pg', 'nash_ema_pg', 'egpo'],
+)
+def test_nothing_compiles_after_the_first_steps(method, tiny_policy, tiny_params):
+  """Twenty steps on prompts and responses of all lengths run the programs of the first two."""
+  compiled = []
+
+  def listen(event, *args, **kwargs):
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(event)
+
+  length = lambda tokens: jnp.sum(tokens > 0, axis=-1).astype(jnp.float32)
+  prefers_short = jax.jit(lambda x, y, other: jax.nn.sigmoid(length(other) - length(y)))
+  algorithm, optimizer = method(tiny_policy, prefers_short), optax.adam(1e-3)
+  state = loop.init_state(
+    algorithm, optimizer, 0, online=tiny_params[0], reference=tiny_params[1], with_ema=True
+  )
+  before = []
+
+  def advance(steps):
+    before.append(len(compiled))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    hooks = loop.Hooks(lambda *_: None, lambda state: None, advance)
+    batches = _ragged_prompts()
+    loop.train(algorithm, optimizer, state, batches, hooks, num_steps=22, ema_decay=0.9)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert len(before) == 22
+  assert before[1] > 0  # They are counted.
+  assert len(compiled) == before[1]
