@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from nlhf_jax.networks import llama
-from nlhf_jax.runtime import hf, hf_models
+from nlhf_jax.runtime import hf, hf_models, run_directory
 from nlhf_jax.types import Params
 
 _PROJECTIONS = {'query': 'attn_q', 'key': 'attn_k', 'value': 'attn_v', 'out': 'attn_output'}
@@ -27,10 +27,11 @@ def convert(path: str | pathlib.Path, output_dir: str | pathlib.Path) -> None:
   """Writes the model as config.json, safetensors, tokenizer.json and tokenizer_config.json; raises as `load`, `hf.save`."""
   config, params = load(path)
   words, settings = tokenizer(path)
-  hf.save(params, config, output_dir)
-  words.save(str(pathlib.Path(output_dir) / 'tokenizer.json'))
   text = json.dumps(settings, indent=2, ensure_ascii=False) + '\n'
-  (pathlib.Path(output_dir) / 'tokenizer_config.json').write_text(text, encoding='utf-8')
+  with run_directory.whole(output_dir) as directory:
+    hf.write(params, config, directory)
+    words.save(str(directory / 'tokenizer.json'))
+    (directory / 'tokenizer_config.json').write_text(text, encoding='utf-8')
 
 
 def load(path: str | pathlib.Path) -> tuple[llama.LlamaConfig, Params]:

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from nlhf_jax.networks import t5
-from nlhf_jax.runtime import hf_models
+from nlhf_jax.runtime import hf_models, run_directory
 from nlhf_jax.types import Params
 
 _SINGLE = 'model.safetensors'
@@ -150,7 +150,7 @@ def save(
   Args:
     params: of the network.
     network_config: its configuration.
-    output_dir: made; must not exist.
+    output_dir: made, whole or not at all; must not exist.
     dtype: of the file; None: of each array.
     max_shard_bytes: a model larger than this is cut into several files.
     tokenizer_from: a model's directory whose tokenizer is copied along.
@@ -158,32 +158,38 @@ def save(
   Raises:
     FileExistsError: there is something at output_dir.
   """
-  output_dir = pathlib.Path(output_dir)
-  if output_dir.exists():
-    raise FileExistsError(f'{output_dir} exists: name another directory, or delete it.')
+  with run_directory.whole(output_dir) as directory:
+    write(params, network_config, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    for file in _TOKENIZER if tokenizer_from else ():
+      if (pathlib.Path(tokenizer_from) / file).is_file():
+        shutil.copy(pathlib.Path(tokenizer_from) / file, directory / file)
+
+
+def write(
+  params: Params,
+  network_config: hf_models.Config,
+  directory: pathlib.Path,
+  *,
+  dtype: Any = None,
+  max_shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes config.json and safetensors into a directory that is there; arguments as of `save`."""
   description = hf_models.to_json(network_config)
   tensor_of = hf_models.tensor_of(network_config)
   moved = moved_words(network_config)
   leaves = {tensor_of(p): x for p, x in flax.traverse_util.flatten_dict(params).items()}
-  partial = output_dir.with_name(output_dir.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  (partial / 'config.json').write_text(description, encoding='utf-8')
+  (directory / 'config.json').write_text(description, encoding='utf-8')
   shards = list(_shards(leaves, dtype, max_shard_bytes))
   weight_map = {}
   for number, shard in enumerate(shards, start=1):
     file = _SINGLE if len(shards) == 1 else f'model-{number:05}-of-{len(shards):05}.safetensors'
     arrays = {tensor.name: _theirs(leaves[tensor], tensor, dtype, moved) for tensor in shard}
-    safetensors.numpy.save_file(arrays, partial / file, metadata={'format': 'pt'})
+    safetensors.numpy.save_file(arrays, directory / file, metadata={'format': 'pt'})
     weight_map |= dict.fromkeys(arrays, file)
   if len(shards) > 1:
     total = sum(_num_bytes(x, dtype) for x in leaves.values())
     index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-    (partial / _INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
-  for file in _TOKENIZER if tokenizer_from else ():
-    if (pathlib.Path(tokenizer_from) / file).is_file():
-      shutil.copy(pathlib.Path(tokenizer_from) / file, partial / file)
-  partial.rename(output_dir)
+    (directory / _INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
 
 
 def save_adapters(
@@ -206,9 +212,6 @@ def save_adapters(
   Raises:
     FileExistsError: there is something at output_dir.
   """
-  output_dir = pathlib.Path(output_dir)
-  if output_dir.exists():
-    raise FileExistsError(f'{output_dir} exists: name another directory, or delete it.')
   tensor_of = hf_models.tensor_of(network_config)
   arrays, modules, rank = {}, set(), 0
   for (*path, factor), x in flax.traverse_util.flatten_dict(adapters).items():
@@ -228,12 +231,12 @@ def save_adapters(
     'target_modules': sorted(modules),
     'inference_mode': True,
   }
-  output_dir.mkdir(parents=True)
-  safetensors.numpy.save_file(
-    arrays, output_dir / 'adapter_model.safetensors', metadata={'format': 'pt'}
-  )
   text = json.dumps(description, indent=2) + '\n'
-  (output_dir / 'adapter_config.json').write_text(text, encoding='utf-8')
+  with run_directory.whole(output_dir) as directory:
+    safetensors.numpy.save_file(
+      arrays, directory / 'adapter_model.safetensors', metadata={'format': 'pt'}
+    )
+    (directory / 'adapter_config.json').write_text(text, encoding='utf-8')
 
 
 def moved_words(network_config: hf_models.Config) -> dict[int, int]:

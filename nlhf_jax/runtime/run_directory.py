@@ -1,8 +1,11 @@
-"""A run's directory, which belongs to one configuration."""
+"""A run's directory, which belongs to one configuration; and directories that are written whole or not at all."""
 
+import contextlib
 import itertools
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator
 
 _CONFIG = 'config.gin'
 
@@ -52,3 +55,23 @@ def config(run_dir: pathlib.Path) -> str:
       f'No run in {run_dir} (it has no {_CONFIG}): name the directory of a trained run.'
     )
   return path.read_text()
+
+
+@contextlib.contextmanager
+def whole(output_dir: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """A directory to write into, which takes its name once all is written; what fails half-way leaves nothing.
+
+  Raises:
+    FileExistsError: there is something at output_dir.
+  """
+  output_dir = pathlib.Path(output_dir)
+  if output_dir.exists():
+    raise FileExistsError(f'{output_dir} exists: name another directory, or delete it.')
+  partial = output_dir.with_name(output_dir.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    partial.rename(output_dir)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)

@@ -6,7 +6,6 @@ itself, so that the model is never whole on one host.
 
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 import tensorstore
 
+from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params, TrainState
 
 _VERSION = 3
@@ -109,18 +109,15 @@ def save(state: TrainState, output_dir: str | pathlib.Path, layout: str = 'orbax
     with ocp.CheckpointManager(path.parent.resolve(), options=options) as manager:
       manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(contents)))
     return path
-  partial = path.with_name(path.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
   weights = flax.traverse_util.flatten_dict({'target': params}, sep='.')
-  index = {name: _write(partial, name, x) for name, x in weights.items()}
-  tree = flax.traverse_util.unflatten_dict(index, sep='.')
-  # Moments are small, and T5X takes those that it does not shard from the index alone.
-  tree['state'] = jax.tree.map(np.asarray, contents['state'])
-  (partial / 'checkpoint').write_bytes(
-    flax.serialization.msgpack_serialize({'version': _VERSION, 'optimizer': tree})
-  )
-  partial.rename(path)
+  with run_directory.whole(path) as directory:
+    index = {name: _write(directory, name, x) for name, x in weights.items()}
+    tree = flax.traverse_util.unflatten_dict(index, sep='.')
+    # Moments are small, and T5X takes those that it does not shard from the index alone.
+    tree['state'] = jax.tree.map(np.asarray, contents['state'])
+    (directory / 'checkpoint').write_bytes(
+      flax.serialization.msgpack_serialize({'version': _VERSION, 'optimizer': tree})
+    )
   return path
 
 

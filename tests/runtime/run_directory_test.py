@@ -40,3 +40,18 @@ def test_a_file_is_no_directory(tmp_path, below):
 def test_where_there_is_no_run_is_an_error_with_a_remedy(tmp_path):
   with pytest.raises(FileNotFoundError, match='name the directory of a trained run'):
     run_directory.config(tmp_path / 'none')
+
+
+def test_a_directory_is_written_whole_or_not_at_all(tmp_path):
+  with run_directory.whole(tmp_path / 'out') as directory:
+    (directory / 'file').write_text('1')
+  assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']
+  with (
+    pytest.raises(FileExistsError, match='exists: name another directory'),
+    run_directory.whole(tmp_path / 'out'),
+  ):
+    pass
+  with pytest.raises(OSError, match='disk'), run_directory.whole(tmp_path / 'other') as directory:
+    (directory / 'file').write_text('2')
+    raise OSError('disk is full')
+  assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']
