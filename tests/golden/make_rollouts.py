@@ -1,0 +1,61 @@
+"""Records a Nash-MD step of small models: what is drawn, how it is judged, its loss and gradient.
+
+  python tests/golden/make_rollouts.py
+
+Speed-ups must leave all of it as it was: `tests/rollouts_test.py` compares.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nlhf_jax import algorithms, policy, preference_model
+from nlhf_jax.networks import decoding
+from nlhf_jax.runtime import hf
+from nlhf_jax.training import loop
+from nlhf_jax.types import PolicyParams, Prompts
+
+GOLDEN = pathlib.Path(__file__).parent
+FAMILIES = ('t5_1_1', 't5_1_0', 'llama', 'qwen2_5', 'mistral')  # Of golden/hf.
+PROMPT = preference_model.RaterPrompt((2, 3), (4,), (5,), (6,))
+
+
+def step(family: str, **settings) -> dict[str, np.ndarray]:
+  """One step of Nash-MD: three prompts of unequal length, two pairs to each, up to nine tokens.
+
+  Args:
+    family: a model of golden/hf.
+    settings: further ones of `policy.from_network`.
+  """
+  network = hf.network(GOLDEN / 'hf' / family)
+  model = policy.from_network(network, decoding.Sampling(max_length=9), **settings)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  online = hf.load(GOLDEN / 'hf' / family, shapes)
+  reference = jax.tree.map(lambda x: 1.3 * x, online)
+  judge = preference_model.in_decoder(network, PROMPT)
+  judge_params = jax.tree.map(lambda x: 0.8 * x, online)
+  method = algorithms.nash_md_pg(
+    model, preference_model.preference_fn(judge, judge_params), tau=0.1, beta=0.3, num_samples=2
+  )
+  tokens = np.random.default_rng(0).integers(2, 24, (3, 7)).astype(np.int32)
+  tokens[1, 3:], tokens[2, 1:] = 0, 0
+  prompts = Prompts(jnp.asarray(tokens), jnp.arange(3, dtype=jnp.int32))
+  sets = PolicyParams(online, None, reference)
+  rollout = method.judge(jax.jit(method.sample)(sets, prompts, jax.random.PRNGKey(0)))
+  gradient, metrics = loop.accumulate(method.loss, online, rollout, 1)
+  return {
+    'tokens': np.stack([rollout.response.tokens, rollout.alternative.tokens]),
+    'token_logp': np.stack([rollout.response.token_logp, rollout.alternative.token_logp]),
+    'reference_token_logp': np.asarray(rollout.reference_token_logp),
+    'preference': np.asarray(rollout.preference),
+    'loss': np.asarray(metrics['loss']),
+    'gradient_norm': np.asarray(optax.global_norm(gradient)),
+  }
+
+
+if __name__ == '__main__':
+  for name in FAMILIES:
+    np.savez_compressed(GOLDEN / 'rollouts' / f'{name}.npz', **step(name))
