@@ -43,7 +43,7 @@ def mix_logits(
   return sum(w * x for w, x in zip(weights, logits, strict=True))
 
 
-class _Seats(NamedTuple):
+class _Table(NamedTuple):
   """Who plays with which parameter set: {set: [player, …]}, and how many lanes a player has per prompt."""
 
   players: tuple[Player, ...]
@@ -65,7 +65,7 @@ def play(
   Each parameter set runs once per step, on the lanes of all players that use it.
 
   Args:
-    decoder: the network's prefill and step.
+    decoder: the network's functions.
     sampling: temperature, truncation and length; applied to the mixture, after mixing.
     params: parameter sets, by the names that the players use.
     players: mixtures to play; static.
@@ -81,48 +81,63 @@ def play(
   for number, player in enumerate(players):
     for name in player:
       users.setdefault(name, []).append(number)
-  seats = _Seats(tuple(players), num_samples, users)
-  first, caches = {}, {}
+  table = _Table(tuple(players), num_samples, users)
+  encoded = {name: decoder.encode(getattr(params, name), prompts.tokens) for name in users}
+  num_prompts, num_lanes = prompts.tokens.shape[0], len(players) * num_samples
+  in_turns = 0 < sampling.num_seats < num_prompts
+  seats = sampling.num_seats if in_turns else num_prompts
+
+  weights, caches = {}, {}
   for name, numbers in users.items():
-    lanes = len(numbers) * num_samples
-    first[name], caches[name] = decoder.prefill(getattr(params, name), prompts.tokens, lanes)
+    lanes = seats * len(numbers) * num_samples
+    weights[name] = decoder.weights(getattr(params, name), lanes)
+    reads = jax.tree.map(lambda x: x[:seats], encoded[name])
+    caches[name] = decoder.empty(weights[name], reads, lanes)
 
   def step(
-    caches: dict[str, Any], tokens: Int[Array, 'L']
+    encoded: dict[str, Any],
+    caches: dict[str, Any],
+    tokens: Int[Array, 'L'],
+    positions: Int[Array, 'L'] | None,
   ) -> tuple[Float[Array, 'L V'], dict[str, Any]]:
-    tokens = tokens.reshape(-1, len(players), num_samples)
     logits, new = {}, {}
     for name, numbers in users.items():
-      lanes = tokens[:, jnp.array(numbers)].reshape(-1)
-      logits[name], new[name] = decoder.step(getattr(params, name), caches[name], lanes)
-    return _combine(seats, logits), new
+      own = lambda x, numbers=numbers: x if x is None else _lanes_of(table, x, numbers)
+      inputs = encoded[name], caches[name], own(tokens), own(positions)
+      logits[name], new[name] = decoder.step(weights[name], *inputs)
+    return _combine(table, logits), new
 
-  rollout = decoding.sample(step, _combine(seats, first), caches, rng, sampling)
-  return tuple(_lanes_of(seats, rollout, number) for number in range(len(players)))
+  if in_turns:
+    rollout = decoding.sample_in_turns(step, encoded, caches, num_lanes, rng, sampling)
+  else:
+    together = lambda caches, tokens: step(encoded, caches, tokens, None)
+    rollout = decoding.sample(together, caches, num_prompts * num_lanes, rng, sampling)
+  return tuple(
+    jax.tree.map(lambda x, number=number: _lanes_of(table, x, [number]), rollout)
+    for number in range(len(players))
+  )
 
 
-def _combine(seats: _Seats, logits: dict[str, Float[Array, 'lanes V']]) -> Float[Array, 'L V']:
+def _combine(table: _Table, logits: dict[str, Float[Array, 'lanes V']]) -> Float[Array, 'L V']:
   """Mixes the networks' logits, each over its own lanes, into the logits of all lanes."""
-  k = seats.num_samples
+  k = table.num_samples
   by_set = {
-    name: x.reshape(-1, len(seats.users[name]), k, x.shape[-1]) for name, x in logits.items()
+    name: x.reshape(-1, len(table.users[name]), k, x.shape[-1]) for name, x in logits.items()
   }
   mixed = [
     mix_logits(
-      [by_set[name][:, seats.users[name].index(number)] for name in player], list(player.values())
+      [by_set[name][:, table.users[name].index(number)] for name in player], list(player.values())
     )
-    for number, player in enumerate(seats.players)
+    for number, player in enumerate(table.players)
   ]
   stacked = jnp.stack(mixed, axis=1)  # [B, players, k, V]
   return stacked.reshape(-1, stacked.shape[-1])
 
 
-def _lanes_of(seats: _Seats, rollout: Rollout, number: int) -> Rollout:
-  def pick(x):
-    lanes = x.reshape(-1, len(seats.players), seats.num_samples, x.shape[-1])
-    return lanes[:, number].reshape(-1, x.shape[-1])
-
-  return jax.tree.map(pick, rollout)
+def _lanes_of(table: _Table, x: Array, numbers: list[int]) -> Array:
+  """The rows of some players."""
+  lanes = x.reshape(-1, len(table.players), table.num_samples, *x.shape[1:])
+  return lanes[:, jnp.array(numbers)].reshape(-1, *x.shape[1:])
 
 
 def _check_players(players: Sequence[Player], params: PolicyParams) -> None:

@@ -70,15 +70,11 @@ def _forbid_padding(logits: Float[Array, '*lanes V']) -> Float[Array, '*lanes V'
 
 
 def _never_padding(decoder: decoding.Decoder) -> decoding.Decoder:
-  def prefill(params, prompt_tokens, lanes):
-    logits, cache = decoder.prefill(params, prompt_tokens, lanes)
+  def step(*args):
+    logits, cache = decoder.step(*args)
     return _forbid_padding(logits), cache
 
-  def step(params, cache, tokens):
-    logits, cache = decoder.step(params, cache, tokens)
-    return _forbid_padding(logits), cache
-
-  return decoding.Decoder(prefill, step)
+  return decoder._replace(step=step)
 
 
 def as_rollout(tokens: Int[Array, 'N T']) -> Rollout:

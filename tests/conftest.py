@@ -126,3 +126,12 @@ def chat_model(tmp_path_factory) -> pathlib.Path:
   directory = tmp_path_factory.mktemp('hub') / 'model'
   write_chat_model(directory)
   return directory
+
+
+def opened(decoder: decoding.Decoder, params, prompt_tokens, lanes: int):
+  """A compiled step (cache, tokens) -> (logits, cache) after some prompts, and an empty cache; lanes to a prompt."""
+  num_lanes = prompt_tokens.shape[0] * lanes
+  weights = decoder.weights(params, num_lanes)
+  encoded = jax.jit(decoder.encode)(params, prompt_tokens)
+  step = jax.jit(lambda cache, tokens: decoder.step(weights, encoded, cache, tokens, None))
+  return step, decoder.empty(weights, encoded, num_lanes)

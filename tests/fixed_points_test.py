@@ -57,12 +57,8 @@ def tabular_policy() -> Policy:
   def padded(logits):
     return jnp.pad(logits, [(0, 0), (1, 0)], constant_values=-1e10)
 
-  def prefill(params, prompt_tokens, lanes):
-    prefix = jnp.zeros(prompt_tokens.shape[0] * lanes, jnp.int32)
-    return padded(params[prefix]), prefix
-
-  def step(params, prefix, tokens):
-    prefix = jnp.minimum(BRANCHES * prefix + tokens - 1, NUM_PREFIXES - 1)
+  def step(params, encoded, prefix, tokens, positions):
+    prefix = jnp.clip(BRANCHES * prefix + tokens - 1, 0, NUM_PREFIXES - 1)  # The first token is 0.
     return padded(params[prefix]), prefix
 
   def log_prob(params, prompts, tokens):
@@ -75,7 +71,12 @@ def tabular_policy() -> Policy:
     return every[numbers(tokens)]
 
   sampling = decoding.Sampling(max_length=LENGTH)
-  decoder = decoding.Decoder(prefill, step)
+  decoder = decoding.Decoder(
+    weights=lambda params, lanes: params,
+    encode=lambda params, prompt_tokens: prompt_tokens,
+    empty=lambda params, encoded, lanes: jnp.zeros(lanes, jnp.int32),
+    step=step,
+  )
   play = functools.partial(mixture.play, decoder, sampling)
   return Policy(lambda rng: jnp.zeros((NUM_PREFIXES, SYMBOLS)), log_prob, lambda *a: None, play)
 

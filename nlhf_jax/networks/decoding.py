@@ -1,18 +1,22 @@
 """Incremental decoding: one jitted loop draws every lane's response, over any pytree of caches.
 
-A lane is one response being written. A `Decoder` is one network's prefill and step; the loop sees
-just a function from tokens to the next logits, so what it draws from may as well be a mixture of
-networks.
+A lane is one response being written. A `Decoder` is one network's functions; the loops see just a function from tokens to
+the next logits, so what they draw from may as well be a mixture of networks.
+
+`sample` decodes all lanes side by side. `sample_in_turns` has fewer seats than prompts: where all responses to a prompt
+have ended, the next prompt takes its seat. Both draw the same responses, since a lane's draws depend on its own key alone.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from nlhf_jax.networks import layers
 from nlhf_jax.types import Params, PRNGKey, Rollout
 
 
@@ -24,49 +28,82 @@ class Sampling(NamedTuple):
   temperature: float = 1.0  # 0: greedy.
   top_k: int = 0  # 0: off.
   top_p: float = 1.0  # 1: off.
+  # Prompts that are answered at a time; others take the places of those that are done. 0: all of them. It pays where the
+  # lengths of responses differ widely and there are more lanes than it takes to keep the machine busy.
+  num_seats: int = 0
 
 
 class Decoder(NamedTuple):
   """A network as pure functions; L = B · lanes, the lanes of a prompt side by side."""
 
-  prefill: Callable[
-    [Params, Int[Array, 'B S'], int], tuple[Float[Array, 'L V'], Any]
-  ]  # Logits of the first token.
+  # Weights as steps of so many lanes read them.
+  weights: Callable[[Params, int], Params]
+  # What responses read of prompts [B, S]: a pytree whose leaves have B rows.
+  encode: Callable[[Params, Int[Array, 'B S']], Any]
+  # Memory of what L responses hold so far: nothing yet.
+  empty: Callable[[Params, Any, int], Any]
+  # Logits of the next token and the cache, from the last tokens [L] (0 at first) and their positions [L] in their responses;
+  # None: all lanes began together.
   step: Callable[
-    [Params, Any, Int[Array, 'L']], tuple[Float[Array, 'L V'], Any]
-  ]  # Logits of the next token.
+    ..., tuple[Float[Array, 'L V'], Any]
+  ]  # (params, encoded, cache, tokens, positions)
+
+
+# Kernels of fewer weights are not worth a copy.
+_LARGE = 2**19
 
 
 def of_network(network: nn.Module, max_length: int) -> Decoder:
-  """Prefill and step of a network with `encode` and `decode`, for responses of up to `max_length` tokens.
+  """The functions of a network with `encode` and `decode`, for responses of up to `max_length` tokens.
 
-  Prefill encodes each prompt once; its lanes share the keys and values onto it.
+  A network that has `read` too, as ours do, prepares its encoding for many steps there, and can be asked for lanes that
+  did not begin together; T5X's cannot.
   """
+  ours = hasattr(network, 'read')
 
-  def step(params, state, tokens: Int[Array, 'L']):
-    encoded, prompt_tokens, cache = state
+  def weights(params, num_lanes: int):
+    """In the type of activations, which a cast in the loop would make of them at each step; on a CPU, output-major."""
+    leaves = flax.traverse_util.flatten_dict(params)
+    transposed = ours and layers.few_rows_on_cpu(num_lanes, network.config.dtype)
+    result = {}
+    for path, x in leaves.items():
+      if path[-1] in ('kernel', 'embedding', 'bias') and path[-2] != 'logits_dense':
+        x = x.astype(network.config.dtype)
+      if transposed and path[-1] == 'kernel' and path[0] == 'decoder' and x.size > _LARGE:
+        path, x = (*path[:-1], 'transposed'), x.T
+      result[path] = x
+    return flax.traverse_util.unflatten_dict(result)
+
+  def encode(params, prompt_tokens: Int[Array, 'B S']):
+    run = lambda method, *args, **kwargs: network.apply(
+      {'params': params}, *args, method=method, **kwargs
+    )
+    encoded = run('encode', prompt_tokens, enable_dropout=False)
+    return run('read', encoded) if ours else encoded, prompt_tokens
+
+  def step(params, encoded, cache, tokens: Int[Array, 'L'], positions=None):
+    if positions is not None and not ours:
+      raise ValueError('A network of T5X decodes all lanes side by side: set num_seats = 0.')
     logits, changed = network.apply(
       {'params': params, 'cache': cache},
-      encoded,
-      prompt_tokens,
+      *encoded,
       tokens[:, None],
       tokens[:, None],
+      decoder_positions=None if positions is None else positions[:, None],
       enable_dropout=False,
       decode=True,
       max_decode_length=max_length,
       mutable=['cache'],
       method='decode',
     )
-    return logits[:, 0], (encoded, prompt_tokens, changed['cache'])
+    return logits[:, 0], changed['cache']
 
-  def prefill(params, prompt_tokens: Int[Array, 'B S'], lanes: int):
-    encoded = network.apply(
-      {'params': params}, prompt_tokens, enable_dropout=False, method='encode'
-    )
-    start = jnp.zeros(prompt_tokens.shape[0] * lanes, jnp.int32)
-    return step(params, (encoded, prompt_tokens, {}), start)
+  def empty(params, encoded, num_lanes: int):
+    first = jnp.zeros(num_lanes, jnp.int32)
+    _, cache = jax.eval_shape(step, params, encoded, {}, first)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
 
-  return Decoder(prefill, step)
+  return Decoder(weights, encode, empty, step)
 
 
 def validate(sampling: Sampling) -> None:
@@ -77,26 +114,26 @@ def validate(sampling: Sampling) -> None:
     raise ValueError(f'temperature must be at least 0 (0: greedy), got {sampling.temperature}.')
   if sampling.top_k < 0:
     raise ValueError(f'top_k must be at least 0 (0: off), got {sampling.top_k}.')
+  if sampling.num_seats < 0:
+    raise ValueError(f'num_seats must be at least 0 (0: all at once), got {sampling.num_seats}.')
   if not 0 < sampling.top_p <= 1:
     raise ValueError(f'top_p must be in (0, 1] (1: off), got {sampling.top_p}.')
 
 
-def sample(
-  step: Callable[[Any, Int[Array, 'L']], tuple[Float[Array, 'L V'], Any]],
-  logits: Float[Array, 'L V'],
-  cache: Any,
-  rng: PRNGKey,
-  sampling: Sampling,
-) -> Rollout:
+# Cache and last tokens in, logits of the next token and cache out.
+Step = Callable[[Any, Int[Array, 'L']], tuple[Float[Array, 'L V'], Any]]
+
+
+def sample(step: Step, cache: Any, num_lanes: int, rng: PRNGKey, sampling: Sampling) -> Rollout:
   """Draws a response in each lane; stops as soon as all have ended.
 
   A lane's draws depend on its own key alone, so the same lane gets the same response in whatever
   company it is drawn.
 
   Args:
-    step: cache and last tokens in, logits of the next token and cache out.
-    logits: of the first token.
-    cache: whatever `step` carries.
+    step: cache and last tokens (0 at first) in, logits of the next token and cache out.
+    cache: whatever `step` carries; empty.
+    num_lanes: L.
     rng: one key, split over lanes.
     sampling: static.
 
@@ -104,47 +141,141 @@ def sample(
     Tokens (0 after EOS), mask, and log-probs under the distribution that they were drawn from:
     tempered and truncated; for greedy decoding that at temperature 1.
   """
-  num_lanes, length = logits.shape[0], sampling.max_length
+  length = sampling.max_length
   keys = jax.random.split(rng, num_lanes)
-
-  def draw(t, logits, ended, out: Rollout):
-    token, logp = _draw(jax.vmap(jax.random.fold_in, (0, None))(keys, t), logits, sampling)
-    token, logp = jnp.where(ended, 0, token), jnp.where(ended, 0, logp)
-    out = Rollout(
-      out.tokens.at[:, t].set(token),
-      out.mask.at[:, t].set(~ended),
-      out.token_logp.at[:, t].set(logp),
-    )
-    return token, ended | (token == sampling.eos_id), out
 
   def body(carry):
     t, cache, token, ended, out = carry
     logits, cache = step(cache, token)
-    return t + 1, cache, *draw(t, logits, ended, out)
+    token, logp = _draw(_keys_at(keys, t), logits, ended, sampling)
+    drawn = Rollout(token, ~ended, logp)
+    out = jax.tree.map(lambda rows, x: rows.at[:, t].set(x), out, drawn)
+    return t + 1, cache, token, ended | (token == sampling.eos_id), out
 
   def unfinished(carry):
     t, _, _, ended, _ = carry
     return (t < length) & ~jnp.all(ended)
 
-  empty = Rollout(
-    jnp.zeros((num_lanes, length), jnp.int32),
-    jnp.zeros((num_lanes, length), bool),
-    jnp.zeros((num_lanes, length), jnp.float32),
-  )
-  token, ended, out = draw(0, logits, jnp.zeros(num_lanes, bool), empty)
-  *_, out = jax.lax.while_loop(unfinished, body, (1, cache, token, ended, out))
+  nothing = jnp.zeros(num_lanes, jnp.int32), jnp.zeros(num_lanes, bool)
+  *_, out = jax.lax.while_loop(unfinished, body, (0, cache, *nothing, _blank((num_lanes, length))))
   return out
 
 
-def _draw(keys, logits: Float[Array, 'L V'], sampling: Sampling):
-  """One token per lane and its log-prob."""
+class _Seated(NamedTuple):
+  """What `sample_in_turns` knows; W seats of M lanes each."""
+
+  prompt: Int[Array, 'W']  # Who sits there; B: nobody.
+  position: Int[Array, 'W']  # Of the next token.
+  token: Int[Array, 'W M']  # The last one; 0 at first.
+  ended: Bool[Array, 'W M']
+  waiting: Int[Array, '']  # The next prompt that has no seat yet.
+  reads: Any  # What the lanes of each seat read of its prompt.
+  cache: Any
+  out: Rollout  # [B + 1, M, T]; what nobody draws goes to the last row.
+
+
+def sample_in_turns(
+  step: Callable[..., tuple[Float[Array, 'L V'], Any]],
+  encoded: Any,
+  cache: Any,
+  num_lanes: int,
+  rng: PRNGKey,
+  sampling: Sampling,
+) -> Rollout:
+  """What `sample` draws, with `sampling.num_seats` prompts at a time.
+
+  Args:
+    step: (what seats read, cache, tokens [W·M], positions [W·M]) -> logits, cache.
+    encoded: what lanes read of the prompts; its leaves have B rows.
+    cache: of W·M lanes; empty.
+    num_lanes: M, lanes to a prompt.
+    rng, sampling: as in `sample`.
+  """
+  seats, length = sampling.num_seats, sampling.max_length
+  num_prompts = jax.tree.leaves(encoded)[0].shape[0]
+  keys = jax.random.split(rng, num_prompts * num_lanes).reshape(num_prompts, num_lanes, -1)
+  of_seats = lambda flags, x: flags.reshape(-1, *[1] * (x.ndim - 1))
+
+  def seat(state: _Seated) -> _Seated:
+    """Whoever waits takes the seats of those who are done."""
+    free = jnp.all(state.ended, axis=-1)
+    prompt = jnp.minimum(state.waiting + jnp.cumsum(free) - 1, num_prompts)
+    taken = free & (prompt < num_prompts)
+    at = jnp.minimum(prompt, num_prompts - 1)
+    reads = jax.tree.map(
+      lambda old, new: jnp.where(of_seats(taken, old), new[at], old), state.reads, encoded
+    )
+    return state._replace(
+      prompt=jnp.where(free, prompt, state.prompt),
+      position=jnp.where(free, 0, state.position),
+      token=jnp.where(free[:, None], 0, state.token),
+      ended=jnp.where(free[:, None], ~taken[:, None], state.ended),
+      waiting=state.waiting + jnp.sum(taken),
+      reads=reads,
+    )
+
+  def draw(state: _Seated) -> _Seated:
+    """A token in every lane."""
+    positions = jnp.repeat(state.position, num_lanes)
+    logits, cache = step(state.reads, state.cache, state.token.reshape(-1), positions)
+    own = keys[jnp.minimum(state.prompt, num_prompts - 1)].reshape(seats * num_lanes, -1)
+    ended = state.ended.reshape(-1)
+    token, logp = _draw(_keys_at(own, positions), logits, ended, sampling)
+    drawn = Rollout(token, ~ended, logp)
+    write = lambda rows, x: rows.at[state.prompt, :, state.position].set(
+      x.reshape(seats, num_lanes), mode='drop'
+    )
+    position = state.position + 1
+    ended = (ended | (token == sampling.eos_id)).reshape(seats, num_lanes)
+    return state._replace(
+      position=position,
+      token=token.reshape(seats, num_lanes),
+      ended=ended | (position >= length)[:, None],
+      cache=cache,
+      out=jax.tree.map(write, state.out, drawn),
+    )
+
+  def busy(state: _Seated):
+    """Somebody is still drawing, and no seat is free that somebody waits for."""
+    free = jnp.all(state.ended, axis=-1)
+    return ~jnp.all(free) & ((state.waiting >= num_prompts) | ~jnp.any(free))
+
+  def unfinished(state: _Seated):
+    return (state.waiting < num_prompts) | ~jnp.all(state.ended)
+
+  start = _Seated(
+    prompt=jnp.full(seats, num_prompts),
+    position=jnp.zeros(seats, jnp.int32),
+    token=jnp.zeros((seats, num_lanes), jnp.int32),
+    ended=jnp.ones((seats, num_lanes), bool),
+    waiting=jnp.zeros((), jnp.int32),
+    reads=jax.tree.map(lambda x: x[:seats], encoded),
+    cache=cache,
+    out=_blank((num_prompts + 1, num_lanes, length)),
+  )
+  turn = lambda state: jax.lax.while_loop(busy, draw, seat(state))
+  out = jax.lax.while_loop(unfinished, turn, start).out
+  return jax.tree.map(lambda x: x[:-1].reshape(-1, length), out)
+
+
+def _blank(shape: tuple[int, ...]) -> Rollout:
+  return Rollout(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape))
+
+
+def _keys_at(keys, position) -> Any:
+  """Each lane's key of the token at a position."""
+  return jax.vmap(jax.random.fold_in, (0, 0 if jnp.ndim(position) else None))(keys, position)
+
+
+def _draw(keys, logits: Float[Array, 'L V'], ended: Bool[Array, 'L'], sampling: Sampling):
+  """One token per lane and its log-prob; 0 and 0 where the response has ended."""
   logp = transform(logits, sampling)
   if sampling.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
   else:
     token = jax.vmap(jax.random.categorical)(keys, logp)
-  token = token.astype(jnp.int32)
-  return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+  chosen = jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+  return jnp.where(ended, 0, token).astype(jnp.int32), jnp.where(ended, 0, chosen)
 
 
 def transform(logits: Float[Array, 'L V'], sampling: Sampling) -> Float[Array, 'L V']:

@@ -1,5 +1,7 @@
 """Layers of T5 1.1 and of decoder-only networks, with T5X's parameter names, logical axes and numerics."""
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +17,25 @@ _FAN_AVG = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 _FAN_IN = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 
 
+def output_major(weights: Float[Array, 'F E'], x: Float[Array, '*b E']) -> Float[Array, '*b F']:
+  """x Wᵀ for few rows on a CPU: so many outputs of one row after another, rather than rows of outputs.
+
+  A compiler for CPUs reads the weights a third to a half faster like this, and would put it back if it were let.
+  """
+  product = jnp.matmul(weights, x.reshape(-1, x.shape[-1]).T)
+  return jax.lax.optimization_barrier(product).T.reshape(*x.shape[:-1], -1)
+
+
+def few_rows_on_cpu(num_rows: int, dtype: Any) -> bool:
+  """Whether a product takes its time for reading the weights, as `output_major` does faster."""
+  return jax.default_backend() == 'cpu' and jnp.dtype(dtype) == jnp.float32 and num_rows <= 32
+
+
 class Dense(nn.Module):
-  """x W, and + b where asked for."""
+  """x W, and + b where asked for.
+
+  In place of its `kernel` it may be given one that is `transposed` (see `decoding.of_network`).
+  """
 
   features: int
   kernel_axes: tuple[str, str]
@@ -26,10 +45,17 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b F']:
-    kernel = partitioning.param_with_axes(
-      'kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32, axes=self.kernel_axes
-    )
-    y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    x = x.astype(self.dtype)
+    if self.has_variable('params', 'transposed'):
+      y = output_major(self.get_variable('params', 'transposed'), x)
+    else:
+      shape = (x.shape[-1], self.features)
+      kernel = partitioning.param_with_axes(
+        'kernel', self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
+      )
+      # Accelerators sum up in float32 anyway; on a CPU, asking for it is three times as fast.
+      sums = jnp.float32 if jax.default_backend() == 'cpu' else None
+      y = jnp.dot(x, kernel.astype(self.dtype), preferred_element_type=sums).astype(self.dtype)
     if not self.use_bias:
       return y
     bias = partitioning.param_with_axes(
@@ -74,8 +100,11 @@ class Embed(nn.Module):
     return jnp.asarray(self.embedding, self.dtype)[tokens]
 
   def attend(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
-    """Logits, in float32 whatever the compute dtype."""
-    return jnp.dot(x.astype(jnp.float32), self.embedding.T)
+    """Logits, summed up in float32 whatever the compute dtype."""
+    embedding = self.embedding.astype(self.dtype)
+    if few_rows_on_cpu(x.size // x.shape[-1], x.dtype):
+      return output_major(embedding, x)
+    return jnp.dot(x.astype(self.dtype), embedding.T, preferred_element_type=jnp.float32)
 
 
 class RelativePositionBias(nn.Module):
@@ -89,9 +118,8 @@ class RelativePositionBias(nn.Module):
   near_sighted: bool = False  # Start with heads that see a few neighbours.
 
   @nn.compact
-  def __call__(
-    self, query_positions: Int[Array, 'Q'], key_positions: Int[Array, 'K']
-  ) -> Float[Array, '1 heads Q K']:
+  def __call__(self, distance: Int[Array, 'Q K']) -> Float[Array, '1 heads Q K']:
+    """The biases of keys that lie so many positions after the query."""
     embedding = partitioning.param_with_axes(
       'rel_embedding',
       self._near_sighted_init if self.near_sighted else _FAN_AVG,
@@ -99,7 +127,6 @@ class RelativePositionBias(nn.Module):
       jnp.float32,
       axes=('heads', 'relpos_buckets'),
     )
-    distance = key_positions[None, :] - query_positions[:, None]
     number = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
     buckets = jnp.asarray(self._buckets())[number]
     return jnp.asarray(embedding, self.dtype)[:, buckets][None]
@@ -158,47 +185,128 @@ class MlpBlock(nn.Module):
     return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(hidden)
 
 
-class Cache(NamedTuple):
-  """How a decoder's layers use the collection `cache` in one call; static."""
+class Encoded(NamedTuple):
+  """A layer's keys and values of prompts, as attention reads them."""
 
-  length: int  # Positions that it holds.
-  keep_encoded: bool  # Whether this call stores the keys and values of the encoder's output.
-  prepare: bool  # Whether this call allocates only: positions are not advanced.
+  key: Float[Array, 'B heads d S']
+  value: Float[Array, 'B heads S d']
+
+
+class Cache(NamedTuple):
+  """What a decoder's layers know of the collection `cache` in one call.
+
+  It is a ring: at each call the new keys and values of all rows go to the same place, whose turn it is. A row may have
+  begun its response at any call; it then sees only what is no older than that.
+  """
+
+  length: int  # Places; static.
+  place: Int[Array, '']  # Where the first new position goes.
+  prepare: bool  # Whether this call allocates only; static.
 
 
 def open_cache(
-  decoder: nn.Module, num_positions: int, max_decode_length: int | None
-) -> tuple[Cache, Int[Array, '']]:
-  """How a call of a decoder uses its cache, and the first position that it decodes.
+  decoder: nn.Module,
+  num_positions: int,
+  max_decode_length: int | None,
+  positions: Int[Array, 'N 1'] | None,
+) -> tuple[Cache, Int[Array, '#N Q'], Int[Array, 'Q K']]:
+  """The cache of a call of a decoder that continues responses.
 
-  The first call makes the cache. Without `max_decode_length` it just allocates, as in T5X.
+  The first call makes it. Without `max_decode_length` that call just allocates, as in T5X.
+
+  Args:
+    decoder: the module that owns the cache.
+    num_positions: Q, new positions of each row.
+    max_decode_length: length of the longest response.
+    positions: of the new tokens in their responses; None: all rows began at the first call.
+
+  Returns:
+    The cache, the positions, and the age of every place, counted in positions before each new one.
   """
   new = not decoder.has_variable('cache', 'cache_index')
   prepare = new and max_decode_length is None
-  first = jnp.zeros((), jnp.int32) if new else decoder.get_variable('cache', 'cache_index')
-  decoder.put_variable('cache', 'cache_index', first if prepare else first + num_positions)
-  return Cache(max_decode_length or num_positions, new and not prepare, prepare), first
+  clock = jnp.zeros((), jnp.int32) if new else decoder.get_variable('cache', 'cache_index')
+  decoder.put_variable('cache', 'cache_index', clock if prepare else clock + num_positions)
+  length = max_decode_length or num_positions
+  now = clock + jnp.arange(num_positions)
+  ages = (now[:, None] - jnp.arange(length)) % length
+  return Cache(length, clock % length, prepare), now[None] if positions is None else positions, ages
 
 
-def append_to_cache(
-  attention: nn.Module,
-  key: Float[Array, 'N heads d Q'],
-  value: Float[Array, 'N heads d Q'],
-  cache: Cache,
-) -> tuple[Float[Array, 'N heads d K'], Float[Array, 'N heads d K']]:
+def append_to_cache(attention: nn.Module, new: Encoded, cache: Cache) -> Encoded:
   """Writes the new positions into an attention's cache and returns all of it."""
-  index = attention.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
-  shape = (*key.shape[:-1], cache.length)
 
-  def write(name, new):
-    cached = attention.variable('cache', name, jnp.zeros, shape, new.dtype)
-    cached.value = jax.lax.dynamic_update_slice(cached.value, new, (0, 0, 0, index.value))
-    return cached.value
+  def write(name, x, axis):
+    shape = (*x.shape[:axis], cache.length, *x.shape[axis + 1 :])
+    known = attention.has_variable('cache', name)
+    whole = attention.get_variable('cache', name) if known else jnp.zeros(shape, x.dtype)
+    if not cache.prepare:
+      whole = jax.lax.dynamic_update_slice_in_dim(whole, x, cache.place, axis)
+    attention.put_variable('cache', name, whole)
+    return whole
 
-  result = write('cached_key', key), write('cached_value', value)
-  if not cache.prepare:
-    index.value = index.value + key.shape[-1]
-  return result
+  return Encoded(write('cached_key', new.key, 3), write('cached_value', new.value, 2))
+
+
+class Execution(NamedTuple):
+  """How the layers of a stack are run where a gradient may be taken; results are the same."""
+
+  # One compiled layer for all: programs compile in a time that does not grow with depth. The weights of the layers are
+  # stacked anew at each step; dropout must be off.
+  scan: bool = False
+  # What is computed again in the backward pass: 'none', 'layers' (all that is inside of them) or 'dots' (all but products
+  # with weights). Dropout must be off.
+  remat: str = 'none'
+
+
+PLAIN = Execution()
+_REMAT = {'layers': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+def check_execution(how: Execution) -> None:
+  if how.remat not in ('none', *_REMAT):
+    raise ValueError(f'remat must be one of none, {", ".join(_REMAT)}, got {how.remat!r}.')
+
+
+def run(
+  stack: Sequence[nn.Module], x: Any, inputs: Sequence[Any], how: Execution, *args: Any
+) -> tuple[Any, list[Any]]:
+  """Runs the layers of a stack one after another: x, y = layer(x, input of the layer, *args).
+
+  Args:
+    stack: bound modules of one kind.
+    x: what the first layer gets.
+    inputs: of each layer, besides what the layer before makes; all of one shape, or one object for all.
+    how: scanned, rematerialised, both or neither.
+    *args: what all layers get; what is no array or pytree of arrays must be hashable.
+
+  Returns:
+    What the last layer makes, and the y of every layer.
+  """
+  if how == PLAIN or stack[0].is_initializing():
+    results = []
+    for layer, own in zip(stack, inputs, strict=True):
+      x, y = layer(x, own, *args)
+      results.append(y)
+    return x, results
+  apply = stack[0].clone(parent=None).apply
+  weights = [layer.variables['params'] for layer in stack]
+  common = all(own is inputs[0] for own in inputs)
+
+  def call(x, layer):
+    return apply({'params': layer[0]}, x, inputs[0] if common else layer[1], *args)
+
+  if how.remat != 'none':
+    call = jax.checkpoint(call, policy=_REMAT[how.remat], prevent_cse=not how.scan)
+  owned = list(zip(weights, [None] * len(stack) if common else inputs, strict=True))
+  if not how.scan:
+    results = []
+    for layer in owned:
+      x, y = call(x, layer)
+      results.append(y)
+    return x, results
+  x, stacked = jax.lax.scan(call, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *owned))
+  return x, [jax.tree.map(operator.itemgetter(n), stacked) for n in range(len(stack))]
 
 
 class _Attention(nn.Module):
@@ -206,70 +314,65 @@ class _Attention(nn.Module):
 
   num_heads: int
   head_dim: int
+  features: int
   dropout_rate: float
   dtype: Any = jnp.float32
   float32_logits: bool = False
 
-  def _project(self, name: str, x: Float[Array, 'N Q E']) -> Float[Array, 'N Q heads d']:
-    scale = np.sqrt(self.head_dim) if name == 'query' else 1.0
-    x = Dense(
-      self.num_heads * self.head_dim,
-      ('embed', 'joined_kv'),
-      self.dtype,
-      lambda *args: _FAN_IN(*args) / scale,
-      name=name,
-    )(x)
-    return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+  def setup(self):
+    joined = self.num_heads * self.head_dim
+    inwards = functools.partial(Dense, joined, ('embed', 'joined_kv'), self.dtype)
+    self.query = inwards(lambda *args: _FAN_IN(*args) / np.sqrt(self.head_dim))
+    self.key, self.value = inwards(_FAN_IN), inwards(_FAN_IN)
+    self.out = Dense(self.features, ('joined_kv', 'embed'), self.dtype, _FAN_IN)
+    self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+
+  def _heads(self, x: Float[Array, 'N Q joined']) -> Float[Array, 'N heads Q d']:
+    return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).swapaxes(1, 2)
+
+  def read(self, x: Float[Array, 'N K E']) -> Encoded:
+    """Keys and values in the layouts that a step of decoding reads as they lie, without copying."""
+    return Encoded(self._heads(self.key(x)).swapaxes(2, 3), self._heads(self.value(x)))
 
   def _attend(
     self,
-    query: Float[Array, 'B Q heads d'],
-    key: Float[Array, 'B heads d K'],
-    value: Float[Array, 'B heads d K'],
+    query: Float[Array, 'B heads Q d'],
+    read: Encoded,
     mask: Bool[Array, '#B 1 #Q K'] | None,
     bias: Float[Array, '1 heads Q K'] | None,
     deterministic: bool,
-  ) -> Float[Array, 'B Q heads d']:
+  ) -> Float[Array, 'B heads Q d']:
     """softmax(q·k + bias) v over the keys that the mask allows."""
+    key = read.key
     if self.float32_logits:
       query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    logits = jnp.einsum('bqhd,bhdk->bhqk', query, key)
+    logits = jnp.matmul(query, key)
     if bias is not None:
       logits = logits + bias
     if mask is not None:
       logits = jnp.where(mask, logits, MASKED)
     weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(self.dtype)
-    weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(weights, deterministic)
-    return jnp.einsum('bhqk,bhdk->bqhd', weights, value)
+    return jnp.matmul(self.dropout(weights, deterministic), read.value)
 
-  def _output(self, x: Float[Array, 'N Q heads d'], features: int) -> Float[Array, 'N Q E']:
-    x = x.reshape(*x.shape[:2], -1)
-    return Dense(features, ('joined_kv', 'embed'), self.dtype, _FAN_IN, name='out')(x)
-
-
-def length_last(x: Float[Array, 'N K heads d']) -> Float[Array, 'N heads d K']:
-  """The layout of caches: attention reads it as it lies, copying any other at each step."""
-  return x.transpose(0, 2, 3, 1)
+  def _output(self, x: Float[Array, 'N heads Q d']) -> Float[Array, 'N Q E']:
+    return self.out(x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1))
 
 
 class SelfAttention(_Attention):
   """Attention of a sequence onto itself; with a cache, of new positions onto those before them."""
 
-  @nn.compact
   def __call__(
     self,
     x: Float[Array, 'N Q E'],
     mask: Bool[Array, '#N 1 #Q K'] | None,
     bias: Float[Array, '1 heads Q K'],
-    *,
     deterministic: bool,
     cache: Cache | None = None,
   ) -> Float[Array, 'N Q E']:
-    query = self._project('query', x)
-    key, value = (length_last(self._project(name, x)) for name in ('key', 'value'))
+    query, read = self._heads(self.query(x)), self.read(x)
     if cache is not None:
-      key, value = append_to_cache(self, key, value, cache)
-    return self._output(self._attend(query, key, value, mask, bias, deterministic), x.shape[-1])
+      read = append_to_cache(self, read, cache)
+    return self._output(self._attend(query, read, mask, bias, deterministic))
 
 
 class CrossAttention(_Attention):
@@ -278,37 +381,19 @@ class CrossAttention(_Attention):
   An encoder batch of B serves N = B·k decoder rows without being repeated: the k rows of a prompt
   are folded into its query length. This is exact, since here no query is masked or biased by its
   position; dropout of attention weights, which broadcasts over queries, is shared by the k rows.
-  With a cache, keys and values are computed at the first step.
   """
 
-  @nn.compact
   def __call__(
     self,
     x: Float[Array, 'N Q E'],
-    encoded: Float[Array, 'B K E'],
+    encoded: Float[Array, 'B K E'] | Encoded,
     mask: Bool[Array, 'B 1 M K'],
-    *,
     deterministic: bool,
-    cache: Cache | None = None,
   ) -> Float[Array, 'N Q E']:
-    rows, num_queries = x.shape[:2]
-    query = self._project('query', x)
-    query = query.reshape(encoded.shape[0], -1, self.num_heads, self.head_dim)
-    key, value = (self._read(name, encoded, cache) for name in ('key', 'value'))
-    attended = self._attend(query, key, value, mask, None, deterministic)
-    attended = attended.reshape(rows, num_queries, self.num_heads, self.head_dim)
-    return self._output(attended, x.shape[-1])
-
-  def _read(
-    self, name: str, encoded: Float[Array, 'B K E'], cache: Cache | None
-  ) -> Float[Array, 'B heads d K']:
-    def compute():
-      return length_last(self._project(name, encoded))
-
-    cached = f'cached_{name}'
-    if cache is not None and (cache.keep_encoded or self.has_variable('cache', cached)):
-      return self.variable('cache', cached, compute).value
-    return compute()
+    read = encoded if isinstance(encoded, Encoded) else self.read(encoded)
+    folded = self.query(x).reshape(read.key.shape[0], -1, self.num_heads * self.head_dim)
+    attended = self._attend(self._heads(folded), read, mask, None, deterministic)
+    return self._output(attended).reshape(x.shape)
 
 
 def check_rows(responses: Int[Array, 'N T'], prompts: Int[Array, 'B S']) -> None:

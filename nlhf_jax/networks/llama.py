@@ -49,12 +49,14 @@ class LlamaConfig:
   qkv_bias: bool = False  # Qwen2.5 has biases on queries, keys and values.
   sliding_window: int | None = None  # Mistral 7B 0.1: a token sees so many, itself included.
   logits_via_embedding: bool = False
+  execution: layers.Execution = layers.PLAIN  # Whether layers are scanned and rematerialised.
   # Ids of padding and of the end in the network's own vocabulary. They change places with 0 and 1 where weights are read or
   # written (runtime/hf.py) and in the tokenizer (data/vocabularies.py), so that one convention holds everywhere.
   pad_id: int = 0
   eos_id: int = 1
 
   def __post_init__(self):
+    layers.check_execution(self.execution)
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}.'
@@ -63,13 +65,6 @@ class LlamaConfig:
       raise ValueError(
         f'pad_id and eos_id are both {self.pad_id}: name an id that no text uses for padding.'
       )
-
-
-class Encoded(NamedTuple):
-  """A layer's keys and values of a prompt."""
-
-  key: Float[Array, 'B G d S']
-  value: Float[Array, 'B G d S']
 
 
 class Transformer(nn.Module):
@@ -90,23 +85,38 @@ class Transformer(nn.Module):
     encoder_input_tokens: Int[Array, 'B S'],
     encoder_segment_ids: None = None,
     enable_dropout: bool = False,
-  ) -> tuple[Encoded, ...]:
+  ) -> tuple[layers.Encoded, ...]:
     """Keys and values of prompts, one per layer; those of padding are never read."""
     del encoder_segment_ids, enable_dropout  # There is neither packing nor dropout.
     x = self.token_embedder(encoder_input_tokens)
     return self.decoder.encode(x)
 
-  def decode(
+  def read(self, encoded: tuple[layers.Encoded, ...]) -> tuple[layers.Encoded, ...]:
+    """What `decode` reads of the prompts: here, what `encode` makes; of T5, keys and values made of that."""
+    return encoded
+
+  def decode(self, *args: Any, **kwargs: Any) -> Float[Array, 'N T V']:
+    """Logits of each target, float32; arguments as those of `decode_hidden`."""
+    return self.logits(self.decode_hidden(*args, **kwargs))
+
+  def logits(self, hidden: Float[Array, '*b E']) -> Float[Array, '*b V']:
+    """What the next token is likely to be, from what `decode_hidden` makes."""
+    if self.config.logits_via_embedding:
+      return self.token_embedder.attend(hidden)
+    return self.decoder.logits(hidden)
+
+  def decode_hidden(
     self,
-    encoded: tuple[Encoded, ...],
+    encoded: tuple[layers.Encoded, ...],
     encoder_input_tokens: Int[Array, 'B S'],
     decoder_input_tokens: Int[Array, 'N T'],
     decoder_target_tokens: Int[Array, 'N T'],
     enable_dropout: bool = False,
     decode: bool = False,
     max_decode_length: int | None = None,
-  ) -> Float[Array, 'N T V']:
-    """Logits of each target, float32; those where the target is padding mean nothing.
+    decoder_positions: Int[Array, 'N T'] | None = None,
+  ) -> Float[Array, 'N T E']:
+    """What logits are made of; where the target is padding it means nothing.
 
     Args:
       encoded: what `encode` made of the prompts.
@@ -117,6 +127,7 @@ class Transformer(nn.Module):
       decode: the inputs are the next positions (usually one), those before them are in the collection `cache`, which
         the first such call makes.
       max_decode_length: positions of that cache.
+      decoder_positions: of the inputs, where rows did not all begin at the first call.
 
     Raises:
       ValueError: N is no multiple of B.
@@ -125,16 +136,11 @@ class Transformer(nn.Module):
     layers.check_rows(decoder_input_tokens, encoder_input_tokens)
     prompts = encoder_input_tokens
     last = jnp.sum(prompts > 0, axis=-1) - 1
-    start = jnp.take_along_axis(prompts, last[:, None], axis=-1)
-    logits = self.decoder(
-      self.token_embedder(decoder_input_tokens),
-      encoded,
-      self.token_embedder(start),
-      last,
-      decode=decode,
-      max_decode_length=max_decode_length,
-    )
-    return self.token_embedder.attend(logits) if self.config.logits_via_embedding else logits
+    start = self.token_embedder(jnp.take_along_axis(prompts, last[:, None], axis=-1))
+    x = self.token_embedder(decoder_input_tokens)
+    if decode:
+      return self.decoder.extend(x, encoded, start, last, decoder_positions, max_decode_length)
+    return self.decoder(x, encoded, start, last)
 
   def __call__(
     self,
@@ -163,49 +169,65 @@ class Decoder(nn.Module):
     if not cfg.logits_via_embedding:
       self.logits_dense = layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32)
 
-  def encode(self, x: Float[Array, 'B S E']) -> tuple[Encoded, ...]:
+  def encode(self, x: Float[Array, 'B S E']) -> tuple[layers.Encoded, ...]:
     positions = jnp.arange(x.shape[1])[None]
-    mask = _sees(positions, positions, self.config.sliding_window)
-    result = []
-    for layer in self.layers:
-      x, encoded = layer(x, positions, mask)
-      result.append(encoded)
-    return tuple(result)
+    mask = _sees(_distances(x.shape[1]), positions, self.config.sliding_window)
+    alone = [None] * self.config.num_layers
+    _, encoded = layers.run(self.layers, x, alone, self.config.execution, positions, mask)
+    return tuple(encoded)
+
+  def logits(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
+    return self.logits_dense(x)
 
   def __call__(
     self,
     x: Float[Array, 'N T E'],
-    encoded: tuple[Encoded, ...],
+    encoded: tuple[layers.Encoded, ...],
     start: Float[Array, 'B 1 E'],
     last: Int[Array, 'B'],
-    *,
-    decode: bool,
-    max_decode_length: int | None,
-  ) -> Float[Array, 'N T out']:
-    """Logits, or what the tied embedding makes them from.
+  ) -> Float[Array, 'N T E']:
+    """Whole responses.
 
     Args:
       x: embedded inputs; the response's first is replaced by `start`.
       encoded: of the prompts.
       start: the prompts' last tokens, embedded.
       last: their positions.
-      decode, max_decode_length: see `Transformer.decode`.
     """
-    cache, first, num_keys = None, 0, x.shape[1]
-    if decode:
-      cache, first = layers.open_cache(self, x.shape[1], max_decode_length)
-      num_keys = cache.length
-    lanes = x.shape[0] // last.shape[0]
-    queries, keys = first + jnp.arange(x.shape[1]), jnp.arange(num_keys)
-    x = jnp.where((queries == 0)[:, None], jnp.repeat(start, lanes, axis=0), x)
-    positions = jnp.repeat(last, lanes)[:, None] + queries
-    window = self.config.sliding_window
-    mask = _sees(queries[None], keys[None], window)
-    prompt_mask = _sees_prompt(positions, last, encoded[0].key.shape[-1], window)
+    queries = jnp.arange(x.shape[1])[None]
+    x, positions, prompt_mask = self._place(x, queries, encoded, start, last)
+    mask = _sees(_distances(x.shape[1]), queries, self.config.sliding_window)
+    how = self.config.execution
+    x, _ = layers.run(self.layers, x, encoded, how, positions, mask, prompt_mask)
+    return self.decoder_norm(x)
+
+  def extend(
+    self,
+    x: Float[Array, 'N Q E'],
+    encoded: tuple[layers.Encoded, ...],
+    start: Float[Array, 'B 1 E'],
+    last: Int[Array, 'B'],
+    queries: Int[Array, 'N 1'] | None,
+    max_decode_length: int | None,
+  ) -> Float[Array, 'N Q E']:
+    """The next positions of responses whose beginnings are in the cache; arguments as in `__call__`, and:
+
+    queries: the new positions, counted in the response.
+    """
+    cache, queries, ages = layers.open_cache(self, x.shape[1], max_decode_length, queries)
+    x, positions, prompt_mask = self._place(x, queries, encoded, start, last)
+    mask = _sees(ages, queries, self.config.sliding_window)
     for layer, prompt in zip(self.layers, encoded, strict=True):
-      x, _ = layer(x, positions, mask, prompt, prompt_mask, cache)
-    x = self.decoder_norm(x)
-    return x if self.config.logits_via_embedding else self.logits_dense(x)
+      x, _ = layer(x, prompt, positions, mask, prompt_mask, cache)
+    return self.decoder_norm(x)
+
+  def _place(self, x, queries: Int[Array, '#N Q'], encoded, start, last):
+    """The inputs with `start` at position 0, their positions counted from the prompt's beginning, the prompts' mask."""
+    lanes = x.shape[0] // last.shape[0]
+    x = jnp.where((queries == 0)[..., None], jnp.repeat(start, lanes, axis=0), x)
+    positions = jnp.repeat(last, lanes)[:, None] + queries
+    length = encoded[0].key.shape[-1]
+    return x, positions, _sees_prompt(positions, last, length, self.config.sliding_window)
 
 
 class DecoderLayer(nn.Module):
@@ -217,12 +239,12 @@ class DecoderLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'N Q E'],
+    prompt: layers.Encoded | None,
     positions: Int[Array, '#N Q'],
     mask: Bool[Array, '#N Q K'],
-    prompt: Encoded | None = None,
     prompt_mask: Bool[Array, 'B M S'] | None = None,
     cache: layers.Cache | None = None,
-  ) -> tuple[Float[Array, 'N Q E'], Encoded]:
+  ) -> tuple[Float[Array, 'N Q E'], layers.Encoded]:
     """The next layer's input, and this one's keys and values of `x`."""
     cfg = self.config
     norm = lambda name: layers.LayerNorm(cfg.dtype, cfg.norm_epsilon, name=name)
@@ -246,26 +268,26 @@ class Attention(nn.Module):
     x: Float[Array, 'N Q E'],
     positions: Int[Array, '#N Q'],
     mask: Bool[Array, '#N Q K'],
-    prompt: Encoded | None,
+    prompt: layers.Encoded | None,
     prompt_mask: Bool[Array, 'B M S'] | None,
     cache: layers.Cache | None,
-  ) -> tuple[Float[Array, 'N Q E'], Encoded]:
+  ) -> tuple[Float[Array, 'N Q E'], layers.Encoded]:
     cfg = self.config
     rotation = _rotation(positions, cfg)
-    query = _rotate(self._project('query', x, cfg.num_heads), rotation)
-    query = query.reshape(*x.shape[:2], cfg.num_kv_heads, -1, cfg.head_dim) / math.sqrt(
-      cfg.head_dim
+    scale = 1 / math.sqrt(cfg.head_dim)
+    query = _grouped(_rotate(self._project('query', x, cfg.num_heads), rotation) * scale, cfg)
+    read = layers.Encoded(
+      _rotate(self._project('key', x, cfg.num_kv_heads), rotation).transpose(0, 2, 3, 1),
+      self._project('value', x, cfg.num_kv_heads).swapaxes(1, 2),
     )
-    key = layers.length_last(_rotate(self._project('key', x, cfg.num_kv_heads), rotation))
-    value = layers.length_last(self._project('value', x, cfg.num_kv_heads))
     if cache is not None:
-      key, value = layers.append_to_cache(self, key, value, cache)
-    parts = [_attend(query, key, value, mask)]
+      read = layers.append_to_cache(self, read, cache)
+    parts = [_attend(query, read, mask)]
     if prompt is not None:
       parts.append(_attend_shared(query, prompt, prompt_mask))
-    attended = _join(parts).astype(cfg.dtype).reshape(*x.shape[:2], -1)
+    attended = _join(parts).astype(cfg.dtype).transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     out = layers.Dense(cfg.emb_dim, ('joined_kv', 'embed'), cfg.dtype, name='out')(attended)
-    return out, Encoded(key, value)
+    return out, read
 
   def _project(
     self, name: str, x: Float[Array, 'N Q E'], heads: int
@@ -278,41 +300,51 @@ class Attention(nn.Module):
     return dense(x).reshape(*x.shape[:2], heads, cfg.head_dim)
 
 
+def _grouped(query: Float[Array, 'N Q heads d'], cfg: LlamaConfig) -> Float[Array, 'N G R Q d']:
+  """Queries by the head of keys and values that they share."""
+  query = query.reshape(*query.shape[:2], cfg.num_kv_heads, -1, cfg.head_dim)
+  return query.transpose(0, 2, 3, 1, 4)
+
+
 class _Part(NamedTuple):
   """Attention over some of the keys: Σ_k e^{a_k − m} v_k, Σ_k e^{a_k − m}, and m, the largest a_k; float32."""
 
-  total: Float[Array, 'N Q G R d']
-  weight: Float[Array, 'N Q G R']
-  largest: Float[Array, 'N Q G R']
+  total: Float[Array, 'N G R Q d']
+  weight: Float[Array, 'N G R Q']
+  largest: Float[Array, 'N G R Q']
 
 
 def _attend(
-  query: Float[Array, 'N Q G R d'],
-  key: Float[Array, 'N G d K'],
-  value: Float[Array, 'N G d K'],
-  mask: Bool[Array, '#N #Q K'],
+  query: Float[Array, 'N G R Q d'], read: layers.Encoded, mask: Bool[Array, '#N #Q K']
 ) -> _Part:
-  logits = jnp.einsum('nqgrd,ngdk->nqgrk', query, key, preferred_element_type=jnp.float32)
-  logits = jnp.where(mask[:, :, None, None], logits, layers.MASKED)
+  size = query.shape
+  rows = query.reshape(*size[:2], -1, size[-1])  # All that read one head, in one product.
+  logits = jnp.matmul(rows, read.key, preferred_element_type=jnp.float32)
+  logits = jnp.where(mask[:, None, None], logits.reshape(*size[:-1], -1), layers.MASKED)
   # Any constant in place of the largest gives the same attention, so that no gradient is lost.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   weights = jnp.exp(logits - largest[..., None])
-  total = jnp.einsum(
-    'nqgrk,ngdk->nqgrd', weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-  )
-  return _Part(total, jnp.sum(weights, axis=-1), largest)
+  rows = weights.reshape(*size[:2], -1, weights.shape[-1]).astype(read.value.dtype)
+  total = jnp.matmul(rows, read.value, preferred_element_type=jnp.float32)
+  return _Part(total.reshape(size), jnp.sum(weights, axis=-1), largest)
 
 
 def _attend_shared(
-  query: Float[Array, 'N Q G R d'], prompt: Encoded, mask: Bool[Array, 'B M S']
+  query: Float[Array, 'N G R Q d'], prompt: layers.Encoded, mask: Bool[Array, 'B M S']
 ) -> _Part:
   """Onto the prompts: the k rows that answer one are folded into its length of queries."""
-  folded = query.reshape(prompt.key.shape[0], -1, *query.shape[2:])
-  part = _attend(folded, prompt.key, prompt.value, mask)
-  return jax.tree.map(lambda x: x.reshape(*query.shape[:2], *x.shape[2:]), part)
+  size, num_prompts = query.shape, prompt.key.shape[0]
+  folded = query.reshape(num_prompts, -1, *size[1:]).transpose(0, 2, 3, 1, 4, 5)  # B G R k Q d
+  part = _attend(folded.reshape(num_prompts, *size[1:3], -1, size[-1]), prompt, mask)
+
+  def unfold(x):
+    x = x.reshape(*x.shape[:3], -1, size[3], *x.shape[4:])
+    return jnp.moveaxis(x, 3, 1).reshape(size[0], *size[1:4], *x.shape[5:])
+
+  return jax.tree.map(unfold, part)
 
 
-def _join(parts: list[_Part]) -> Float[Array, 'N Q G R d']:
+def _join(parts: list[_Part]) -> Float[Array, 'N G R Q d']:
   """Softmax attention over the keys of all parts."""
   largest = jnp.max(jnp.stack([part.largest for part in parts]), axis=0)
   scales = [jnp.exp(part.largest - largest) for part in parts]
@@ -321,23 +353,29 @@ def _join(parts: list[_Part]) -> Float[Array, 'N Q G R d']:
   return total / weight[..., None]
 
 
+def _distances(length: int) -> Int[Array, 'length length']:
+  """How many positions each key lies before each query."""
+  positions = jnp.arange(length)
+  return positions[:, None] - positions
+
+
 def _sees(
-  queries: Int[Array, '#N Q'], keys: Int[Array, '#N K'], window: int | None
+  ages: Int[Array, 'Q K'], positions: Int[Array, '#N Q'], window: int | None
 ) -> Bool[Array, '#N Q K']:
-  """Itself and what came before, within the window."""
-  distance = queries[:, :, None] - keys[:, None]
-  return (distance >= 0) & (distance < (window or np.iinfo(np.int32).max))
+  """Itself and what came before, since position 0 and within the window; `ages` are distances backwards."""
+  furthest = positions if window is None else jnp.minimum(positions, window - 1)
+  return (ages >= 0) & (ages <= furthest[..., None])
 
 
 def _sees_prompt(
-  queries: Int[Array, 'N Q'], last: Int[Array, 'B'], length: int, window: int | None
+  positions: Int[Array, 'N Q'], last: Int[Array, 'B'], length: int, window: int | None
 ) -> Bool[Array, 'B M S']:
   """All of the prompt but its last token and padding, within the window; rows folded as in `_attend_shared`."""
-  keys = jnp.arange(length)[None]
+  keys = jnp.arange(length)
   mask = (keys < last[:, None])[:, None]
   if window is None:
     return mask
-  return mask & _sees(queries.reshape(last.shape[0], -1), keys, window)
+  return mask & (positions.reshape(last.shape[0], -1, 1) - keys < window)
 
 
 def _rotation(

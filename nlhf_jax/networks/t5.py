@@ -30,9 +30,12 @@ class T5Config:
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
-  local_init: bool = False  # Not T5X's: the encoder starts near-sighted. For training from scratch.
+  # Not T5X's:
+  local_init: bool = False  # The encoder starts near-sighted. For training from scratch.
+  execution: layers.Execution = layers.PLAIN  # Whether layers are scanned and rematerialised.
 
   def __post_init__(self):
+    layers.check_execution(self.execution)
     for name in self.mlp_activations:
       if name != 'linear' and not hasattr(nn, name):
         raise ValueError(
@@ -68,9 +71,26 @@ class Transformer(nn.Module):
     x = self.token_embedder(encoder_input_tokens)
     return self.encoder(x, mask, deterministic=not enable_dropout)
 
-  def decode(
+  def read(self, encoded: Float[Array, 'B S E']) -> tuple[layers.Encoded, ...]:
+    """Keys and values of the encoder's output, for each layer of the decoder: takes its place in `decode`.
+
+    What decodes token by token need not compute them at each.
+    """
+    return self.decoder.read(encoded)
+
+  def decode(self, *args: Any, **kwargs: Any) -> Float[Array, 'N T V']:
+    """Logits of each target, float32; arguments as those of `decode_hidden`."""
+    return self.logits(self.decode_hidden(*args, **kwargs))
+
+  def logits(self, hidden: Float[Array, '*b E']) -> Float[Array, '*b V']:
+    """What the next token is likely to be, from what `decode_hidden` makes."""
+    if self.config.logits_via_embedding:
+      return self.token_embedder.attend(hidden) / jnp.sqrt(self.config.emb_dim)
+    return self.decoder.logits(hidden)
+
+  def decode_hidden(
     self,
-    encoded: Float[Array, 'B S E'],
+    encoded: Float[Array, 'B S E'] | tuple[layers.Encoded, ...],
     encoder_input_tokens: Int[Array, 'B S'],
     decoder_input_tokens: Int[Array, 'N T'],
     decoder_target_tokens: Int[Array, 'N T'],
@@ -80,36 +100,27 @@ class Transformer(nn.Module):
     enable_dropout: bool = True,
     decode: bool = False,
     max_decode_length: int | None = None,
-  ) -> Float[Array, 'N T V']:
-    """Logits of each target, float32; those where the target is padding mean nothing.
+  ) -> Float[Array, 'N T E']:
+    """What logits are made of; where the target is padding it means nothing.
 
     With decode=True the inputs are the next positions (usually one), those before them are in the
-    collection `cache`. The first such call makes it, with `max_decode_length` positions, and keeps
-    the keys and values of `encoded` too, which later calls do not compute again. As in T5X, a first
-    call without `max_decode_length` just allocates, as many positions as it has inputs; calls that
-    follow one compute the encoder's keys and values anew.
+    collection `cache`. The first such call makes it, with `max_decode_length` positions; as in T5X,
+    a first call without just allocates, as many positions as it has inputs. Rows that did not all
+    begin at the first call need `decoder_positions`.
 
     Raises:
       ValueError: N is no multiple of B.
     """
-    del decoder_positions  # The relative bias of T5 knows distances only.
     layers.check_rows(decoder_input_tokens, encoder_input_tokens)
     cross_mask = _padding_mask(encoder_input_tokens)
     if decoder_segment_ids is not None and not decode:
       folded = decoder_segment_ids.reshape(encoder_input_tokens.shape[0], -1)
       cross_mask &= _same_segment(folded, encoder_segment_ids)
-    logits = self.decoder(
-      self.token_embedder(decoder_input_tokens),
-      encoded,
-      None if decode else _decoder_mask(decoder_target_tokens, decoder_segment_ids),
-      cross_mask,
-      deterministic=not enable_dropout,
-      decode=decode,
-      max_decode_length=max_decode_length,
-    )
-    if self.config.logits_via_embedding:
-      logits = self.token_embedder.attend(logits) / jnp.sqrt(self.config.emb_dim)
-    return logits
+    x = self.token_embedder(decoder_input_tokens)
+    if decode:
+      return self.decoder.extend(x, encoded, cross_mask, decoder_positions, max_decode_length)
+    mask = _decoder_mask(decoder_target_tokens, decoder_segment_ids)
+    return self.decoder(x, encoded, mask, cross_mask, not enable_dropout)
 
   def __call__(
     self,
@@ -145,18 +156,22 @@ class Encoder(nn.Module):
 
   config: T5Config
 
-  @nn.compact
+  def setup(self):
+    cfg = self.config
+    self.relpos_bias = _position_bias(cfg, bidirectional=True)
+    self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
+    self.encoder_norm = layers.LayerNorm(cfg.dtype)
+    self.dropout = _dropout(cfg)
+
   def __call__(
     self, x: Float[Array, 'B S E'], mask: Bool[Array, 'B 1 #S S'], *, deterministic: bool
   ) -> Float[Array, 'B S E']:
     cfg = self.config
-    positions = jnp.arange(x.shape[1])
-    bias = _position_bias(cfg, bidirectional=True)(positions, positions)
-    dropout = _dropout(cfg, deterministic)
-    x = dropout(x)
-    for number in range(cfg.num_encoder_layers):
-      x = EncoderLayer(cfg, name=f'layers_{number}')(x, mask, bias, deterministic)
-    return dropout(layers.LayerNorm(cfg.dtype, name='encoder_norm')(x))
+    bias = self.relpos_bias(_distances(x.shape[1]))
+    x = self.dropout(x, deterministic)
+    nothing = [None] * cfg.num_encoder_layers
+    x, _ = layers.run(self.layers, x, nothing, cfg.execution, mask, bias, deterministic)
+    return self.dropout(self.encoder_norm(x), deterministic)
 
 
 class EncoderLayer(nn.Module):
@@ -168,17 +183,19 @@ class EncoderLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'B S E'],
+    nothing: None,
     mask: Bool[Array, 'B 1 #S S'],
     bias: Float[Array, '1 heads S S'],
     deterministic: bool,
-  ) -> Float[Array, 'B S E']:
+  ) -> tuple[Float[Array, 'B S E'], None]:
     cfg = self.config
-    dropout = _dropout(cfg, deterministic)
+    dropout = lambda x: _dropout(cfg)(x, deterministic)
     y = layers.LayerNorm(cfg.dtype, name='pre_attention_layer_norm')(x)
-    attention = layers.SelfAttention(**_heads(cfg), name='attention')
-    x = x + dropout(attention(y, mask, bias, deterministic=deterministic))
+    x = x + dropout(
+      layers.SelfAttention(**_heads(cfg), name='attention')(y, mask, bias, deterministic)
+    )
     y = layers.LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
-    return x + dropout(_mlp(cfg)(y, deterministic))
+    return x + dropout(_mlp(cfg, name='mlp')(y, deterministic)), nothing
 
 
 class Decoder(nn.Module):
@@ -186,36 +203,57 @@ class Decoder(nn.Module):
 
   config: T5Config
 
-  @nn.compact
+  def setup(self):
+    cfg = self.config
+    self.relpos_bias = _position_bias(cfg, bidirectional=False)
+    self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
+    self.decoder_norm = layers.LayerNorm(cfg.dtype)
+    self.dropout = _dropout(cfg)
+    if not cfg.logits_via_embedding:
+      self.logits_dense = layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32)
+
+  def read(self, encoded: Float[Array, 'B S E']) -> tuple[layers.Encoded, ...]:
+    """Keys and values of the encoder's output, for each layer."""
+    return tuple(layer.encoder_decoder_attention.read(encoded) for layer in self.layers)
+
+  def logits(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
+    return self.logits_dense(x)
+
   def __call__(
     self,
     x: Float[Array, 'N T E'],
-    encoded: Float[Array, 'B S E'],
-    mask: Bool[Array, 'N 1 T T'] | None,
+    encoded: Float[Array, 'B S E'] | tuple[layers.Encoded, ...],
+    mask: Bool[Array, 'N 1 T T'],
     cross_mask: Bool[Array, 'B 1 M S'],
-    *,
     deterministic: bool,
-    decode: bool,
-    max_decode_length: int | None,
-  ) -> Float[Array, 'N T out']:
-    """Logits, or what the tied embedding makes them from."""
+  ) -> Float[Array, 'N T E']:
+    """Whole responses."""
     cfg = self.config
-    queries = keys = jnp.arange(x.shape[1])
-    cache = None
-    if decode:
-      cache, first = layers.open_cache(self, x.shape[1], max_decode_length)
-      queries, keys = first + queries, jnp.arange(cache.length)
-      mask = (keys <= queries[:, None])[None, None]
-    bias = _position_bias(cfg, bidirectional=False)(queries, keys)
-    dropout = _dropout(cfg, deterministic)
-    x = dropout(x)
-    for number in range(cfg.num_decoder_layers):
-      layer = DecoderLayer(cfg, name=f'layers_{number}')
-      x = layer(x, encoded, mask, cross_mask, bias, deterministic, cache)
-    x = dropout(layers.LayerNorm(cfg.dtype, name='decoder_norm')(x))
-    if cfg.logits_via_embedding:
-      return x
-    return layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense')(x)
+    bias = self.relpos_bias(_distances(x.shape[1]))
+    x = self.dropout(x, deterministic)
+    args = (mask, cross_mask, bias, deterministic)
+    x, _ = layers.run(self.layers, x, self._each(encoded), cfg.execution, *args)
+    return self.dropout(self.decoder_norm(x), deterministic)
+
+  def extend(
+    self,
+    x: Float[Array, 'N Q E'],
+    encoded: Float[Array, 'B S E'] | tuple[layers.Encoded, ...],
+    cross_mask: Bool[Array, 'B 1 1 S'],
+    positions: Int[Array, 'N 1'] | None,
+    max_decode_length: int | None,
+  ) -> Float[Array, 'N Q E']:
+    """The next positions of responses whose beginnings are in the cache."""
+    cache, positions, ages = layers.open_cache(self, x.shape[1], max_decode_length, positions)
+    mask = (ages <= positions[..., None])[:, None]
+    bias = self.relpos_bias(-ages)
+    for layer, own in zip(self.layers, self._each(encoded), strict=True):
+      x, _ = layer(x, own, mask, cross_mask, bias, True, cache)
+    return self.decoder_norm(x)
+
+  def _each(self, encoded):
+    """What each layer reads of the prompts."""
+    return encoded if isinstance(encoded, tuple) else (encoded,) * self.config.num_decoder_layers
 
 
 class DecoderLayer(nn.Module):
@@ -223,43 +261,48 @@ class DecoderLayer(nn.Module):
 
   config: T5Config
 
-  @nn.compact
+  def setup(self):
+    cfg = self.config
+    self.pre_self_attention_layer_norm = layers.LayerNorm(cfg.dtype)
+    self.self_attention = layers.SelfAttention(**_heads(cfg))
+    self.pre_cross_attention_layer_norm = layers.LayerNorm(cfg.dtype)
+    self.encoder_decoder_attention = layers.CrossAttention(**_heads(cfg))
+    self.pre_mlp_layer_norm = layers.LayerNorm(cfg.dtype)
+    self.mlp = _mlp(cfg)
+    self.dropout = _dropout(cfg)
+
   def __call__(
     self,
     x: Float[Array, 'N T E'],
-    encoded: Float[Array, 'B S E'],
+    encoded: Float[Array, 'B S E'] | layers.Encoded,
     mask: Bool[Array, '#N 1 T K'],
     cross_mask: Bool[Array, 'B 1 M S'],
     bias: Float[Array, '1 heads T K'],
     deterministic: bool,
-    cache: layers.Cache | None,
-  ) -> Float[Array, 'N T E']:
-    cfg = self.config
-    dropout = _dropout(cfg, deterministic)
-    how = {'deterministic': deterministic, 'cache': cache}
-    y = layers.LayerNorm(cfg.dtype, name='pre_self_attention_layer_norm')(x)
-    x = x + dropout(
-      layers.SelfAttention(**_heads(cfg), name='self_attention')(y, mask, bias, **how)
-    )
-    y = layers.LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)
-    cross_attention = layers.CrossAttention(**_heads(cfg), name='encoder_decoder_attention')
-    x = x + dropout(cross_attention(y, encoded, cross_mask, **how))
-    y = layers.LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
-    return x + dropout(_mlp(cfg)(y, deterministic))
+    cache: layers.Cache | None = None,
+  ) -> tuple[Float[Array, 'N T E'], None]:
+    dropout = lambda x: self.dropout(x, deterministic)
+    y = self.pre_self_attention_layer_norm(x)
+    x = x + dropout(self.self_attention(y, mask, bias, deterministic, cache))
+    y = self.pre_cross_attention_layer_norm(x)
+    x = x + dropout(self.encoder_decoder_attention(y, encoded, cross_mask, deterministic))
+    y = self.pre_mlp_layer_norm(x)
+    return x + dropout(self.mlp(y, deterministic)), None
 
 
 def _heads(cfg: T5Config) -> dict[str, Any]:
   return {
     'num_heads': cfg.num_heads,
     'head_dim': cfg.head_dim,
+    'features': cfg.emb_dim,
     'dropout_rate': cfg.dropout_rate,
     'dtype': cfg.dtype,
     'float32_logits': cfg.float32_attention_logits,
   }
 
 
-def _mlp(cfg: T5Config) -> layers.MlpBlock:
-  return layers.MlpBlock(cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name='mlp')
+def _mlp(cfg: T5Config, name: str | None = None) -> layers.MlpBlock:
+  return layers.MlpBlock(cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name=name)
 
 
 def _position_bias(cfg: T5Config, bidirectional: bool) -> layers.RelativePositionBias:
@@ -268,13 +311,18 @@ def _position_bias(cfg: T5Config, bidirectional: bool) -> layers.RelativePositio
     bidirectional,
     dtype=cfg.dtype,
     near_sighted=cfg.local_init and bidirectional,
-    name='relpos_bias',
   )
 
 
-def _dropout(cfg: T5Config, deterministic: bool) -> nn.Dropout:
+def _distances(length: int) -> Int[Array, 'length length']:
+  """How many positions each key lies after each query."""
+  positions = jnp.arange(length)
+  return positions[None] - positions[:, None]
+
+
+def _dropout(cfg: T5Config) -> nn.Dropout:
   """Drops a feature at all positions of a row at once."""
-  return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic)
+  return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
 
 def _padding_mask(tokens: Int[Array, 'B S']) -> Bool[Array, 'B 1 1 S']:

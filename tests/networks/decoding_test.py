@@ -10,18 +10,28 @@ import scipy.stats
 
 from nlhf_jax.networks import decoding, t5
 from nlhf_jax.networks.decoding import Sampling
+from tests.conftest import opened
 
 EOS = 1
 
 
-def _markov(table):
-  """A decoder whose next logits depend on the last token alone; its cache counts steps."""
+def _markov(table, first=None):
+  """A decoder whose next logits depend on the last token alone; its cache counts steps.
+
+  Args:
+    table: logits after each token.
+    first: logits of the first token in each lane; None: those after token 0.
+  """
   table = jnp.asarray(table, jnp.float32)
 
   def step(count, tokens):
-    return table[tokens], count + 1
+    logits = table[tokens]
+    return logits if first is None else jnp.where(count == 0, first, logits), count + 1
 
   return step
+
+
+NO_STEPS = jnp.zeros((), int)
 
 
 @functools.cache
@@ -87,9 +97,8 @@ def test_cached_equals_uncached(sampling):
 
   @jax.jit
   def fast(params):
-    logits, cache = decoder.prefill(params, prompts, 2)
-    step = functools.partial(decoder.step, params)
-    return decoding.sample(step, logits, cache, rng, sampling)
+    step, cache = opened(decoder, params, prompts, 2)
+    return decoding.sample(step, cache, 8, rng, sampling)
 
   @jax.jit
   def logits_of(inputs):
@@ -117,10 +126,7 @@ def test_samples_follow_the_distribution(sampling):
   num_lanes, vocab_size = 20_000, 5
   table = rng.normal(size=(vocab_size, vocab_size))
   probabilities = np.stack([_truncated(row, sampling) for row in table])
-  start = jnp.broadcast_to(jnp.float32(table[0]), (num_lanes, vocab_size))
-  run = jax.jit(
-    lambda key: decoding.sample(_markov(table), start, jnp.zeros((), int), key, sampling)
-  )
+  run = jax.jit(lambda key: decoding.sample(_markov(table), NO_STEPS, num_lanes, key, sampling))
   rollout = run(jax.random.key(0))
   first, second = np.asarray(rollout.tokens).T
   counts = np.zeros((vocab_size, vocab_size))
@@ -183,7 +189,8 @@ def test_top_p_is_taken_of_what_top_k_left():
 def test_greedy_reports_the_log_prob_at_temperature_one():
   logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]]))
   sampling = Sampling(1, temperature=0, top_k=1)
-  rollout = decoding.sample(_markov(jnp.zeros((3, 3))), logits, 0, jax.random.key(0), sampling)
+  step = _markov(jnp.zeros((3, 3)), logits)
+  rollout = decoding.sample(step, NO_STEPS, 1, jax.random.key(0), sampling)
   assert rollout.tokens.item() == 2
   np.testing.assert_allclose(rollout.token_logp, np.log([[0.7]]), rtol=1e-5)
 
@@ -194,22 +201,18 @@ CHAIN[[2, 3, 4, 5, 0, EOS], [3, 4, EOS, 5, 2, 2]] = 9.0
 
 
 @pytest.mark.parametrize(
-  ('first', 'num_steps'), [([2, 4], 3), ([4, EOS], 1), ([EOS, EOS], 0), ([2, 5], 6)], ids=str
+  ('first', 'num_steps'), [([2, 4], 4), ([4, EOS], 2), ([EOS, EOS], 1), ([2, 5], 7)], ids=str
 )
 def test_loop_stops_when_every_lane_has_ended(first, num_steps):
-  """At most T − 1 steps; a step less than the longest response has tokens."""
+  """As many steps as the longest response has tokens."""
   steps = []
 
   def step(cache, tokens):
     jax.debug.callback(lambda _: steps.append(1), tokens)
-    return _markov(CHAIN)(cache, tokens)
+    return _markov(CHAIN, 9.0 * jax.nn.one_hot(jnp.array(first), 6))(cache, tokens)
 
-  run = jax.jit(
-    lambda logits: decoding.sample(
-      step, logits, jnp.zeros((), int), jax.random.key(0), Sampling(7, temperature=0)
-    )
-  )
-  rollout = run(9.0 * jax.nn.one_hot(jnp.array(first), 6))
+  run = jax.jit(lambda key: decoding.sample(step, NO_STEPS, 2, key, Sampling(7, temperature=0)))
+  rollout = run(jax.random.key(0))
   jax.effects_barrier()
   assert len(steps) == num_steps
   continued = {2: [2, 3, 4, 1, 0, 0, 0], 4: [4, 1, 0, 0, 0, 0, 0], EOS: [1] + [0] * 6, 5: [5] * 7}
@@ -220,9 +223,8 @@ def test_loop_stops_when_every_lane_has_ended(first, num_steps):
 def test_a_lane_draws_the_same_whatever_its_neighbours_do():
   table = np.random.default_rng(2).normal(size=(5, 5))
   logits = jnp.zeros((6, 5))
-  run = jax.jit(
-    lambda logits, key: decoding.sample(_markov(table), logits, 0, key, Sampling(5)).tokens
-  )
+  draw = lambda logits, key: decoding.sample(_markov(table, logits), NO_STEPS, 6, key, Sampling(5))
+  run = jax.jit(lambda logits, key: draw(logits, key).tokens)
   key = jax.random.key(0)
   alone = run(logits, key)
   crowd = run(logits.at[1:, 2].add(50.0), key)
@@ -238,6 +240,7 @@ def test_a_lane_draws_the_same_whatever_its_neighbours_do():
     (Sampling(0), 'max_length .* got 0'),
     (Sampling(4, temperature=-1.0), 'temperature .* got -1.0'),
     (Sampling(4, top_k=-2), 'top_k .* got -2'),
+    (Sampling(4, num_seats=-1), 'num_seats .* got -1'),
     (Sampling(4, top_p=0.0), 'top_p .* got 0.0'),
     (Sampling(4, top_p=1.5), 'top_p .* got 1.5'),
   ],

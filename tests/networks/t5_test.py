@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.networks import decoding, t5
+from tests.conftest import opened
 
 TINY = t5.T5Config(
   vocab_size=11,
@@ -53,10 +54,6 @@ def _apply(network, params, *args, **kwargs):
 def _logits(network, params, prompts, targets, **kwargs):
   inputs = jnp.pad(targets, [(0, 0), (1, 0)])[:, :-1]
   return _apply(network, params, prompts, inputs, targets, **kwargs)
-
-
-def _jitted(decoder: decoding.Decoder) -> decoding.Decoder:
-  return decoding.Decoder(jax.jit(decoder.prefill, static_argnums=2), jax.jit(decoder.step))
 
 
 def _t5x_table(config: t5.T5Config) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
@@ -167,41 +164,30 @@ def test_responses_of_one_prompt_share_it_as_if_it_were_repeated(tiny):
   )
 
 
-def test_prefill_with_lanes_equals_repeated_prompts(tiny):
+def test_lanes_of_a_prompt_equal_repeated_prompts(tiny):
   network, params = tiny
-  decoder = _jitted(decoding.of_network(network, max_length=4))
-  shared, cache = decoder.prefill(params, PROMPTS, 2)
-  repeated, repeated_cache = decoder.prefill(params, jnp.repeat(PROMPTS, 2, axis=0), 1)
-  np.testing.assert_allclose(shared, repeated, atol=1e-5)
-  tokens = jnp.array([2, 3, 4, 5, 6, 7])
-  np.testing.assert_allclose(
-    decoder.step(params, cache, tokens)[0],
-    decoder.step(params, repeated_cache, tokens)[0],
-    atol=1e-5,
-  )
+  decoder = decoding.of_network(network, max_length=4)
+  shared, cache = opened(decoder, params, PROMPTS, 2)
+  repeated, repeated_cache = opened(decoder, params, jnp.repeat(PROMPTS, 2, axis=0), 1)
+  for tokens in (jnp.zeros(6, jnp.int32), jnp.array([2, 3, 4, 5, 6, 7])):
+    logits, cache = shared(cache, tokens)
+    expected, repeated_cache = repeated(repeated_cache, tokens)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_cache_holds_each_prompt_once_and_each_response_in_t5x_layout(tiny):
+def test_cache_holds_responses_and_the_encoding_each_prompt_once(tiny):
   network, params = tiny
-  _, state = _jitted(decoding.of_network(network, max_length=5)).prefill(params, PROMPTS, 2)
-  layer = state[-1]['decoder']['layers_1']
-  heads = (TINY.num_heads, TINY.head_dim)
-  for name in ('cached_key', 'cached_value'):
-    assert layer['self_attention'][name].shape == (6, *heads, 5)
-    assert layer['encoder_decoder_attention'][name].shape == (3, *heads, PROMPTS.shape[1])
-  assert layer['self_attention']['cache_index'] == 1
-
-
-def test_decoding_does_not_compute_the_prompt_again(tiny):
-  """After prefill, steps read the cache: what the encoder said no longer matters."""
-  network, params = tiny
-  decoder = _jitted(decoding.of_network(network, max_length=4))
-  _, (encoded, prompts, cache) = decoder.prefill(params, PROMPTS, 1)
-  tokens = jnp.array([2, 3, 4])
-  expected = decoder.step(params, (encoded, prompts, cache), tokens)[0]
-  np.testing.assert_array_equal(
-    decoder.step(params, (encoded * jnp.nan, prompts, cache), tokens)[0], expected
-  )
+  decoder = decoding.of_network(network, max_length=5)
+  step, cache = opened(decoder, params, PROMPTS, 2)
+  _, cache = step(cache, jnp.zeros(6, jnp.int32))
+  heads, d = TINY.num_heads, TINY.head_dim
+  for layer in ('layers_0', 'layers_1'):
+    assert set(cache['decoder'][layer]) == {'self_attention'}
+    assert cache['decoder'][layer]['self_attention']['cached_key'].shape == (6, heads, d, 5)
+    assert cache['decoder'][layer]['self_attention']['cached_value'].shape == (6, heads, 5, d)
+  assert cache['decoder']['cache_index'] == 1
+  (layers, _) = jax.eval_shape(decoder.encode, params, PROMPTS)
+  assert [x.key.shape for x in layers] == [(3, heads, d, PROMPTS.shape[1])] * 2
 
 
 def test_decodes_the_way_t5x_does(tiny):

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from nlhf_jax.networks import decoding
 from nlhf_jax.runtime import hf, hf_models
+from tests.conftest import opened
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', 'llama', 'smollm2', 'qwen2_5', 'mistral')
@@ -78,12 +79,10 @@ def test_cached_decoding_equals_uncached(family):
   responses = np.random.default_rng(0).integers(10, 24, (6, 8)).astype(np.int32)
   inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
   expected = jax.jit(network.apply)({'params': params}, prompts, inputs, responses)
-  decoder = decoding.of_network(network, max_length=8)
-  step = jax.jit(decoder.step)
-  logits, cache = jax.jit(decoder.prefill, static_argnums=2)(params, prompts, 2)
-  found = [logits]
-  for token in responses.T[:-1]:
-    logits, cache = step(params, cache, jnp.asarray(token))
+  step, cache = opened(decoding.of_network(network, max_length=8), params, prompts, 2)
+  found = []
+  for token in inputs.T:
+    logits, cache = step(cache, jnp.asarray(token))
     found.append(logits)
   np.testing.assert_allclose(np.stack(found, axis=1), expected, rtol=1e-5, atol=1e-5)
 
