@@ -8,17 +8,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax import mixture
-from nlhf_jax.networks import decoding
+from nlhf_jax.networks import decoding, outputs
 from nlhf_jax.types import Params, Policy, PolicyParams, PRNGKey, Prompts, Rollout
 
 
-def from_network(network: nn.Module, sampling: decoding.Sampling) -> Policy:
+def from_network(
+  network: nn.Module, sampling: decoding.Sampling, max_logits: int = 2**28
+) -> Policy:
   """The policy of a network: `encode` reads the prompt, `decode` writes the response.
 
   Args:
     network: a Linen module with T5X's `encode` and `decode`.
     sampling: how responses are drawn. `log_prob` is taken at its temperature, so that samples and log-probs belong
       to one distribution; top-k and top-p truncate the samples alone, so leave them off where a gradient is taken.
+    max_logits: `log_prob` makes at most so many of them at once, N · V at least; what it then makes in parts it makes
+      again for a gradient.
   """
   decoding.validate(sampling)
   decoder = _never_padding(decoding.of_network(network, sampling.max_length))
@@ -28,14 +32,14 @@ def from_network(network: nn.Module, sampling: decoding.Sampling) -> Policy:
     return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
 
   def log_prob(params: Params, prompts: Prompts, tokens: Int[Array, 'N T']) -> Float[Array, 'N T']:
-    logits = network.apply(
-      {'params': params},
-      prompts.tokens,
-      shift_right(tokens),
+    hidden, to_logits = outputs.cut(network, params, prompts.tokens, shift_right(tokens), tokens)
+    temperature = sampling.temperature or 1.0  # Greedy: as at 1.
+    return outputs.in_chunks(
+      lambda hidden, tokens: token_log_probs(to_logits(hidden), tokens, temperature),
+      hidden,
       tokens,
-      enable_dropout=False,
+      max(1, max_logits // (tokens.shape[0] * network.config.vocab_size)),
     )
-    return token_log_probs(logits, tokens, sampling.temperature or 1.0)  # Greedy: as at 1.
 
   def play(params, players, prompts, rng, num_samples=1):
     return mixture.play(decoder, sampling, params, players, prompts, rng, num_samples)

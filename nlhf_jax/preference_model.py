@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import losses
+from nlhf_jax.networks import outputs
 from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts
 
 # The paper's prompt, in the pieces between which the text and the two summaries stand.
@@ -76,9 +77,7 @@ def in_encoder(
     lanes = first.shape[0] // prompts.tokens.shape[0]
     pieces = _fill(prompt, jnp.repeat(prompts.tokens, lanes, axis=0), first, second, eos_id)
     tokens = move_padding_to_end(jnp.concatenate(pieces, axis=-1))
-    start = jnp.zeros((first.shape[0], 1), jnp.int32)
-    logits = network.apply({'params': params}, tokens, start, start + 1, enable_dropout=False)
-    return logits[:, 0, score_id]
+    return first_logit(network, params, tokens, score_id)
 
   return _model(network, score, render)
 
@@ -172,6 +171,14 @@ def exact_sigmoid(x: Float[Array, 'N']) -> Float[Array, 'N']:
   return jnp.where(x >= 0, upper, 1 - upper)
 
 
+def first_logit(
+  network: nn.Module, params: Params, encoder_tokens: Int[Array, 'N S'], score_id: int
+) -> Float[Array, 'N']:
+  """The logit of `score_id` before the decoder has read anything."""
+  nothing = jnp.zeros((encoder_tokens.shape[0], 0), jnp.int32)
+  return last_logit(network, params, encoder_tokens, nothing, score_id)
+
+
 def last_logit(
   network: nn.Module,
   params: Params,
@@ -181,11 +188,10 @@ def last_logit(
 ) -> Float[Array, 'N']:
   """The logit of `score_id` after the decoder has read all its tokens (right-padded with 0)."""
   inputs = jnp.pad(decoder_tokens, [(0, 0), (1, 0)])  # The start token.
-  logits = network.apply(
-    {'params': params}, encoder_tokens, inputs, jnp.ones_like(inputs), enable_dropout=False
-  )
+  hidden, to_logits = outputs.cut(network, params, encoder_tokens, inputs, jnp.ones_like(inputs))
   last = jnp.sum(decoder_tokens > 0, axis=-1)
-  return jnp.take_along_axis(logits[..., score_id], last[:, None], axis=-1)[:, 0]
+  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+  return to_logits(hidden)[:, 0, score_id]
 
 
 def move_padding_to_end(tokens: Int[Array, 'N T']) -> Int[Array, 'N T']:

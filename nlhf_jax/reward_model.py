@@ -5,16 +5,18 @@ P(y ≻ y'|x) = σ(r(x, y) − r(x, y')) orders responses on a line, so it can h
 Source: Munos et al. (2024), arXiv:2312.00886, section 3.1 and appendix (reward prompt).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from nlhf_jax import losses
 from nlhf_jax import preference_model as pm
-from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, RewardFn
+from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts, RewardFn
 
 REWARD_PROMPT = ('Context - ', ', Summary - ', '')
 
@@ -56,9 +58,7 @@ def in_encoder(
       pm.tile(prompt.after_response, rows),
     ]
     tokens = pm.move_padding_to_end(jnp.concatenate(pieces, axis=-1))
-    start = jnp.zeros((rows, 1), jnp.int32)
-    logits = network.apply({'params': params}, tokens, start, start + 1, enable_dropout=False)
-    return logits[:, 0, score_id]
+    return pm.first_logit(network, params, tokens, score_id)
 
   return RewardModel(_init(network), reward)
 
@@ -100,9 +100,9 @@ def _init(network: nn.Module) -> Callable[[PRNGKey], Params]:
 
 def loss(model: RewardModel, params: Params, comparison: Comparison) -> Losses:
   """Bradley-Terry cross-entropy: −E log σ(r(x, y_w) − r(x, y_l)), with soft labels where voters disagree."""
-  r1 = model.reward(params, comparison.prompts, comparison.response.tokens)
-  r2 = model.reward(params, comparison.prompts, comparison.alternative.tokens)
-  return losses.pairwise_loss(r1 - r2, comparison.preference)
+  reward = functools.partial(model.reward, params)
+  pair = comparison.prompts, comparison.response.tokens, comparison.alternative.tokens
+  return losses.pairwise_loss(_difference(reward, *pair), comparison.preference)
 
 
 def reward_fn(model: RewardModel, params: Params) -> RewardFn:
@@ -113,6 +113,14 @@ def reward_fn(model: RewardModel, params: Params) -> RewardFn:
 
 def bradley_terry(reward: RewardFn) -> PreferenceFn:
   """P(y ≻ y'|x) = σ(r(x, y) − r(x, y'))."""
-  return lambda prompts, response, alternative: pm.exact_sigmoid(
-    reward(prompts, response) - reward(prompts, alternative)
-  )
+  return lambda *pair: pm.exact_sigmoid(_difference(reward, *pair))
+
+
+def _difference(
+  reward: RewardFn, prompts: Prompts, response: Int[Array, 'N T'], alternative: Int[Array, 'N T']
+) -> Float[Array, 'N']:
+  """r(x, y) − r(x, y'), both in one batch, [B, 2, k], so that prompts are read once."""
+  num_prompts, length = prompts.tokens.shape[0], response.shape[-1]
+  both = jnp.stack([x.reshape(num_prompts, -1, length) for x in (response, alternative)], axis=1)
+  rewards = reward(prompts, both.reshape(-1, length)).reshape(num_prompts, 2, -1)
+  return (rewards[:, 0] - rewards[:, 1]).reshape(-1)

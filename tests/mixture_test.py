@@ -1,5 +1,6 @@
 """The mixture against brute force: uncached logits of both networks, recomputed for every token."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,9 +10,13 @@ import pytest
 from scipy import stats
 
 from nlhf_jax import mixture, policy
-from nlhf_jax.networks import decoding
+from nlhf_jax.networks import decoding, llama
 from nlhf_jax.types import PolicyParams, Prompts
 from tests.conftest import tiny_network
+
+TINY_LLAMA = llama.LlamaConfig(
+  vocab_size=6, emb_dim=8, num_heads=2, num_kv_heads=1, num_layers=2, head_dim=4, mlp_dim=16
+)
 
 
 @pytest.fixture(scope='module')
@@ -139,3 +144,52 @@ def test_beta_outside_the_unit_interval_is_refused(beta):
 def test_a_missing_parameter_set_is_named(tiny_policy, both, tiny_prompts):
   with pytest.raises(ValueError, match="needs the parameter set 'ema'"):
     tiny_policy.play(both, [mixture.EMA], tiny_prompts, jax.random.PRNGKey(0))
+
+
+@pytest.mark.parametrize(
+  ('family', 'num_seats'), [('t5', 1), ('t5', 5), ('llama', 2), ('window', 2)]
+)
+def test_prompts_that_take_turns_get_the_same_responses(family, num_seats):
+  """Seven prompts of unequal length, two players, two lanes each; responses end after 1 to 6 tokens, or are cut."""
+  network = {
+    't5': tiny_network(),
+    'llama': llama.Transformer(TINY_LLAMA),
+    'window': llama.Transformer(dataclasses.replace(TINY_LLAMA, sliding_window=3)),
+  }[family]
+  make = lambda seats: policy.from_network(network, decoding.Sampling(6, num_seats=seats))
+  init = jax.jit(make(0).init)
+  sets = [jax.tree.map(lambda x: 1.5 * x, init(jax.random.PRNGKey(seed))) for seed in (0, 1)]
+  sets = PolicyParams(online=sets[0], ema=None, reference=sets[1])
+  tokens = np.random.default_rng(0).integers(2, 6, (7, 5)).astype(np.int32)
+  for row, size in enumerate([5, 1, 3, 5, 4, 2, 1]):
+    tokens[row, size:] = 0
+  prompts = Prompts(jnp.asarray(tokens), jnp.arange(7))
+  players = [mixture.ONLINE, mixture.between(0.4)]
+  draw = lambda seats: jax.jit(lambda rng: make(seats).play(sets, players, prompts, rng, 2))(
+    jax.random.PRNGKey(4)
+  )
+  for together, in_turns in zip(draw(0), draw(num_seats), strict=True):
+    np.testing.assert_array_equal(together.tokens, in_turns.tokens)
+    np.testing.assert_array_equal(together.mask, in_turns.mask)
+    np.testing.assert_allclose(together.token_logp, in_turns.token_logp, atol=1e-5)
+    lengths = np.asarray(together.mask).sum(-1)
+    assert lengths.min() == 1 and lengths.max() == 6
+
+
+def test_few_seats_take_as_many_steps_as_their_lanes_need():
+  """Five prompts whose responses have 1, 1, 1, 2 and 4 tokens, two at a time: never a step with nobody to draw."""
+  lengths = jnp.array([4, 1, 1, 1, 2])
+  steps = []
+
+  def step(reads, count, tokens, positions):
+    jax.debug.callback(lambda _: steps.append(1), tokens)
+    ends = positions + 1 == reads  # Of each seat's one lane.
+    return jnp.where(ends[:, None], jnp.array([0, 9.0, 0]), jnp.array([0, 0, 9.0])), count
+
+  sampling = decoding.Sampling(6, temperature=0, num_seats=2)
+  rollout = decoding.sample_in_turns(
+    step, lengths, jnp.zeros(()), 1, jax.random.PRNGKey(0), sampling
+  )
+  jax.effects_barrier()
+  np.testing.assert_array_equal(rollout.mask.sum(-1), lengths)
+  assert len(steps) == 5  # 9 tokens in two seats.

@@ -5,6 +5,7 @@
 Speed-ups must leave all of it as it was: `tests/rollouts_test.py` compares.
 """
 
+import dataclasses
 import pathlib
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 
 from nlhf_jax import algorithms, policy, preference_model
-from nlhf_jax.networks import decoding
+from nlhf_jax.networks import decoding, layers
 from nlhf_jax.runtime import hf
 from nlhf_jax.training import loop
 from nlhf_jax.types import PolicyParams, Prompts
@@ -23,15 +24,24 @@ FAMILIES = ('t5_1_1', 't5_1_0', 'llama', 'qwen2_5', 'mistral')  # Of golden/hf.
 PROMPT = preference_model.RaterPrompt((2, 3), (4,), (5,), (6,))
 
 
-def step(family: str, **settings) -> dict[str, np.ndarray]:
+def step(
+  family: str,
+  execution: layers.Execution = layers.PLAIN,
+  max_logits: int = 2**28,
+  num_seats: int = 0,
+) -> dict[str, np.ndarray]:
   """One step of Nash-MD: three prompts of unequal length, two pairs to each, up to nine tokens.
 
   Args:
     family: a model of golden/hf.
-    settings: further ones of `policy.from_network`.
+    execution: of its layers.
+    max_logits: of the policy.
+    num_seats: of its sampling.
   """
   network = hf.network(GOLDEN / 'hf' / family)
-  model = policy.from_network(network, decoding.Sampling(max_length=9), **settings)
+  network = type(network)(dataclasses.replace(network.config, execution=execution))
+  sampling = decoding.Sampling(max_length=9, num_seats=num_seats)
+  model = policy.from_network(network, sampling, max_logits)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   online = hf.load(GOLDEN / 'hf' / family, shapes)
   reference = jax.tree.map(lambda x: 1.3 * x, online)
