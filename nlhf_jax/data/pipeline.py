@@ -1,12 +1,15 @@
 """Batches of fixed shape from a seqio task. Batch number n is a function of task, seed, host and n alone.
 
 A task is tokenised once and held in memory; each epoch goes through it in an order of its own. So a run that resumes
-at batch n sees exactly what it would have seen.
+at batch n sees exactly what it would have seen. Prompts of like length may be put together: a batch then is as long as
+its prompts need, and a program is compiled for each of a few lengths.
 """
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +29,8 @@ def batches(
   prompt_length: int,
   response_length: int,
   responses_per_prompt: int = 1,
+  num_prompt_lengths: int = 1,
+  num_response_lengths: int = 1,
   start: int = 0,
   seed: int = 0,
   shard: int = 0,
@@ -40,35 +45,130 @@ def batches(
     prompt_length: S; longer prompts lose their end.
     response_length: T; longer responses lose their end, EOS included.
     responses_per_prompt: k consecutive rows of the task that share a prompt, which is then encoded once for all.
+    num_prompt_lengths: how many lengths the prompts of a batch may have, those that leave the least padding; 1: all have
+      `prompt_length`.
+    num_response_lengths: the same, of responses that are read.
     start: number of the first batch.
     seed: of the order.
     shard: this host, of `num_shards`; their rows never overlap.
     num_shards: number of hosts.
 
   Raises:
-    ValueError: the split has fewer rows than a batch, or rows that were to share a prompt do not.
+    ValueError: the split has fewer rows than a batch, rows that were to share a prompt do not, or there is no length.
   """
   rows = everything(task, split=split, prompt_length=prompt_length, response_length=response_length)
   groups = _grouped(rows, responses_per_prompt, task.name)
-  mine = np.arange(shard, groups.shape[0], num_shards)
-  per_epoch = mine.size // batch_size
+  mine = groups[shard::num_shards]
+  per_epoch = len(mine) // batch_size
   if per_epoch == 0:
     raise ValueError(
-      f'Split {split!r} of {task.name} has {mine.size} prompts on this host: batch_size must not exceed them, '
+      f'Split {split!r} of {task.name} has {len(mine)} prompts on this host: batch_size must not exceed them, '
       f'got {batch_size}.'
     )
-  number = start
+  if num_prompt_lengths < 1 or num_response_lengths < 1:
+    raise ValueError(
+      f'There must be at least one length of prompts and of responses, got {num_prompt_lengths} and '
+      f'{num_response_lengths}.'
+    )
+  shapes = _shapes(rows, mine, num_prompt_lengths, num_response_lengths)
+  number, plan = start, functools.lru_cache(maxsize=2)(functools.partial(_plan, shapes))
   while True:
     epoch, place = divmod(number, per_epoch)
-    order = _order(mine.size, seed, epoch)
-    chosen = mine[order[place * batch_size : (place + 1) * batch_size]]
-    yield _select(rows, groups[chosen])
+    shape, members = plan(batch_size, seed, epoch)[place]
+    yield _cut(_select(rows, mine[members]), *shape)
     number += 1
 
 
-@functools.lru_cache(maxsize=4)
-def _order(size: int, seed: int, epoch: int) -> Int[np.ndarray, 'N']:
-  return np.random.default_rng([seed, epoch]).permutation(size)
+class _Shapes(NamedTuple):
+  """The shapes that batches come in, and which of them each group of rows fits."""
+
+  of: list[tuple[int, int]]  # (S, T)
+  after: list[int]  # The next larger shape of each, which comes later; their number: none.
+  smallest: Int[np.ndarray, 'G']  # The smallest shape that holds a group.
+
+
+def _shapes(
+  rows: Batch, groups: Int[np.ndarray, 'G k'], num_prompt_lengths: int, num_response_lengths: int
+) -> _Shapes:
+  prompts = (rows if isinstance(rows, Prompts) else rows.prompts).tokens
+  responses = [] if isinstance(rows, Prompts) else [x for x in rows if isinstance(x, Rollout)]
+  size = lambda tokens: (tokens > 0).sum(axis=-1)
+  long = [size(prompts[groups[:, 0]]), np.zeros(len(groups), int)]
+  for x in responses:
+    long[1] = np.maximum(long[1], size(x.tokens[groups]).max(axis=-1))
+  longest = [prompts.shape[1], responses[0].tokens.shape[1] if responses else 0]
+  edges = [
+    best_lengths(x, number, most) if number > 1 and most else [most]
+    for x, number, most in zip(
+      long, (num_prompt_lengths, num_response_lengths), longest, strict=True
+    )
+  ]
+  row, column = (np.searchsorted(e, x) for e, x in zip(edges, long, strict=True))
+  across = len(edges[1])
+  of = list(itertools.product(*edges))
+  # What is left over of a shape goes to longer responses; of the longest, to longer prompts.
+  after = [n + 1 if (n + 1) % across else n + across for n in range(len(of))]
+  return _Shapes(of, [min(n, len(of)) for n in after], row * across + column)
+
+
+def best_lengths(lengths: Int[np.ndarray, 'N'], number: int, longest: int) -> list[int]:
+  """The few lengths that leave the least padding, when each sequence is padded to the next of them.
+
+  Args:
+    lengths: of the sequences, at most `longest`.
+    number: how many to choose.
+    longest: no choice exceeds it.
+
+  Returns:
+    At most `number` of them, ascending, multiples of 8 or `longest`; the last one holds all sequences.
+  """
+  edges = np.minimum(_round_up(np.unique(_round_up(lengths))), longest)
+  below = np.searchsorted(np.sort(lengths), edges, side='right')  # Sequences that fit each.
+  # cost[j]: tokens of the sequences up to edge j, the last choice being j; by dynamic programming over choices.
+  cost, chosen = below * edges, [[edge] for edge in edges]
+  for _ in range(number - 1):
+    step = cost[:, None] + (below - below[:, None]) * edges  # [previous choice, next one]
+    step[np.tril_indices(len(edges))] = np.iinfo(int).max
+    better = step.min(axis=0) < cost
+    before = step.argmin(axis=0)
+    chosen = [
+      [*chosen[b], e] if m else c for b, e, m, c in zip(before, edges, better, chosen, strict=True)
+    ]
+    cost = np.where(better, step.min(axis=0), cost)
+  return [int(edge) for edge in chosen[-1]]
+
+
+def _round_up(length):
+  return -(-length // 8) * 8
+
+
+def _plan(
+  shapes: _Shapes, batch_size: int, seed: int, epoch: int
+) -> list[tuple[tuple[int, int], Int[np.ndarray, 'B']]]:
+  """The batches of an epoch: shape and groups. What does not fill a batch of its shape goes to the next larger one."""
+  rng = np.random.default_rng([seed, epoch])
+  order = rng.permutation(len(shapes.smallest))
+  waiting = [order[shapes.smallest[order] == number] for number in range(len(shapes.of))] + [
+    order[:0]
+  ]
+  batches = []
+  for number, shape in enumerate(shapes.of):
+    full = len(waiting[number]) // batch_size * batch_size
+    batches += [(shape, members) for members in waiting[number][:full].reshape(-1, batch_size)]
+    after = shapes.after[number]
+    waiting[after] = np.concatenate([waiting[number][full:], waiting[after]])
+  if len(shapes.of) == 1:
+    return batches
+  return [batches[place] for place in rng.permutation(len(batches))]
+
+
+def _cut(batch: Batch, prompt_length: int, response_length: int) -> Batch:
+  """The batch without the columns that only hold padding."""
+  if isinstance(batch, Prompts):
+    return batch._replace(tokens=batch.tokens[:, :prompt_length])
+  cut = lambda x: jax.tree.map(lambda leaf: leaf[:, :response_length], x)
+  fields = {name: cut(x) for name, x in batch._asdict().items() if isinstance(x, Rollout)}
+  return batch._replace(prompts=_cut(batch.prompts, prompt_length, 0), **fields)
 
 
 def everything(

@@ -5,6 +5,7 @@ SFT, the preference model, the reward model and every policy method run through 
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -97,9 +98,9 @@ def train(
   _check(num_microbatches, ema_decay)
   steps = _Steps(algorithm, optimizer, num_microbatches, ema_decay)
   window = _Window()
-  for step in range(int(state.step), num_steps):
+  for step, batch in _read_ahead(batches, range(int(state.step), num_steps)):
     clock = _Clock()
-    state, rollout, metrics = steps(state, next(batches), clock)
+    state, rollout, metrics = steps(state, batch, clock)
     metrics = {name: float(value) for name, value in metrics.items()}
     if not (np.isfinite(metrics['loss']) and np.isfinite(metrics['gradient_norm'])):
       raise NonFiniteError(step, rollout)
@@ -110,6 +111,17 @@ def train(
     if step + 1 == num_steps or (save_every and (step + 1) % save_every == 0):
       hooks.save(state)
   return state
+
+
+def _read_ahead(batches: Iterator[Any], steps: range) -> Iterator[tuple[int, Any]]:
+  """Steps and their batches; the next one is read and moved to the device while this one is worked on."""
+  read = lambda: jax.device_put(next(batches))
+  with futures.ThreadPoolExecutor(max_workers=1) as reader:
+    ahead = None
+    for step in steps:
+      batch = (ahead or reader.submit(read)).result()
+      ahead = reader.submit(read) if step + 1 in steps else None
+      yield step, batch
 
 
 class _Steps:
