@@ -99,7 +99,10 @@ def main() -> None:
   kind = json.loads((root / 'policy' / 'config.json').read_text())['model_type']
   auto = transformers.AutoModelForSeq2SeqLM if kind == 't5' else transformers.AutoModelForCausalLM
   model = auto.from_pretrained(root / 'policy', dtype=torch.float32).eval()
-  result = {'Hugging Face generate': generate(model, torch.tensor(prompts), length)}
+  result = {
+    'Hugging Face generate': generate(model, torch.tensor(prompts), length),
+    'first token': generate(model, torch.tensor(prompts), 1),
+  }
   if '--generate_only' not in sys.argv and kind != 't5':
     result['TRL 1.13.0, its default'] = trl_step(root, prompts, length)
     result['TRL 1.13.0, no checkpointing'] = trl_step(

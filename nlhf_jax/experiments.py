@@ -4,6 +4,7 @@ A run is a directory: config.gin, checkpoints/, metrics.jsonl and TensorBoard ev
 relative to their common parent: a policy starts from 'sft' and is judged by 'preference'.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -233,10 +235,16 @@ def prepare(experiment: Experiment, runs: pathlib.Path) -> tuple[Algorithm, Trai
   needs = [] if experiment.feedback is None else [experiment.feedback(runs)]
   algorithm = experiment.algorithm(_trained_model(experiment), *needs)
   _check_sets(experiment, algorithm)
-  start, adapted = None, experiment.adapters is not None
-  if adapted or experiment.start_from is not None:
+  start = None
+  if experiment.adapters is not None or experiment.start_from is not None:
     start = load_params(experiment.model, experiment.start_from, runs)
-  state = loop.init_state(
+  return algorithm, _first_state(experiment, algorithm, start)
+
+
+def _first_state(experiment: Experiment, algorithm: Algorithm, start: Params | None) -> TrainState:
+  """The state before the first step, from the parameters that the run starts from."""
+  adapted = experiment.adapters is not None
+  return loop.init_state(
     algorithm,
     experiment.optimizer,
     experiment.seed,
@@ -245,7 +253,6 @@ def prepare(experiment: Experiment, runs: pathlib.Path) -> tuple[Algorithm, Trai
     base=start if adapted else None,
     with_ema=experiment.ema_decay is not None,
   )
-  return algorithm, state
 
 
 def _trained_model(experiment: Experiment) -> Model:
@@ -285,18 +292,38 @@ def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Pa
   return path
 
 
-def summary(experiment: Experiment) -> dict[str, Any]:
-  """What a dry run reports: parameters and batch, by shape, without running a step."""
+def summary(experiment: Experiment, runs: pathlib.Path) -> dict[str, Any]:
+  """What a dry run reports: parameters, batch and memory, by shape, without running a step.
+
+  Args:
+    experiment: whose run it would be.
+    runs: the directory that holds the runs; a judge that is not there yet is left out of the memory.
+  """
+  try:
+    needs = [] if experiment.feedback is None else [experiment.feedback(runs)]
+    lacking = None
+  except FileNotFoundError as error:
+    needs, lacking = [lambda prompts, y, *_: jnp.zeros(y.shape[0])], str(error)
+  algorithm = experiment.algorithm(_trained_model(experiment), *needs)
+  _check_sets(experiment, algorithm)
   model = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
-  params = jax.eval_shape(_trained_model(experiment).init, jax.random.PRNGKey(0))
-  opt_state = jax.eval_shape(experiment.optimizer.init, params)
+  state = jax.eval_shape(functools.partial(_first_state, experiment, algorithm), model)
   batch = next(experiment.batches(start=0))
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  needed = loop.memory(
+    algorithm,
+    experiment.optimizer,
+    state,
+    batch,
+    num_microbatches=experiment.num_microbatches,
+    ema_decay=experiment.ema_decay,
+  )
   return {
     'parameters': sum(x.size for x in jax.tree.leaves(model)),
     'parameter_bytes': size(model),
-    'trained_parameters': sum(x.size for x in jax.tree.leaves(params)),
-    'optimizer_bytes': size(opt_state),
+    'trained_parameters': sum(x.size for x in jax.tree.leaves(state.params.online)),
+    'optimizer_bytes': size(state.opt_state),
     'batch': jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', batch._asdict()),
+    'memory_bytes': needed | ({} if lacking is None else {'without_judge': lacking}),
     'devices': [str(device) for device in jax.devices()],
   }

@@ -253,7 +253,8 @@ def _train(args: argparse.Namespace) -> None:
 
   experiment, config = _configure(args, [], 'Experiment')
   if args.dry_run:
-    print(json.dumps(experiments.summary(experiment), indent=2))
+    runs = pathlib.Path(args.run_dir).parent
+    print(json.dumps(experiments.summary(experiment, runs), indent=2))
     return
   experiments.train(experiment, pathlib.Path(args.run_dir), config)
   print(f'Trained: {args.run_dir}')

@@ -113,7 +113,12 @@ def reward_fn(model: RewardModel, params: Params) -> RewardFn:
 
 def bradley_terry(reward: RewardFn) -> PreferenceFn:
   """P(y ≻ y'|x) = σ(r(x, y) − r(x, y'))."""
-  return lambda *pair: pm.exact_sigmoid(_difference(reward, *pair))
+
+  def preference(prompts, response, alternative):
+    pair = jnp.asarray(response), jnp.asarray(alternative)  # What was read is NumPy's.
+    return pm.exact_sigmoid(_difference(reward, prompts, *pair))
+
+  return preference
 
 
 def _difference(

@@ -61,5 +61,6 @@ def test_every_network_resolves(path, tmp_path, capsys):
     '--dry_run',
   ]
   small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8']
+  small += ['--gin.BATCH_SIZE=2', '--gin.SCAN_LAYERS=True']
   assert main.main([*argv, f'--run_dir={tmp_path / "run"}', *small]) == 0
   assert '"parameters"' in capsys.readouterr().out

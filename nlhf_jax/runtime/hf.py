@@ -5,6 +5,7 @@ it is in memory at a time.
 """
 
 import collections
+import dataclasses
 import json
 import pathlib
 import re
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nlhf_jax.networks import t5
+from nlhf_jax.networks import layers, t5
 from nlhf_jax.runtime import hf_models, run_directory
 from nlhf_jax.types import Params
 
@@ -95,9 +96,14 @@ def special_ids(values: Mapping[str, Any], ids: Ids = AS_SAID) -> tuple[int, int
   return pad, eos
 
 
-def network(name: str | pathlib.Path, dtype: Any = 'float32', ids: Ids = AS_SAID) -> nn.Module:
-  """The network of a model, without its weights; arguments as of `config`."""
-  return hf_models.network_of(config(name, dtype, ids))
+def network(
+  name: str | pathlib.Path,
+  dtype: Any = 'float32',
+  ids: Ids = AS_SAID,
+  execution: layers.Execution = layers.PLAIN,
+) -> nn.Module:
+  """The network of a model, without its weights; arguments as of `config`, and how its layers are run."""
+  return hf_models.network_of(dataclasses.replace(config(name, dtype, ids), execution=execution))
 
 
 def weights(name: str | pathlib.Path, ids: Ids = AS_SAID) -> Callable[[Params], Params]:

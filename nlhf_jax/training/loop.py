@@ -113,6 +113,66 @@ def train(
   return state
 
 
+def memory(
+  algorithm: Algorithm,
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  batch: Any,
+  *,
+  num_microbatches: int = 1,
+  ema_decay: float | None = None,
+) -> dict[str, int]:
+  """Bytes that a step needs on the device, by what its compiled programs say; nothing is run.
+
+  Args:
+    algorithm, optimizer, num_microbatches, ema_decay: as of `train`.
+    state, batch: arrays, or their shapes.
+
+  Returns:
+    What lies there all the time ('state': all parameter sets and the optimizer's state; 'judge': its weights, where it
+    runs on the device), what each phase needs besides, and the peak.
+  """
+  rng = state.rng
+  params = _over_base(state.params)
+  if algorithm.half_step is not None:
+    params = params._replace(half=params.online)
+  rollout = jax.eval_shape(algorithm.sample, params, batch, rng)
+  judge_weights, judge, judged = _memory_of_judge(algorithm.judge, rollout)
+  trained = state.params.online, state.params.ema, state.opt_state
+  update = jax.jit(_update(algorithm, optimizer, num_microbatches, ema_decay), donate_argnums=0)
+  phases = {
+    'sample': _needed(jax.jit(algorithm.sample), params, batch, rng),
+    'judge': judge,
+    'update': _needed(update, trained, state.params.base, judged),
+  }
+  half = _size(trained) if algorithm.half_step is not None else 0
+  lasting = {'state': _size(state) + half, 'judge_weights': judge_weights, 'batch': _size(judged)}
+  return lasting | phases | {'peak': sum(lasting.values()) + max(phases.values())}
+
+
+def _memory_of_judge(judge, rollout) -> tuple[int, int, Any]:
+  """Its weights, what it needs besides, and the shape of a judged rollout; 0 where it runs on the host."""
+  try:
+    traced, judged = jax.make_jaxpr(judge, return_shape=True)(rollout)
+  except jax.errors.JAXTypeError:  # It looks at numbers.
+    return 0, 0, jax.tree.map(jnp.zeros_like, judge(jax.tree.map(_ones, rollout)))
+  return sum(x.nbytes for x in traced.consts), _needed(jax.jit(judge), rollout), judged
+
+
+def _ones(shape: jax.ShapeDtypeStruct) -> jax.Array:
+  return jnp.ones(shape.shape, shape.dtype)
+
+
+def _needed(compiled, *args) -> int:
+  """Temporary memory of a program, and that of its results which do not take the place of arguments."""
+  found = compiled.lower(*args).compile().memory_analysis()
+  return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+
+
+def _size(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def _read_ahead(batches: Iterator[Any], steps: range) -> Iterator[tuple[int, Any]]:
   """Steps and their batches; the next one is read and moved to the device while this one is worked on."""
   read = lambda: jax.device_put(next(batches))
