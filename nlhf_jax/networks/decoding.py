@@ -50,7 +50,7 @@ class Decoder(NamedTuple):
 
 
 # Kernels of fewer weights are not worth a copy.
-_LARGE = 2**19
+_LARGE = 2**16
 
 
 def of_network(network: nn.Module, max_length: int) -> Decoder:
