@@ -50,10 +50,12 @@ def method(
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Contrast:
     y, y2, *opponent = policy.play(params, players, prompts, rng, num_samples)
-    logp = {
-      name: pair_logp(policy, getattr(params, name), prompts, y, y2)
-      for name in sorted({'reference', *anchor})
-    }
+    logp = {}
+    for name in sorted({'reference', *anchor}):
+      if policy.whole and list(players[:2]) == [{name: 1.0}] * 2:  # Who drew them has said it.
+        logp[name] = jnp.stack([jnp.sum(x.token_logp, axis=-1) for x in (y, y2)], axis=-1)
+      else:
+        logp[name] = pair_logp(policy, getattr(params, name), prompts, y, y2)
     third = opponent[0] if opponent else None
     return Contrast(prompts, y, y2, third, logp['reference'], mix(anchor, logp))
 

@@ -39,7 +39,9 @@ def adapt(model: Model, lora: Lora) -> Model:
   def merged(function):
     return lambda params, *args, **kwargs: function(_merge_all(lora, params), *args, **kwargs)
 
-  functions = {name: merged(f) for name, f in model._asdict().items() if name != 'init'}
+  functions = {
+    name: merged(f) for name, f in model._asdict().items() if callable(f) and name != 'init'
+  }
   return model._replace(
     init=lambda rng: init(lora, jax.eval_shape(model.init, rng), rng), **functions
   )

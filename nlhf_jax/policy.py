@@ -44,7 +44,8 @@ def from_network(
   def play(params, players, prompts, rng, num_samples=1):
     return mixture.play(decoder, sampling, params, players, prompts, rng, num_samples)
 
-  return Policy(init, log_prob, functools.partial(_sample_alone, play), play)
+  whole = not sampling.top_k and sampling.top_p == 1
+  return Policy(init, log_prob, functools.partial(_sample_alone, play), play, whole)
 
 
 def _sample_alone(play, params: Params, prompts: Prompts, rng: PRNGKey, num_samples: int = 1):

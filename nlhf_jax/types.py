@@ -149,6 +149,8 @@ class Policy(NamedTuple):
   play: Callable[
     ..., tuple[Rollout, ...]
   ]  # (policy_params, players, prompts, rng, num_samples=1), in one loop.
+  # Whether samples are drawn from the whole distribution, so that their `token_logp` is what `log_prob` would say.
+  whole: bool = True
 
 
 class Algorithm(NamedTuple):

@@ -12,6 +12,7 @@ from nlhf_jax import algorithms, contrast
 from nlhf_jax.policy import as_rollout
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop
+from nlhf_jax.types import PolicyParams
 
 QUIET = loop.Hooks(lambda step, metrics: None, lambda state: None)
 
@@ -122,3 +123,28 @@ def test_a_half_step_is_forgotten(tiny_policy, tiny_params, tiny_prompts):
 def test_a_wrong_constant_is_named(method, settings, message, tiny_policy):
   with pytest.raises(ValueError, match=message):
     method(tiny_policy, later_wins, **settings)
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_what_the_sampler_said_is_not_computed_again(whole, tiny_policy, tiny_params, tiny_prompts):
+  """Samples of a snapshot carry its log-probs; where sampling was truncated they are computed."""
+  scored = []
+
+  def log_prob(params, *args):
+    scored.append(params)
+    return tiny_policy.log_prob(params, *args)
+
+  method = algorithms.sppo(
+    tiny_policy._replace(log_prob=log_prob, whole=whole),
+    later_wins,
+    eta=1.0,
+    refresh_every=3,
+    num_samples=2,
+  )
+  sets = PolicyParams(tiny_params[0], None, tiny_params[0], past=tiny_params[1])
+  batch = method.sample(sets, tiny_prompts, jax.random.PRNGKey(0))
+  assert sum(params is tiny_params[1] for params in scored) == (0 if whole else 1)
+  expected = contrast.pair_logp(
+    tiny_policy, tiny_params[1], tiny_prompts, batch.response, batch.alternative
+  )
+  np.testing.assert_allclose(batch.anchor_logp, expected, atol=2e-5)
