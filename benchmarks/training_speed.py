@@ -231,7 +231,7 @@ def turns(setting: Setting, machine) -> dict:
   lengths, result = [], {}
   for name, seats in {'side by side': 0, 'in turns': batch // 4}.items():
     # Every fortieth token or so ends a response.
-    decoder = _ending(decoding.of_network(setting.network, 256), 1 / 40)
+    decoder = _ending(decoding.of_network(setting.network), 1 / 40)
     sampling = decoding.Sampling(256, num_seats=seats)
     play = jax.jit(
       lambda sets, rng, sampling=sampling, decoder=decoder: mixture.play(

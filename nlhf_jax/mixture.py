@@ -87,12 +87,15 @@ def play(
   in_turns = 0 < sampling.num_seats < num_prompts
   seats = sampling.num_seats if in_turns else num_prompts
 
+  room = sampling.max_length
+  if decoder.grow is not None and not in_turns:
+    room = decoding.stages(room)[0]
   weights, caches = {}, {}
   for name, numbers in users.items():
     lanes = seats * len(numbers) * num_samples
     weights[name] = decoder.weights(getattr(params, name), lanes)
     reads = jax.tree.map(lambda x: x[:seats], encoded[name])
-    caches[name] = decoder.empty(weights[name], reads, lanes)
+    caches[name] = decoder.empty(weights[name], reads, lanes, room)
 
   def step(
     encoded: dict[str, Any],
@@ -111,7 +114,8 @@ def play(
     rollout = decoding.sample_in_turns(step, encoded, caches, num_lanes, rng, sampling)
   else:
     together = lambda caches, tokens: step(encoded, caches, tokens, None)
-    rollout = decoding.sample(together, caches, num_prompts * num_lanes, rng, sampling)
+    grow = decoder.grow and (lambda caches, n: {k: decoder.grow(x, n) for k, x in caches.items()})
+    rollout = decoding.sample(together, caches, num_prompts * num_lanes, rng, sampling, grow)
   return tuple(
     jax.tree.map(lambda x, number=number: _lanes_of(table, x, [number]), rollout)
     for number in range(len(players))

@@ -25,7 +25,7 @@ def from_network(
       again for a gradient.
   """
   decoding.validate(sampling)
-  decoder = _never_padding(decoding.of_network(network, sampling.max_length))
+  decoder = _never_padding(decoding.of_network(network))
 
   def init(rng: PRNGKey) -> Params:
     dummy = jnp.ones((1, 2), jnp.int32)

@@ -128,10 +128,18 @@ def chat_model(tmp_path_factory) -> pathlib.Path:
   return directory
 
 
-def opened(decoder: decoding.Decoder, params, prompt_tokens, lanes: int):
-  """A compiled step (cache, tokens) -> (logits, cache) after some prompts, and an empty cache; lanes to a prompt."""
+def opened(decoder: decoding.Decoder, params, prompt_tokens, lanes: int, length: int):
+  """A compiled step (cache, tokens) -> (logits, cache) after some prompts, and an empty cache.
+
+  Args:
+    decoder: a network's functions.
+    params: its weights.
+    prompt_tokens: the prompts.
+    lanes: responses to each.
+    length: tokens that there is room for.
+  """
   num_lanes = prompt_tokens.shape[0] * lanes
   weights = decoder.weights(params, num_lanes)
   encoded = jax.jit(decoder.encode)(params, prompt_tokens)
   step = jax.jit(lambda cache, tokens: decoder.step(weights, encoded, cache, tokens, None))
-  return step, decoder.empty(weights, encoded, num_lanes)
+  return step, decoder.empty(weights, encoded, num_lanes, length)

@@ -74,7 +74,7 @@ def tabular_policy() -> Policy:
   decoder = decoding.Decoder(
     weights=lambda params, lanes: params,
     encode=lambda params, prompt_tokens: prompt_tokens,
-    empty=lambda params, encoded, lanes: jnp.zeros(lanes, jnp.int32),
+    empty=lambda params, encoded, lanes, length: jnp.zeros(lanes, jnp.int32),
     step=step,
   )
   play = functools.partial(mixture.play, decoder, sampling)

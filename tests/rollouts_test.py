@@ -49,3 +49,18 @@ def test_kernels_laid_output_major_change_nothing(family, monkeypatch):
 def test_an_unknown_rematerialisation_is_refused():
   with pytest.raises(ValueError, match="remat must be one of none, layers, dots, got 'all'"):
     make_rollouts.step('llama', Execution(remat='all'))
+
+
+@pytest.mark.parametrize('family', ['t5_1_1', 'mistral'])
+def test_caches_that_grow_change_nothing(family, monkeypatch):
+  monkeypatch.setattr(decoding, 'stages', lambda length: [2, 5, length])
+  check(family, make_rollouts.step(family))
+
+
+def test_caches_double_up_to_the_length_that_is_asked_for():
+  assert [decoding.stages(n) for n in (1, 128, 129, 512)] == [
+    [1],
+    [128],
+    [65, 129],
+    [128, 256, 512],
+  ]

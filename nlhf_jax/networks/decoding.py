@@ -7,6 +7,7 @@ the next logits, so what they draw from may as well be a mixture of networks.
 have ended, the next prompt takes its seat. Both draw the same responses, since a lane's draws depend on its own key alone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,21 +41,23 @@ class Decoder(NamedTuple):
   weights: Callable[[Params, int], Params]
   # What responses read of prompts [B, S]: a pytree whose leaves have B rows.
   encode: Callable[[Params, Int[Array, 'B S']], Any]
-  # Memory of what L responses hold so far: nothing yet.
-  empty: Callable[[Params, Any, int], Any]
+  # Memory of L responses, with room for so many tokens of each; it holds nothing yet.
+  empty: Callable[[Params, Any, int, int], Any]  # (params, encoded, lanes, length)
   # Logits of the next token and the cache, from the last tokens [L] (0 at first) and their positions [L] in their responses;
   # None: all lanes began together.
   step: Callable[
     ..., tuple[Float[Array, 'L V'], Any]
   ]  # (params, encoded, cache, tokens, positions)
+  # The same memory with room for more tokens; None: it does not grow.
+  grow: Callable[[Any, int], Any] | None = None
 
 
 # Kernels of fewer weights are not worth a copy.
 _LARGE = 2**16
 
 
-def of_network(network: nn.Module, max_length: int) -> Decoder:
-  """The functions of a network with `encode` and `decode`, for responses of up to `max_length` tokens.
+def of_network(network: nn.Module) -> Decoder:
+  """The functions of a network with `encode` and `decode`.
 
   A network that has `read` too, as ours do, prepares its encoding for many steps there, and can be asked for lanes that
   did not begin together; T5X's cannot.
@@ -81,7 +84,7 @@ def of_network(network: nn.Module, max_length: int) -> Decoder:
     encoded = run('encode', prompt_tokens, enable_dropout=False)
     return run('read', encoded) if ours else encoded, prompt_tokens
 
-  def step(params, encoded, cache, tokens: Int[Array, 'L'], positions=None):
+  def step(params, encoded, cache, tokens: Int[Array, 'L'], positions=None, length=None):
     if positions is not None and not ours:
       raise ValueError('A network of T5X decodes all lanes side by side: set num_seats = 0.')
     logits, changed = network.apply(
@@ -92,18 +95,50 @@ def of_network(network: nn.Module, max_length: int) -> Decoder:
       decoder_positions=None if positions is None else positions[:, None],
       enable_dropout=False,
       decode=True,
-      max_decode_length=max_length,
+      max_decode_length=length or _room(cache),
       mutable=['cache'],
       method='decode',
     )
     return logits[:, 0], changed['cache']
 
-  def empty(params, encoded, num_lanes: int):
+  def empty(params, encoded, num_lanes: int, length: int):
     first = jnp.zeros(num_lanes, jnp.int32)
-    _, cache = jax.eval_shape(step, params, encoded, {}, first)
+    begin = functools.partial(step, cache={}, length=length)
+    _, cache = jax.eval_shape(
+      lambda *args: begin(*args[:2], tokens=args[2]), params, encoded, first
+    )
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
 
-  return Decoder(weights, encode, empty, step)
+  return Decoder(weights, encode, empty, step, _grow if ours else None)
+
+
+_LENGTH_AXIS = {'cached_key': 3, 'cached_value': 2}
+
+
+def _room(cache: Any) -> int:
+  """Tokens that each response has room for."""
+  leaves = flax.traverse_util.flatten_dict(cache)
+  return next(x.shape[-1] for path, x in leaves.items() if path[-1] == 'cached_key')
+
+
+def _grow(cache: Any, length: int) -> Any:
+  def enlarge(path, x):
+    axis = _LENGTH_AXIS.get(path[-1])
+    if axis is None:
+      return x
+    more = [(0, length - x.shape[n] if n == axis else 0) for n in range(x.ndim)]
+    return jnp.pad(x, more)
+
+  leaves = flax.traverse_util.flatten_dict(cache)
+  return flax.traverse_util.unflatten_dict({path: enlarge(path, x) for path, x in leaves.items()})
+
+
+def stages(length: int) -> list[int]:
+  """Lengths that a cache has one after another: a short response should not read room for a long one at each step.
+
+  A program is compiled for each, so that short ones have but one.
+  """
+  return [length] if length <= 128 else [*stages(-(-length // 2)), length]
 
 
 def validate(sampling: Sampling) -> None:
@@ -124,7 +159,14 @@ def validate(sampling: Sampling) -> None:
 Step = Callable[[Any, Int[Array, 'L']], tuple[Float[Array, 'L V'], Any]]
 
 
-def sample(step: Step, cache: Any, num_lanes: int, rng: PRNGKey, sampling: Sampling) -> Rollout:
+def sample(
+  step: Step,
+  cache: Any,
+  num_lanes: int,
+  rng: PRNGKey,
+  sampling: Sampling,
+  grow: Callable[[Any, int], Any] | None = None,
+) -> Rollout:
   """Draws a response in each lane; stops as soon as all have ended.
 
   A lane's draws depend on its own key alone, so the same lane gets the same response in whatever
@@ -132,10 +174,11 @@ def sample(step: Step, cache: Any, num_lanes: int, rng: PRNGKey, sampling: Sampl
 
   Args:
     step: cache and last tokens (0 at first) in, logits of the next token and cache out.
-    cache: whatever `step` carries; empty.
+    cache: whatever `step` carries; empty, with room for the first of `stages(T)` if it can grow, or else for T tokens.
     num_lanes: L.
     rng: one key, split over lanes.
     sampling: static.
+    grow: gives a cache more room.
 
   Returns:
     Tokens (0 after EOS), mask, and log-probs under the distribution that they were drawn from:
@@ -152,13 +195,18 @@ def sample(step: Step, cache: Any, num_lanes: int, rng: PRNGKey, sampling: Sampl
     out = jax.tree.map(lambda rows, x: rows.at[:, t].set(x), out, drawn)
     return t + 1, cache, token, ended | (token == sampling.eos_id), out
 
-  def unfinished(carry):
+  def unfinished(carry, until):
     t, _, _, ended, _ = carry
-    return (t < length) & ~jnp.all(ended)
+    return (t < until) & ~jnp.all(ended)
 
   nothing = jnp.zeros(num_lanes, jnp.int32), jnp.zeros(num_lanes, bool)
-  *_, out = jax.lax.while_loop(unfinished, body, (0, cache, *nothing, _blank((num_lanes, length))))
-  return out
+  carry = 0, cache, *nothing, _blank((num_lanes, length))
+  for number, until in enumerate(stages(length) if grow else [length]):
+    if number > 0:
+      t, cache, *rest = carry
+      carry = t, grow(cache, until), *rest
+    carry = jax.lax.while_loop(functools.partial(unfinished, until=until), body, carry)
+  return carry[-1]
 
 
 class _Seated(NamedTuple):

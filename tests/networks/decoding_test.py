@@ -93,11 +93,11 @@ def test_cached_equals_uncached(sampling):
   network, params = _tiny_t5()
   prompts = jnp.array([[3, 4, 5, 6], [2, 5, 0, 0], [6, 0, 0, 0], [5, 5, 2, 0]])
   rng = jax.random.key(5)
-  decoder = decoding.of_network(network, sampling.max_length)
+  decoder = decoding.of_network(network)
 
   @jax.jit
   def fast(params):
-    step, cache = opened(decoder, params, prompts, 2)
+    step, cache = opened(decoder, params, prompts, 2, sampling.max_length)
     return decoding.sample(step, cache, 8, rng, sampling)
 
   @jax.jit

@@ -166,9 +166,9 @@ def test_responses_of_one_prompt_share_it_as_if_it_were_repeated(tiny):
 
 def test_lanes_of_a_prompt_equal_repeated_prompts(tiny):
   network, params = tiny
-  decoder = decoding.of_network(network, max_length=4)
-  shared, cache = opened(decoder, params, PROMPTS, 2)
-  repeated, repeated_cache = opened(decoder, params, jnp.repeat(PROMPTS, 2, axis=0), 1)
+  decoder = decoding.of_network(network)
+  shared, cache = opened(decoder, params, PROMPTS, 2, 4)
+  repeated, repeated_cache = opened(decoder, params, jnp.repeat(PROMPTS, 2, axis=0), 1, 4)
   for tokens in (jnp.zeros(6, jnp.int32), jnp.array([2, 3, 4, 5, 6, 7])):
     logits, cache = shared(cache, tokens)
     expected, repeated_cache = repeated(repeated_cache, tokens)
@@ -177,8 +177,8 @@ def test_lanes_of_a_prompt_equal_repeated_prompts(tiny):
 
 def test_cache_holds_responses_and_the_encoding_each_prompt_once(tiny):
   network, params = tiny
-  decoder = decoding.of_network(network, max_length=5)
-  step, cache = opened(decoder, params, PROMPTS, 2)
+  decoder = decoding.of_network(network)
+  step, cache = opened(decoder, params, PROMPTS, 2, 5)
   _, cache = step(cache, jnp.zeros(6, jnp.int32))
   heads, d = TINY.num_heads, TINY.head_dim
   for layer in ('layers_0', 'layers_1'):

@@ -79,7 +79,7 @@ def test_cached_decoding_equals_uncached(family):
   responses = np.random.default_rng(0).integers(10, 24, (6, 8)).astype(np.int32)
   inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
   expected = jax.jit(network.apply)({'params': params}, prompts, inputs, responses)
-  step, cache = opened(decoding.of_network(network, max_length=8), params, prompts, 2)
+  step, cache = opened(decoding.of_network(network), params, prompts, 2, 8)
   found = []
   for token in inputs.T:
     logits, cache = step(cache, jnp.asarray(token))
