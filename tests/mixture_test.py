@@ -187,9 +187,7 @@ def test_few_seats_take_as_many_steps_as_their_lanes_need():
     return jnp.where(ends[:, None], jnp.array([0, 9.0, 0]), jnp.array([0, 0, 9.0])), count
 
   sampling = decoding.Sampling(6, temperature=0, num_seats=2)
-  rollout = decoding.sample_in_turns(
-    step, lengths, jnp.zeros(()), 1, jax.random.PRNGKey(0), sampling
-  )
+  rollout = decoding.sample_in_turns(step, lengths, jnp.zeros(()), 1, jax.random.key(0), sampling)
   jax.effects_barrier()
   np.testing.assert_array_equal(rollout.mask.sum(-1), lengths)
   assert len(steps) == 5  # 9 tokens in two seats.

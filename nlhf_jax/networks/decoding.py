@@ -241,7 +241,8 @@ def sample_in_turns(
   """
   seats, length = sampling.num_seats, sampling.max_length
   num_prompts = jax.tree.leaves(encoded)[0].shape[0]
-  keys = jax.random.split(rng, num_prompts * num_lanes).reshape(num_prompts, num_lanes, -1)
+  keys = jax.random.split(rng, num_prompts * num_lanes)
+  keys = keys.reshape(num_prompts, num_lanes, *keys.shape[1:])
   of_seats = lambda flags, x: flags.reshape(-1, *[1] * (x.ndim - 1))
 
   def seat(state: _Seated) -> _Seated:
@@ -266,7 +267,8 @@ def sample_in_turns(
     """A token in every lane."""
     positions = jnp.repeat(state.position, num_lanes)
     logits, cache = step(state.reads, state.cache, state.token.reshape(-1), positions)
-    own = keys[jnp.minimum(state.prompt, num_prompts - 1)].reshape(seats * num_lanes, -1)
+    own = keys[jnp.minimum(state.prompt, num_prompts - 1)]
+    own = own.reshape(seats * num_lanes, *keys.shape[2:])
     ended = state.ended.reshape(-1)
     token, logp = _draw(_keys_at(own, positions), logits, ended, sampling)
     drawn = Rollout(token, ~ended, logp)
@@ -291,7 +293,16 @@ def sample_in_turns(
   def unfinished(state: _Seated):
     return (state.waiting < num_prompts) | ~jnp.all(state.ended)
 
-  start = _Seated(
+  start = _empty_seats(encoded, cache, seats, (num_prompts, num_lanes, length))
+  turn = lambda state: jax.lax.while_loop(busy, draw, seat(state))
+  out = jax.lax.while_loop(unfinished, turn, start).out
+  return jax.tree.map(lambda x: x[:-1].reshape(-1, length), out)
+
+
+def _empty_seats(encoded: Any, cache: Any, seats: int, shape: tuple[int, int, int]) -> _Seated:
+  """Before anybody sits down; the shape is that of all responses, [B, M, T]."""
+  num_prompts, num_lanes, length = shape
+  return _Seated(
     prompt=jnp.full(seats, num_prompts),
     position=jnp.zeros(seats, jnp.int32),
     token=jnp.zeros((seats, num_lanes), jnp.int32),
@@ -301,9 +312,6 @@ def sample_in_turns(
     cache=cache,
     out=_blank((num_prompts + 1, num_lanes, length)),
   )
-  turn = lambda state: jax.lax.while_loop(busy, draw, seat(state))
-  out = jax.lax.while_loop(unfinished, turn, start).out
-  return jax.tree.map(lambda x: x[:-1].reshape(-1, length), out)
 
 
 def _blank(shape: tuple[int, ...]) -> Rollout:
