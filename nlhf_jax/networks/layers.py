@@ -251,8 +251,8 @@ def append_to_cache(attention: nn.Module, new: Encoded, cache: Cache) -> Encoded
 class Execution(NamedTuple):
   """How the layers of a stack are run where a gradient may be taken; results are the same."""
 
-  # One compiled layer for all: programs compile in a time that does not grow with depth. The weights of the layers are
-  # stacked anew at each step; dropout must be off.
+  # One compiled layer for all: programs compile sooner. The weights of the layers are stacked anew at each step, which takes
+  # memory, and time on a CPU (docs/LOG.md); dropout must be off.
   scan: bool = False
   # What is computed again in the backward pass: 'none', 'layers' (all that is inside of them) or 'dots' (all but products
   # with weights). Dropout must be off.
