@@ -5,7 +5,6 @@
 On Linux without an accelerator the peak of the resident set is taken, less what the process holds that is no array.
 """
 
-import argparse
 import ctypes
 import gc
 import json
@@ -13,7 +12,7 @@ import pathlib
 
 import jax
 import optax
-from training_speed import SIZES, Setting
+import training_speed
 
 from nlhf_jax.training import loop
 
@@ -39,21 +38,8 @@ def peak_of(step) -> int:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  add = parser.add_argument
-  add('--size', choices=SIZES, default='test')
-  add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of activations')
-  add('--batch', type=int, default=8)
-  add('--prompt', type=int, default=256)
-  add('--response', type=int, default=32)
-  add('--scan', action='store_true', help='one compiled layer for all in training')
-  add('--remat', default='none', help='none, layers or dots')
-  add('--output', required=True)
-  args = parser.parse_args()
-  sizes = args.size, args.dtype, args.batch, args.prompt, args.response
-  setting = Setting(*sizes, scan=args.scan, remat=args.remat)
+  args = training_speed.arguments(__doc__).parse_args()
+  setting = training_speed.setting_of(args)
   optimizer, method = optax.adamw(1e-5), setting.method()
   state = loop.init_state(method, optimizer, 0, online=setting.params, reference=setting.reference)
   setting.params = None  # The state has a copy of its own.

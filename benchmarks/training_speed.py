@@ -307,9 +307,10 @@ def peers(setting: Setting, generate_only: bool) -> dict:
 PARTS = {'decode': decode, 'scaling': scaling, 'turns': turns, 'step': step}
 
 
-def main() -> None:
+def arguments(description: str) -> argparse.ArgumentParser:
+  """What says which setting is measured."""
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=description, formatter_class=argparse.RawTextHelpFormatter
   )
   add = parser.add_argument
   add('--size', choices=SIZES, default='test')
@@ -317,15 +318,25 @@ def main() -> None:
   add('--batch', type=int, default=8)
   add('--prompt', type=int, default=256)
   add('--response', type=int, default=32)
-  add('--parts', nargs='+', choices=PARTS, default=['decode', 'step'])
   add('--scan', action='store_true', help='one compiled layer for all in training')
   add('--remat', default='none', help='none, layers or dots')
+  add('--output', required=True)
+  return parser
+
+
+def setting_of(args: argparse.Namespace) -> Setting:
+  sizes = args.size, args.dtype, args.batch, args.prompt, args.response
+  return Setting(*sizes, scan=args.scan, remat=args.remat)
+
+
+def main() -> None:
+  parser = arguments(__doc__)
+  add = parser.add_argument
+  add('--parts', nargs='+', choices=PARTS, default=['decode', 'step'])
   add('--peers', action='store_true', help='beside Hugging Face, and TRL')
   add('--generate_only', action='store_true', help='of the peers, no TRL')
-  add('--output', required=True)
   args = parser.parse_args()
-  sizes = args.size, args.dtype, args.batch, args.prompt, args.response
-  setting = Setting(*sizes, scan=args.scan, remat=args.remat)
+  setting = setting_of(args)
   machine = limits(setting.config.dtype)
   about = {'parameters': _size(setting.params), 'device': str(jax.devices()[0])}
   result = {'setting': vars(args) | about, 'machine': machine}

@@ -122,7 +122,7 @@ def best_lengths(lengths: Int[np.ndarray, 'N'], number: int, longest: int) -> li
   Returns:
     At most `number` of them, ascending, multiples of 8 or `longest`; the last one holds all sequences.
   """
-  edges = np.minimum(_round_up(np.unique(_round_up(lengths))), longest)
+  edges = np.minimum(np.unique(_round_up(lengths)), longest)
   below = np.searchsorted(np.sort(lengths), edges, side='right')  # Sequences that fit each.
   # cost[j]: tokens of the sequences up to edge j, the last choice being j; by dynamic programming over choices.
   cost, chosen = below * edges, [[edge] for edge in edges]

@@ -103,10 +103,8 @@ def of_network(network: nn.Module) -> Decoder:
 
   def empty(params, encoded, num_lanes: int, length: int):
     first = jnp.zeros(num_lanes, jnp.int32)
-    begin = functools.partial(step, cache={}, length=length)
-    _, cache = jax.eval_shape(
-      lambda *args: begin(*args[:2], tokens=args[2]), params, encoded, first
-    )
+    begin = lambda params, encoded, first: step(params, encoded, {}, first, length=length)
+    _, cache = jax.eval_shape(begin, params, encoded, first)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
 
   return Decoder(weights, encode, empty, step, _grow if ours else None)

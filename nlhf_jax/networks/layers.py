@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -284,11 +284,9 @@ def run(
     What the last layer makes, and the y of every layer.
   """
   if how == PLAIN or stack[0].is_initializing():
-    results = []
-    for layer, own in zip(stack, inputs, strict=True):
-      x, y = layer(x, own, *args)
-      results.append(y)
-    return x, results
+    return _one_by_one(
+      lambda x, layer: layer[0](x, layer[1], *args), x, zip(stack, inputs, strict=True)
+    )
   apply = stack[0].clone(parent=None).apply
   weights = [layer.variables['params'] for layer in stack]
   common = all(own is inputs[0] for own in inputs)
@@ -300,13 +298,18 @@ def run(
     call = jax.checkpoint(call, policy=_REMAT[how.remat], prevent_cse=not how.scan)
   owned = list(zip(weights, [None] * len(stack) if common else inputs, strict=True))
   if not how.scan:
-    results = []
-    for layer in owned:
-      x, y = call(x, layer)
-      results.append(y)
-    return x, results
+    return _one_by_one(call, x, owned)
   x, stacked = jax.lax.scan(call, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *owned))
   return x, [jax.tree.map(operator.itemgetter(n), stacked) for n in range(len(stack))]
+
+
+def _one_by_one(call: Any, x: Any, owned: Iterable[Any]) -> tuple[Any, list[Any]]:
+  """`jax.lax.scan` over what layers own, without a loop in the program."""
+  results = []
+  for layer in owned:
+    x, y = call(x, layer)
+    results.append(y)
+  return x, results
 
 
 class _Attention(nn.Module):
