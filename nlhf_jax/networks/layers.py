@@ -31,6 +31,32 @@ def few_rows_on_cpu(num_rows: int, dtype: Any) -> bool:
   return jax.default_backend() == 'cpu' and jnp.dtype(dtype) == jnp.float32 and num_rows <= 32
 
 
+@jax.custom_vjp
+def _multiply_on_cpu(x: Float[Array, '*b E'], kernel: Float[Array, 'E F']) -> Float[Array, '*b F']:
+  """x W as a CPU does it best.
+
+  Accelerators sum up in float32 anyway; on a CPU, asking for it is three times as fast. For the gradient of W either x or
+  that of x W is laid out anew, together with all that it is computed from; autodiff takes the latter, this the narrower.
+  """
+  return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _multiply_forwards(x, kernel):
+  return _multiply_on_cpu(x, kernel), (x, kernel)
+
+
+def _multiply_backwards(inputs, gradient):
+  x, kernel = inputs
+  rows, of_rows = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+  narrow = rows.shape[1] <= of_rows.shape[1]
+  of_kernel = product(rows.T, of_rows) if narrow else product(of_rows.T, rows).T
+  return product(gradient, kernel.T).astype(x.dtype), of_kernel.astype(kernel.dtype)
+
+
+_multiply_on_cpu.defvjp(_multiply_forwards, _multiply_backwards)
+
+
 class Dense(nn.Module):
   """x W, and + b where asked for.
 
@@ -53,9 +79,8 @@ class Dense(nn.Module):
       kernel = partitioning.param_with_axes(
         'kernel', self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
       )
-      # Accelerators sum up in float32 anyway; on a CPU, asking for it is three times as fast.
-      sums = jnp.float32 if jax.default_backend() == 'cpu' else None
-      y = jnp.dot(x, kernel.astype(self.dtype), preferred_element_type=sums).astype(self.dtype)
+      multiply = _multiply_on_cpu if jax.default_backend() == 'cpu' else jnp.dot
+      y = multiply(x, kernel.astype(self.dtype))
     if not self.use_bias:
       return y
     bias = partitioning.param_with_axes(
