@@ -43,7 +43,8 @@ def main() -> None:
   optimizer, method = optax.adamw(1e-5), setting.method()
   state = loop.init_state(method, optimizer, 0, online=setting.params, reference=setting.reference)
   setting.params = None  # The state has a copy of its own.
-  predicted = loop.memory(method, optimizer, jax.eval_shape(lambda: state), setting.prompts)
+  shapes = jax.eval_shape(lambda: state)
+  predicted = loop.memory(loop.programs(method, optimizer, shapes, setting.prompts))
   steps = loop._Steps(method, optimizer, 1, None)
 
   def step():

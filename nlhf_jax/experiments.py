@@ -4,6 +4,7 @@ A run is a directory: config.gin, checkpoints/, metrics.jsonl and TensorBoard ev
 relative to their common parent: a policy starts from 'sft' and is judged by 'preference'.
 """
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -12,14 +13,22 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from nlhf_jax import lora, preference_model, reward_model
 from nlhf_jax.evaluation import judges
 from nlhf_jax.networks import t5
-from nlhf_jax.runtime import checkpoints, hf, metrics, progress, run_directory, t5x
+from nlhf_jax.runtime import (
+  checkpoints,
+  hf,
+  metrics,
+  partitioning,
+  processes,
+  progress,
+  run_directory,
+  t5x,
+)
 from nlhf_jax.training import loop
 from nlhf_jax.types import (
   Adapted,
@@ -35,8 +44,17 @@ from nlhf_jax.types import (
 _JUDGE = 'judge.json'
 Model = Policy | preference_model.PreferenceModel | reward_model.RewardModel
 Feedback = PreferenceFn | RewardFn
-# Parameters to start from: takes their shapes and the directory that holds the runs.
+# Parameters to start from: takes their shapes (and shardings), and the directory that holds the runs.
 Start = Callable[[Params, pathlib.Path], Params]
+
+
+class Judge(NamedTuple):
+  """Where a method's feedback comes from."""
+
+  of: Callable[[Params], Feedback]  # The feedback that a model's parameters give.
+  model: Model | None = None  # None: it has no parameters.
+  run: str | Start | None = None  # Whose parameters they are.
+  dtype: str | None = None  # To keep them in; None: as they were trained.
 
 
 class Experiment(NamedTuple):
@@ -52,9 +70,7 @@ class Experiment(NamedTuple):
   batches: Callable[..., Iterator[Any]]  # start -> batches from that number on.
   optimizer: optax.GradientTransformation
   num_steps: int
-  feedback: Callable[[pathlib.Path], Feedback] | None = (
-    None  # Takes the directory that holds the runs.
-  )
+  feedback: Judge | None = None
   start_from: str | Start | None = (
     None  # A run, `from_run` or `pretrained`. None: random parameters.
   )
@@ -70,6 +86,11 @@ class Experiment(NamedTuple):
   log_every: int = 10
   save_every: int | None = None
   seed: int = 0
+  devices: partitioning.Devices = partitioning.Devices()  # The mesh.
+  keep: checkpoints.Keep = checkpoints.Keep()
+  # The reference is frozen, so it may be kept in less precision, and in the host's memory when nobody plays it.
+  reference_dtype: str | None = None
+  reference_on_host: bool = False
 
 
 def pretrained(weights: Callable[[Params], Params]) -> Start:
@@ -99,24 +120,50 @@ def from_run(
   return load
 
 
-def trained_preference(model: preference_model.PreferenceModel, run: str | Start):
+def trained_preference(
+  model: preference_model.PreferenceModel, run: str | Start, dtype: str | None = None
+) -> Judge:
   """Feedback: the preference model that another run trained."""
-  return lambda runs: preference_model.preference_fn(model, load_params(model, run, runs))
+  return Judge(functools.partial(preference_model.preference_fn, model), model, run, dtype)
 
 
-def trained_reward(model: reward_model.RewardModel, run: str | Start):
+def trained_reward(
+  model: reward_model.RewardModel, run: str | Start, dtype: str | None = None
+) -> Judge:
   """Feedback: the reward model that another run trained."""
-  return lambda runs: reward_model.reward_fn(model, load_params(model, run, runs))
+  return Judge(functools.partial(reward_model.reward_fn, model), model, run, dtype)
 
 
-def exact_preference(judge: PreferenceFn):
+def exact_preference(judge: PreferenceFn) -> Judge:
   """Feedback: a judge that needs no training, such as an electorate."""
-  return lambda runs: judge
+  return Judge(lambda params: judge)
 
 
-def load_params(model: Model, start: str | Start, runs: pathlib.Path) -> Params:
-  """Parameters to start from, or to judge by, checked against the model's shapes."""
-  return _start(start)(jax.eval_shape(model.init, jax.random.PRNGKey(0)), runs)
+def load_params(
+  model: Model,
+  start: str | Start,
+  runs: pathlib.Path,
+  layout: partitioning.Layout | None = None,
+  dtype: str | None = None,
+) -> Params:
+  """Parameters to start from, or to judge by, checked against the model's shapes; cut over a mesh, if there is one."""
+  like = _shapes(model, layout)
+  params = _start(start)(like, runs)
+  if layout is not None:
+    params = partitioning.put(params, jax.tree.map(lambda x: x.sharding, like))
+  return params if dtype is None else _cast(params, dtype)
+
+
+def _cast(params: Params, dtype: str) -> Params:
+  return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def _shapes(model: Model, layout: partitioning.Layout | None) -> Params:
+  """Of a model's parameters."""
+  like = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+  if layout is None:
+    return like
+  return partitioning.shapes(like, layout.of_params(like, model.axes and model.axes()))
 
 
 def trained_params(experiment: Experiment, run_dir: pathlib.Path) -> Params:
@@ -159,7 +206,7 @@ def export(
   if to == 't5x' and not isinstance(config, t5.T5Config):
     raise ValueError(f'{run_dir} trained no T5, which T5X needs: export it with --to=hf.')
   _, state = prepare(experiment, run_dir.parent)
-  state = checkpoints.restore(run_dir / 'checkpoints', state)
+  state, _ = checkpoints.restore(run_dir / 'checkpoints', state)
   if to == 'peft':
     alpha = experiment.adapters.alpha
     adapters = state.params.online
@@ -178,51 +225,74 @@ def _start(start: str | Start | None) -> Start:
 
 
 def train(experiment: Experiment, run_dir: pathlib.Path, config: str) -> TrainState:
-  """Trains to the end, from the newest checkpoint if there is one.
+  """Trains to the end, from the newest whole checkpoint if there is one; or until the process is asked to end.
+
+  On many processes each calls this. The first of them alone writes what is not an array.
 
   Args:
     experiment: what to run.
     run_dir: made if need be, once everything it depends on has been found.
     config: text of the configuration, which is kept with the run.
 
+  Returns:
+    The state; its step is below `num_steps` if the process was asked to end.
+
   Raises:
-    ValueError: the directory holds a run of another configuration.
+    ValueError: the directory holds a run of another configuration, or of another reference.
+    OSError: a checkpoint could not be written.
   """
   run_directory.check(run_dir, config)
-  algorithm, state = prepare(experiment, run_dir.parent)
-  run_directory.open(run_dir, config)
-  directory = run_dir / 'checkpoints'
-  if checkpoints.latest_step(directory) is not None:
-    state = checkpoints.restore(directory, state)
+  layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
+  with layout.active(), processes.termination() as stop:
+    algorithm, state = prepare(experiment, run_dir.parent, layout)
+    if processes.first():
+      run_directory.open(run_dir, config)
+    processes.meet('the run directory is open')
+    return _train(experiment, run_dir, config, layout, algorithm, state, stop)
+
+
+def _train(experiment, run_dir, config, layout, algorithm, state, stop) -> TrainState:
+  facts = {'config': config, 'reference': _reference_of(experiment, state)}
+  state, sums = _resume(run_dir, state, facts)
   start = int(state.step)
   untested = experiment.held_out is not None and not (run_dir / _JUDGE).exists()
   if start >= experiment.num_steps and not untested:
     return state
+  latest = {}
   with (
-    metrics.Writer(run_dir, resume_step=start) as writer,
-    progress.bar(run_dir.name, experiment.num_steps, done=start) as advance,
+    _reports(run_dir, start, experiment.num_steps) as (log, advance),
+    checkpoints.Writer(run_dir / 'checkpoints', experiment.keep) as writer,
   ):
-    hooks = loop.Hooks(
-      log=writer.scalars,
-      save=lambda state: checkpoints.save(directory, int(state.step), state),
-      advance=advance,
-    )
+
+    def keep(step, means):
+      latest.update(means)
+      log(step, means)
+
+    def proceed(steps):
+      writer.check()
+      advance(steps)
+
+    def save(state, sums):
+      writer.save(state, facts | {'next_batch': int(state.step), 'sums': sums}, latest or None)
+
     try:
       state = loop.train(
         algorithm,
         experiment.optimizer,
         state,
         experiment.batches(start=start),
-        hooks,
+        loop.Hooks(keep, save, proceed, stop),
         num_steps=experiment.num_steps,
         num_microbatches=experiment.num_microbatches,
         ema_decay=experiment.ema_decay,
         log_every=experiment.log_every,
         save_every=experiment.save_every,
+        layout=layout,
+        sums=sums,
       )
     except loop.NonFiniteError as error:
       raise FloatingPointError(f'{error} Its batch: {_keep_batch(run_dir, error)}.') from error
-  if experiment.held_out is not None:
+  if experiment.held_out is not None and int(state.step) == experiment.num_steps:
     params = state.params.online
     if experiment.adapters is not None:
       params = lora.merge(experiment.adapters, Adapted(state.params.base, params))
@@ -230,28 +300,105 @@ def train(experiment: Experiment, run_dir: pathlib.Path, config: str) -> TrainSt
   return state
 
 
-def prepare(experiment: Experiment, runs: pathlib.Path) -> tuple[Algorithm, TrainState]:
+@contextlib.contextmanager
+def _reports(run_dir: pathlib.Path, start: int, num_steps: int):
+  """What logs metrics and what advances the bar; on all processes but the first they do nothing."""
+  if not processes.first():
+    yield lambda step, means: None, lambda steps: None
+    return
+  with (
+    metrics.Writer(run_dir, resume_step=start) as writer,
+    progress.bar(run_dir.name, num_steps, done=start) as advance,
+  ):
+    yield writer.scalars, advance
+
+
+def _resume(run_dir: pathlib.Path, state: TrainState, facts: dict[str, Any]):
+  """The newest whole checkpoint's state and sums of metrics; if there is none, the first state."""
+  directory = run_dir / 'checkpoints'
+  if checkpoints.latest_step(directory) is None:
+    return state, None
+  state, found = checkpoints.restore(directory, state, put_aside=True)
+  if found['reference'] != facts['reference']:
+    raise ValueError(
+      f'{run_dir} was trained against another reference ({found["reference"]}) than it would be now '
+      f'({facts["reference"]}): restore the run that it starts from, or name another --run_dir.'
+    )
+  return state, found['sums']
+
+
+def _reference_of(experiment: Experiment, state: TrainState) -> dict[str, str] | None:
+  """Which reference a run is held to: its name, where it has one, and its fingerprint."""
+  reference = state.params.base if state.params.reference is None else state.params.reference
+  if reference is None:
+    return None
+  name = experiment.start_from if isinstance(experiment.start_from, str) else 'a file'
+  return {
+    'from': name,
+    'fingerprint': checkpoints.fingerprint(partitioning.to_device(reference)),
+  }
+
+
+def prepare(
+  experiment: Experiment, runs: pathlib.Path, layout: partitioning.Layout | None = None
+) -> tuple[Algorithm, TrainState]:
   """The method and its first state; reads what other runs left, writes nothing."""
-  needs = [] if experiment.feedback is None else [experiment.feedback(runs)]
+  needs = [] if experiment.feedback is None else [_feedback(experiment.feedback, runs, layout)]
   algorithm = experiment.algorithm(_trained_model(experiment), *needs)
   _check_sets(experiment, algorithm)
   start = None
   if experiment.adapters is not None or experiment.start_from is not None:
-    start = load_params(experiment.model, experiment.start_from, runs)
-  return algorithm, _first_state(experiment, algorithm, start)
+    start = load_params(experiment.model, experiment.start_from, runs, layout)
+  shardings = None if layout is None else _shardings(experiment, algorithm, layout)
+  return algorithm, _first_state(experiment, algorithm, start, shardings)
 
 
-def _first_state(experiment: Experiment, algorithm: Algorithm, start: Params | None) -> TrainState:
+def _feedback(judge: Judge, runs: pathlib.Path, layout: partitioning.Layout | None) -> Feedback:
+  if judge.model is None:
+    return judge.of(())
+  return judge.of(load_params(judge.model, judge.run, runs, layout, judge.dtype))
+
+
+def _shardings(
+  experiment: Experiment, algorithm: Algorithm, layout: partitioning.Layout
+) -> TrainState:
+  """Where the run's arrays lie."""
+  names = lambda model: model.axes and model.axes()
+  trained, model = names(_trained_model(experiment)), names(experiment.model)
+  state = layout.of_state(_state_shapes(experiment, algorithm), trained, model)
+  if not experiment.reference_on_host or state.params.reference is None:
+    return state
+  on_host = jax.tree.map(lambda x: x.with_memory_kind('pinned_host'), state.params.reference)
+  return state._replace(params=state.params._replace(reference=on_host))
+
+
+def _state_shapes(experiment: Experiment, algorithm: Algorithm) -> TrainState:
+  model = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
+  return jax.eval_shape(functools.partial(_first_state, experiment, algorithm), model)
+
+
+def _first_state(
+  experiment: Experiment,
+  algorithm: Algorithm,
+  start: Params | None,
+  shardings: TrainState | None = None,
+) -> TrainState:
   """The state before the first step, from the parameters that the run starts from."""
   adapted = experiment.adapters is not None
+  reference = start if 'reference' in algorithm.plays and not adapted else None
+  if reference is not None and experiment.reference_dtype is not None:
+    reference = _cast(reference, experiment.reference_dtype)
+  if reference is not None and shardings is not None:
+    reference = partitioning.put(reference, shardings.params.reference)
   return loop.init_state(
     algorithm,
     experiment.optimizer,
     experiment.seed,
     online=None if adapted else start,
-    reference=start if 'reference' in algorithm.plays and not adapted else None,
+    reference=reference,
     base=start if adapted else None,
     with_ema=experiment.ema_decay is not None,
+    shardings=shardings,
   )
 
 
@@ -282,48 +429,93 @@ def _test_judge(experiment: Experiment, params: Params, run_dir: pathlib.Path) -
   result = judges.test(judge_of(experiment.model, params), comparisons)
   if isinstance(experiment.model, preference_model.PreferenceModel):
     result['position_bias'] = judges.position_bias(experiment.model, params, comparisons)
-  (run_dir / _JUDGE).write_text(json.dumps(result, indent=2) + '\n')
+  if processes.first():
+    (run_dir / _JUDGE).write_text(json.dumps(result, indent=2) + '\n')
 
 
 def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Path:
   path = run_dir / f'not_finite_at_step_{error.step}.npz'
-  leaves, _ = jax.tree_util.tree_flatten_with_path(error.batch)
-  np.savez(path, **{jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves})
+  leaves, _ = jax.tree_util.tree_flatten_with_path(processes.whole(error.batch))
+  if processes.first():
+    np.savez(path, **{jax.tree_util.keystr(key): leaf for key, leaf in leaves})
   return path
 
 
-def summary(experiment: Experiment, runs: pathlib.Path) -> dict[str, Any]:
-  """What a dry run reports: parameters, batch and memory, by shape, without running a step.
+def summary(experiment: Experiment, layout: partitioning.Layout | None = None) -> dict[str, Any]:
+  """What a dry run reports: parameters, batch and memory of a device, by shape, without running a step.
 
   Args:
-    experiment: whose run it would be.
-    runs: the directory that holds the runs; a judge that is not there yet is left out of the memory.
+    experiment: whose run it would be; what it depends on need not be there.
+    layout: the mesh; None: that of the experiment, on the devices that there are.
   """
-  try:
-    needs = [] if experiment.feedback is None else [experiment.feedback(runs)]
-    lacking = None
-  except FileNotFoundError as error:
-    needs, lacking = [lambda prompts, y, *_: jnp.zeros(y.shape[0])], str(error)
-  algorithm = experiment.algorithm(_trained_model(experiment), *needs)
-  _check_sets(experiment, algorithm)
-  model = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
-  state = jax.eval_shape(functools.partial(_first_state, experiment, algorithm), model)
-  batch = next(experiment.batches(start=0))
+  layout = layout or partitioning.Layout(partitioning.make_mesh(experiment.devices))
+  of = programs(experiment, layout)
+  state = of.state
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  needed = loop.memory(
-    algorithm,
-    experiment.optimizer,
-    state,
-    batch,
-    num_microbatches=experiment.num_microbatches,
-    ema_decay=experiment.ema_decay,
-  )
+  model = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
   return {
     'parameters': sum(x.size for x in jax.tree.leaves(model)),
     'parameter_bytes': size(model),
     'trained_parameters': sum(x.size for x in jax.tree.leaves(state.params.online)),
     'optimizer_bytes': size(state.opt_state),
-    'batch': jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', batch._asdict()),
-    'memory_bytes': needed | ({} if lacking is None else {'without_judge': lacking}),
-    'devices': [str(device) for device in jax.devices()],
+    'batch': jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', of.batch._asdict()),
+    'mesh': dict(layout.mesh.shape),
+    'memory_bytes': loop.memory(of.programs),
   }
+
+
+class Described(NamedTuple):
+  """A step of an experiment, compiled but not run."""
+
+  programs: loop.Programs
+  state: TrainState  # Shapes and shardings.
+  batch: Any
+
+
+def programs(
+  experiment: Experiment, layout: partitioning.Layout, batch: Any | None = None
+) -> Described:
+  """Compiles a step of an experiment for a mesh, whose devices need not be there.
+
+  Args:
+    experiment: whose run it would be; what it depends on need not be there.
+    layout: the mesh.
+    batch: shapes of one; None: the first of the experiment's.
+  """
+  judge = experiment.feedback
+  with layout.active():
+    build = lambda *feedback: experiment.algorithm(_trained_model(experiment), *feedback)
+    algorithm = build() if judge is None else build(_nobody)
+    _check_sets(experiment, algorithm)
+    shardings = _shardings(experiment, algorithm, layout)
+    state = partitioning.shapes(_state_shapes(experiment, algorithm), shardings)
+    batch = next(experiment.batches(start=0)) if batch is None else batch
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), batch
+    )
+    judging = None
+    if judge is not None and judge.model is not None:
+      weights = _shapes(judge.model, layout)
+      if judge.dtype is not None:
+        weights = jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, judge.dtype, sharding=x.sharding), weights
+        )
+      judging = (lambda weights, rollout: build(judge.of(weights)).judge(rollout)), weights
+    elif judge is not None:
+      algorithm = build(judge.of(()))
+    compiled = loop.programs(
+      algorithm,
+      experiment.optimizer,
+      state,
+      batch,
+      judge=judging,
+      num_microbatches=experiment.num_microbatches,
+      ema_decay=experiment.ema_decay,
+      layout=layout,
+    )
+  return Described(compiled, state, batch)
+
+
+def _nobody(prompts, y, *_):
+  """Feedback in place of one whose weights are not there."""
+  raise NotImplementedError

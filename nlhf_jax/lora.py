@@ -40,10 +40,14 @@ def adapt(model: Model, lora: Lora) -> Model:
     return lambda params, *args, **kwargs: function(_merge_all(lora, params), *args, **kwargs)
 
   functions = {
-    name: merged(f) for name, f in model._asdict().items() if callable(f) and name != 'init'
+    name: merged(f)
+    for name, f in model._asdict().items()
+    if callable(f) and name not in ('init', 'axes')
   }
   return model._replace(
-    init=lambda rng: init(lora, jax.eval_shape(model.init, rng), rng), **functions
+    init=lambda rng: init(lora, jax.eval_shape(model.init, rng), rng),
+    axes=model.axes and (lambda: _axes(lora, model.axes())),
+    **functions,
   )
 
 
@@ -70,6 +74,14 @@ def init(lora: Lora, base: Params, rng: PRNGKey) -> Params:
     result[*path, 'a'] = jax.random.normal(key, (rows, lora.rank)) / jnp.sqrt(rows)
     result[*path, 'b'] = jnp.zeros((lora.rank, columns))
   return flax.traverse_util.unflatten_dict(result)
+
+
+def _axes(lora: Lora, base: Any) -> Any:
+  """Names of the axes of adapters: those of the kernel, less the rank."""
+  names = {}
+  for path, (rows, columns) in _kernels(lora, base).items():
+    names |= {(*path, 'a'): (rows, None), (*path, 'b'): (None, columns)}
+  return flax.traverse_util.unflatten_dict(names)
 
 
 def merge(lora: Lora, params: Adapted) -> Params:

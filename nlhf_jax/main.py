@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   _keep_compiled()
   try:
     args.run(args)
-  except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     if args.traceback:
       raise
     print(f'nlhf {args.command}: {_one_line(error)}', file=sys.stderr)
@@ -123,7 +123,7 @@ def _add_train(commands) -> None:
     _train,
     'Trains one model: a policy by any method, a preference model or a reward model.',
     'The gin files say which. A run directory that holds a run of the same configuration is resumed; one of another '
-    'configuration is refused. A run that starts from another (start_from), or is judged by one, looks for it beside '
+    'configuration is refused. SIGTERM makes it save and end. A run that starts from another (start_from), or is judged by one, looks for it beside '
     'its own directory.',
   )
   _add_gin(parser)
@@ -132,6 +132,17 @@ def _add_train(commands) -> None:
   parser.add_argument(
     '--dry_run', action='store_true', help='print shapes and memory, and train nothing'
   )
+  group = parser.add_argument_group(
+    'many processes', 'Each is started with the same flags, and sees the same --run_dir.'
+  )
+  group.add_argument(
+    '--multihost',
+    action='store_true',
+    help='join the others by what the cluster says (TPU pods, SLURM, Open MPI, GKE)',
+  )
+  group.add_argument('--coordinator_address', help='HOST:PORT of the first process')
+  group.add_argument('--process_count', type=int)
+  group.add_argument('--process_index', type=int, help='from 0')
 
 
 def _add_win_rates(commands) -> None:
@@ -233,14 +244,14 @@ def _add_gin(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-  from nlhf_jax import experiments
   from nlhf_jax.evaluation import report
 
   directory, root = _experiment(args.experiment), pathlib.Path(args.run_dir)
   stages = _lines(directory / 'stages.txt')
   for stage in stages:
     experiment, config = _configure(args, [directory / f'{stage}.gin'], 'Experiment')
-    experiments.train(experiment, root / stage, config)
+    if not _train_to_the_end(experiment, root / stage, config):
+      return
   players = dict(line.split(None, 1) for line in _lines(directory / 'players.txt'))
   runs = {label: root / stage for stage, label in players.items()}
   for_evaluation = argparse.Namespace(**vars(args), pass_over=True)
@@ -250,14 +261,26 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
   from nlhf_jax import experiments
+  from nlhf_jax.runtime import processes
 
+  if args.multihost or args.coordinator_address or args.process_count is not None:
+    processes.join(args.coordinator_address, args.process_count, args.process_index)
   experiment, config = _configure(args, [], 'Experiment')
   if args.dry_run:
-    runs = pathlib.Path(args.run_dir).parent
-    print(json.dumps(experiments.summary(experiment, runs), indent=2))
+    print(json.dumps(experiments.summary(experiment), indent=2))
     return
-  experiments.train(experiment, pathlib.Path(args.run_dir), config)
-  print(f'Trained: {args.run_dir}')
+  if _train_to_the_end(experiment, pathlib.Path(args.run_dir), config) and processes.first():
+    print(f'Trained: {args.run_dir}')
+
+
+def _train_to_the_end(experiment, run_dir: pathlib.Path, config: str) -> bool:
+  """False where the process was asked to end before; it has then saved where it is."""
+  from nlhf_jax import experiments
+
+  step = int(experiments.train(experiment, run_dir, config).step)
+  if step < experiment.num_steps:
+    print(f'Stopped: {run_dir} at step {step} of {experiment.num_steps}; run again to go on.')
+  return step >= experiment.num_steps
 
 
 def _win_rates(args: argparse.Namespace) -> None:

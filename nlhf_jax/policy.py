@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax import mixture
-from nlhf_jax.networks import decoding, outputs
+from nlhf_jax.networks import axes, decoding, outputs
 from nlhf_jax.types import Params, Policy, PolicyParams, PRNGKey, Prompts, Rollout
 
 
@@ -27,10 +27,6 @@ def from_network(
   decoding.validate(sampling)
   decoder = _never_padding(decoding.of_network(network))
 
-  def init(rng: PRNGKey) -> Params:
-    dummy = jnp.ones((1, 2), jnp.int32)
-    return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
-
   def log_prob(params: Params, prompts: Prompts, tokens: Int[Array, 'N T']) -> Float[Array, 'N T']:
     hidden, to_logits = outputs.cut(network, params, prompts.tokens, shift_right(tokens), tokens)
     temperature = sampling.temperature or 1.0  # Greedy: as at 1.
@@ -45,7 +41,9 @@ def from_network(
     return mixture.play(decoder, sampling, params, players, prompts, rng, num_samples)
 
   whole = not sampling.top_k and sampling.top_p == 1
-  return Policy(init, log_prob, functools.partial(_sample_alone, play), play, whole)
+  sample = functools.partial(_sample_alone, play)
+  names_of_axes = functools.partial(axes.of, network)
+  return Policy(axes.init(network), log_prob, sample, play, whole, names_of_axes)
 
 
 def _sample_alone(play, params: Params, prompts: Prompts, rng: PRNGKey, num_samples: int = 1):

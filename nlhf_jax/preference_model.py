@@ -7,8 +7,9 @@ reported by the loss. Unlike a reward difference it can hold a cycle.
 Source: Munos et al. (2024), arXiv:2312.00886, section 3.2 and appendix (rater prompt).
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import losses
-from nlhf_jax.networks import outputs
+from nlhf_jax.networks import axes, outputs
 from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts
 
 # The paper's prompt, in the pieces between which the text and the two summaries stand.
@@ -53,6 +54,7 @@ class PreferenceModel(NamedTuple):
 
   init: Callable[[PRNGKey], Params]
   scores: Callable[..., tuple[jax.Array, jax.Array]]  # (params, prompts, y, y')
+  axes: Callable[[], Any] | None = None  # Names of the axes of its parameters; as a policy's.
 
 
 def in_encoder(
@@ -105,10 +107,6 @@ def in_decoder(
 
 
 def _model(network: nn.Module, score: Callable[..., jax.Array], render: Render) -> PreferenceModel:
-  def init(rng: PRNGKey) -> Params:
-    dummy = jnp.ones((1, 2), jnp.int32)
-    return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
-
   def scores(params, prompts, response, alternative):
     """Both orders as lanes of one batch, [B, orders, k]."""
     num_prompts = prompts.tokens.shape[0]
@@ -120,7 +118,7 @@ def _model(network: nn.Module, score: Callable[..., jax.Array], render: Render) 
     both = both.reshape(num_prompts, 2, -1)
     return both[:, 0].reshape(-1), both[:, 1].reshape(-1)
 
-  return PreferenceModel(init, scores)
+  return PreferenceModel(axes.init(network), scores, functools.partial(axes.of, network))
 
 
 def logit(

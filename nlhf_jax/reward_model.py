@@ -7,7 +7,7 @@ Source: Munos et al. (2024), arXiv:2312.00886, section 3.1 and appendix (reward 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax import losses
 from nlhf_jax import preference_model as pm
+from nlhf_jax.networks import axes
 from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts, RewardFn
 
 REWARD_PROMPT = ('Context - ', ', Summary - ', '')
@@ -34,6 +35,7 @@ class RewardModel(NamedTuple):
 
   init: Callable[[PRNGKey], Params]
   reward: Callable[..., jax.Array]  # (params, prompts, y)
+  axes: Callable[[], Any] | None = None  # Names of the axes of its parameters; as a policy's.
 
 
 def in_encoder(
@@ -60,7 +62,7 @@ def in_encoder(
     tokens = pm.move_padding_to_end(jnp.concatenate(pieces, axis=-1))
     return pm.first_logit(network, params, tokens, score_id)
 
-  return RewardModel(_init(network), reward)
+  return RewardModel(axes.init(network), reward, functools.partial(axes.of, network))
 
 
 def in_decoder(
@@ -87,15 +89,7 @@ def in_decoder(
     tokens = pm.move_padding_to_end(jnp.concatenate(pieces, axis=-1))
     return pm.last_logit(network, params, encoder_tokens, tokens, score_id)
 
-  return RewardModel(_init(network), reward)
-
-
-def _init(network: nn.Module) -> Callable[[PRNGKey], Params]:
-  def init(rng: PRNGKey) -> Params:
-    dummy = jnp.ones((1, 2), jnp.int32)
-    return network.init(rng, dummy, dummy, dummy, enable_dropout=False)['params']
-
-  return init
+  return RewardModel(axes.init(network), reward, functools.partial(axes.of, network))
 
 
 def loss(model: RewardModel, params: Params, comparison: Comparison) -> Losses:

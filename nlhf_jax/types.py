@@ -151,6 +151,8 @@ class Policy(NamedTuple):
   ]  # (policy_params, players, prompts, rng, num_samples=1), in one loop.
   # Whether samples are drawn from the whole distribution, so that their `token_logp` is what `log_prob` would say.
   whole: bool = True
+  # Names of the axes of its parameters: () -> a tree like that of `init` (`networks.axes`). None: they are never cut.
+  axes: Callable[[], Any] | None = None
 
 
 class Algorithm(NamedTuple):

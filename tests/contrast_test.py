@@ -14,7 +14,7 @@ from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop
 from nlhf_jax.types import PolicyParams
 
-QUIET = loop.Hooks(lambda step, metrics: None, lambda state: None)
+QUIET = loop.Hooks(lambda step, metrics: None, lambda *_: None)
 
 
 def later_wins(prompts, y, y2):
@@ -75,12 +75,13 @@ def test_a_snapshot_moves_when_it_should(tiny_policy, tiny_params, tiny_prompts)
 def test_a_snapshot_survives_a_restart(tiny_policy, tiny_params, tiny_prompts, tmp_path):
   make = functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=3)
   algorithm = make(tiny_policy, jax.jit(later_wins))
-  save = lambda state: checkpoints.save(tmp_path, int(state.step), state)
+  save = lambda state, sums: checkpoints.save(tmp_path, state)
   run(algorithm, tiny_params[0], tiny_prompts, 4, hooks=QUIET._replace(save=save))
   fresh = loop.init_state(
     algorithm, optax.adam(0.01), 0, online=tiny_params[0], reference=tiny_params[0]
   )
-  resumed = run(algorithm, None, tiny_prompts, 7, checkpoints.restore(tmp_path, fresh))
+  saved, _ = checkpoints.restore(tmp_path, fresh)
+  resumed = run(algorithm, None, tiny_prompts, 7, saved)
   straight = run(algorithm, tiny_params[0], tiny_prompts, 7)
   assert same(resumed, straight)
 

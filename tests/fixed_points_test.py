@@ -379,7 +379,7 @@ def test_sampled_gradients_lead_to_the_fixed_point(name, tau, beta, world):
     optimizer,
     state,
     batches(name, world, size, num_samples),
-    loop.Hooks(lambda step, metrics: None, lambda state: None),
+    loop.Hooks(lambda step, metrics: None, lambda *_: None),
     num_steps=num_steps,
     ema_decay=0.9,
     log_every=num_steps,

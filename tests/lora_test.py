@@ -79,15 +79,17 @@ def test_training_moves_and_saves_adapters_alone(tiny_policy, tiny_params, tiny_
     size(state.opt_state) == 2 * size(state.params.online) + 1
   )  # Adam's moments, and its count.
   logs, saved = [], []
-  hooks = loop.Hooks(log=lambda step, scalars: logs.append(scalars), save=saved.append)
+  hooks = loop.Hooks(
+    log=lambda step, scalars: logs.append(scalars), save=lambda state, _: saved.append(state)
+  )
   batches = iter(lambda: tiny_prompts, None)
   state = loop.train(algorithm, optimizer, state, batches, hooks, num_steps=30, log_every=1)
   jax.tree.map(np.testing.assert_array_equal, state.params.base, before)
   assert logs[0]['kl_to_reference'] == pytest.approx(0, abs=1e-6)
   assert logs[-1]['kl_to_reference'] > 0.05
-  checkpoints.save(tmp_path, 30, state)
+  checkpoints.save(tmp_path, state)
   fresh = loop.init_state(algorithm, optimizer, 1, base=tiny_params[0])
-  restored = checkpoints.restore(tmp_path, fresh)
+  restored, _ = checkpoints.restore(tmp_path, fresh)
   jax.tree.map(np.testing.assert_array_equal, restored.params.online, state.params.online)
   assert restored.params.base is tiny_params[0]
 

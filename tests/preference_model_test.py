@@ -81,7 +81,7 @@ def _cycle() -> Comparison:
 def _fit(algorithm) -> float:
   """Log-loss after training on the cycle."""
   seen = []
-  hooks = loop.Hooks(lambda step, metrics: seen.append(metrics['log_loss']), lambda state: None)
+  hooks = loop.Hooks(lambda step, metrics: seen.append(metrics['log_loss']), lambda *_: None)
   optimizer = optax.adam(2e-2)
   state = loop.init_state(algorithm, optimizer, seed=0)
   comparison = _cycle()

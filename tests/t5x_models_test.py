@@ -109,7 +109,7 @@ def test_four_steps_are_those_of_our_loop(name):
     with_ema=ema_decay is not None,
   )
   base = ours.rng
-  quiet = loop.Hooks(lambda *_: None, lambda state: None)
+  quiet = loop.Hooks(lambda *_: None, lambda *_: None)
   ours = loop.train(
     algorithm,
     optimizer,

@@ -1,7 +1,8 @@
-"""Batches of fixed shape from a seqio task. Batch number n is a function of task, seed, host and n alone.
+"""Batches of fixed shape from a seqio task. Batch number n is a function of task, seed and n alone.
 
 A task is tokenised once and held in memory; each epoch goes through it in an order of its own. So a run that resumes
-at batch n sees exactly what it would have seen. Prompts of like length may be put together: a batch then is as long as
+at batch n sees exactly what it would have seen, on however many devices and hosts: each host has the same batches, and
+hands its own devices their rows. Prompts of like length may be put together: a batch then is as long as
 its prompts need, and a program is compiled for each of a few lengths.
 """
 
@@ -33,15 +34,13 @@ def batches(
   num_response_lengths: int = 1,
   start: int = 0,
   seed: int = 0,
-  shard: int = 0,
-  num_shards: int = 1,
 ) -> Iterator[Batch]:
   """Endless shuffled batches; what they hold follows the task's features.
 
   Args:
     task: of `data.tasks` or `data.summaries`.
     split: such as 'train'.
-    batch_size: prompts of a batch, on this host.
+    batch_size: prompts of a batch, on all devices together.
     prompt_length: S; longer prompts lose their end.
     response_length: T; longer responses lose their end, EOS included.
     responses_per_prompt: k consecutive rows of the task that share a prompt, which is then encoded once for all.
@@ -50,32 +49,28 @@ def batches(
     num_response_lengths: the same, of responses that are read.
     start: number of the first batch.
     seed: of the order.
-    shard: this host, of `num_shards`; their rows never overlap.
-    num_shards: number of hosts.
 
   Raises:
     ValueError: the split has fewer rows than a batch, rows that were to share a prompt do not, or there is no length.
   """
   rows = everything(task, split=split, prompt_length=prompt_length, response_length=response_length)
   groups = _grouped(rows, responses_per_prompt, task.name)
-  mine = groups[shard::num_shards]
-  per_epoch = len(mine) // batch_size
+  per_epoch = len(groups) // batch_size
   if per_epoch == 0:
     raise ValueError(
-      f'Split {split!r} of {task.name} has {len(mine)} prompts on this host: batch_size must not exceed them, '
-      f'got {batch_size}.'
+      f'Split {split!r} of {task.name} has {len(groups)} prompts: batch_size must not exceed them, got {batch_size}.'
     )
   if num_prompt_lengths < 1 or num_response_lengths < 1:
     raise ValueError(
       f'There must be at least one length of prompts and of responses, got {num_prompt_lengths} and '
       f'{num_response_lengths}.'
     )
-  shapes = _shapes(rows, mine, num_prompt_lengths, num_response_lengths)
+  shapes = _shapes(rows, groups, num_prompt_lengths, num_response_lengths)
   number, plan = start, functools.lru_cache(maxsize=2)(functools.partial(_plan, shapes))
   while True:
     epoch, place = divmod(number, per_epoch)
     shape, members = plan(batch_size, seed, epoch)[place]
-    yield _cut(_select(rows, mine[members]), *shape)
+    yield _cut(_select(rows, groups[members]), *shape)
     number += 1
 
 

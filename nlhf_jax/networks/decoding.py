@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.networks import layers
+from nlhf_jax.networks import axes, layers
 from nlhf_jax.types import Params, PRNGKey, Rollout
 
 
@@ -63,15 +63,21 @@ def of_network(network: nn.Module) -> Decoder:
   did not begin together; T5X's cannot.
   """
   ours = hasattr(network, 'read')
+  names_of_axes = functools.cache(lambda: flax.traverse_util.flatten_dict(axes.of(network)))
 
   def weights(params, num_lanes: int):
-    """In the type of activations, which a cast in the loop would make of them at each step; on a CPU, output-major."""
+    """In the type of activations, which a cast in the loop would make of them at each step; on a CPU, output-major.
+
+    On a mesh they are gathered along `embed` once for all steps.
+    """
     leaves = flax.traverse_util.flatten_dict(params)
     transposed = ours and layers.few_rows_on_cpu(num_lanes, network.config.dtype)
     result = {}
     for path, x in leaves.items():
       if path[-1] in ('kernel', 'embedding', 'bias') and path[-2] != 'logits_dense':
         x = x.astype(network.config.dtype)
+      if axes.are_laid_out():
+        x = axes.gather(x, names_of_axes()[path])
       if transposed and path[-1] == 'kernel' and path[0] == 'decoder' and x.size > _LARGE:
         path, x = (*path[:-1], 'transposed'), x.T
       result[path] = x

@@ -12,6 +12,8 @@ import numpy as np
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
+from nlhf_jax.networks import axes
+
 MASKED = -1e10
 _FAN_AVG = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 _FAN_IN = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
@@ -72,6 +74,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b F']:
     x = x.astype(self.dtype)
+    cut = None if self.kernel_axes[1] == 'embed' else self.kernel_axes[1]
     if self.has_variable('params', 'transposed'):
       y = output_major(self.get_variable('params', 'transposed'), x)
     else:
@@ -80,7 +83,8 @@ class Dense(nn.Module):
         'kernel', self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
       )
       multiply = _multiply_on_cpu if jax.default_backend() == 'cpu' else jnp.dot
-      y = multiply(x, kernel.astype(self.dtype))
+      y = multiply(x, axes.gather(kernel.astype(self.dtype), self.kernel_axes))
+    y = axes.lay_out(y, 'batch', *[None] * (y.ndim - 2), cut)
     if not self.use_bias:
       return y
     bias = partitioning.param_with_axes(
@@ -102,6 +106,7 @@ class LayerNorm(nn.Module):
     scale = partitioning.param_with_axes(
       'scale', nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=('embed',)
     )
+    scale = axes.gather(scale, ('embed',))
     return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
 
 
@@ -122,14 +127,20 @@ class Embed(nn.Module):
     )
 
   def __call__(self, tokens: Int[Array, '*b']) -> Float[Array, '*b E']:
-    return jnp.asarray(self.embedding, self.dtype)[tokens]
+    x = self._table()[tokens]
+    return axes.lay_out(x, 'batch', *[None] * (x.ndim - 1))
 
   def attend(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
     """Logits, summed up in float32 whatever the compute dtype."""
-    embedding = self.embedding.astype(self.dtype)
+    embedding = self._table()
     if few_rows_on_cpu(x.size // x.shape[-1], x.dtype):
-      return output_major(embedding, x)
-    return jnp.dot(x.astype(self.dtype), embedding.T, preferred_element_type=jnp.float32)
+      logits = output_major(embedding, x)
+    else:
+      logits = jnp.dot(x.astype(self.dtype), embedding.T, preferred_element_type=jnp.float32)
+    return axes.lay_out(logits, 'batch', *[None] * (x.ndim - 2), 'vocab')
+
+  def _table(self) -> Float[Array, 'V E']:
+    return axes.gather(self.embedding.astype(self.dtype), ('vocab', 'embed'))
 
 
 class RelativePositionBias(nn.Module):
@@ -154,7 +165,8 @@ class RelativePositionBias(nn.Module):
     )
     number = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
     buckets = jnp.asarray(self._buckets())[number]
-    return jnp.asarray(embedding, self.dtype)[:, buckets][None]
+    bias = jnp.asarray(embedding, self.dtype)[:, buckets][None]
+    return axes.lay_out(bias, None, 'heads', None, None)
 
   def _near_sighted_init(self, key, shape, dtype) -> Float[Array, 'heads buckets']:
     """+1 within a head's window, −4 outside; windows in turn: next 5, previous 5, next 1, everything.
@@ -208,6 +220,14 @@ class MlpBlock(nn.Module):
       hidden = hidden * (projected if name == 'linear' else getattr(nn, name)(projected))
     hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic)
     return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(hidden)
+
+
+PER_HEAD = (
+  'batch',
+  'heads',
+  None,
+  None,
+)  # Axes of queries, keys and values, in any order of the last two.
 
 
 class Encoded(NamedTuple):
@@ -267,6 +287,7 @@ def append_to_cache(attention: nn.Module, new: Encoded, cache: Cache) -> Encoded
     whole = attention.get_variable('cache', name) if known else jnp.zeros(shape, x.dtype)
     if not cache.prepare:
       whole = jax.lax.dynamic_update_slice_in_dim(whole, x, cache.place, axis)
+    whole = axes.lay_out(whole, *PER_HEAD)
     attention.put_variable('cache', name, whole)
     return whole
 
@@ -356,7 +377,8 @@ class _Attention(nn.Module):
     self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
 
   def _heads(self, x: Float[Array, 'N Q joined']) -> Float[Array, 'N heads Q d']:
-    return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).swapaxes(1, 2)
+    heads = x.reshape(*x.shape[:2], self.num_heads, self.head_dim).swapaxes(1, 2)
+    return axes.lay_out(heads, *PER_HEAD)
 
   def read(self, x: Float[Array, 'N K E']) -> Encoded:
     """Keys and values in the layouts that a step of decoding reads as they lie, without copying."""

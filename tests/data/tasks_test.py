@@ -46,21 +46,6 @@ def test_batches_follow_the_task_and_resume_where_they_stopped(corpus):
   assert list(first) != list(second)
 
 
-def test_hosts_see_different_rows(corpus):
-  task = summaries.prompts(corpus)
-  options = {'split': 'train', 'batch_size': 10, 'num_shards': 2, **LENGTHS}
-  seen = [
-    {
-      int(i)
-      for _, batch in zip(range(3), pipeline.batches(task, shard=s, **options), strict=False)
-      for i in batch.index
-    }
-    for s in range(2)
-  ]
-  assert not seen[0] & seen[1]
-  assert len(seen[0] | seen[1]) == 60
-
-
 def test_no_post_of_the_test_split_is_trained_on(corpus):
   for view in (summaries.demonstrations, summaries.comparisons):
     train, test = (

@@ -15,7 +15,7 @@ from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop, optimizers
 from nlhf_jax.types import Algorithm, Demonstration, Losses, Prompts
 
-QUIET = loop.Hooks(lambda step, metrics: None, lambda state: None)
+QUIET = loop.Hooks(lambda step, metrics: None, lambda *_: None)
 
 
 def demonstrations(start: int = 0):
@@ -53,16 +53,14 @@ def test_parts_of_a_batch_make_the_whole(sft, tiny_params):
 def test_a_resumed_run_is_the_uninterrupted_run(sft, tmp_path):
   """Parameters, average and optimizer, to the last bit, through a checkpoint on disk."""
   optimizer = optimizers.adafactor(optimizers.warmup_linear(1e-2, num_steps=6, warmup_steps=2))
-  save = loop.Hooks(
-    lambda *_: None, lambda state: checkpoints.save(tmp_path, int(state.step), state)
-  )
+  save = loop.Hooks(lambda *_: None, lambda state, sums: checkpoints.save(tmp_path, state))
   first = loop.init_state(sft, optimizer, 0, with_ema=True)
   run = lambda state, hooks, steps: loop.train(
     sft, optimizer, state, demonstrations(int(state.step)), hooks, num_steps=steps, ema_decay=0.9
   )
   run(first, save, 3)
   fresh = loop.init_state(sft, optimizer, 0, with_ema=True)
-  resumed = run(checkpoints.restore(tmp_path, fresh), QUIET, 6)
+  resumed = run(checkpoints.restore(tmp_path, fresh)[0], QUIET, 6)
   straight = run(loop.init_state(sft, optimizer, 0, with_ema=True), QUIET, 6)
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(straight), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -115,7 +113,7 @@ def test_not_a_number_stops_the_run_with_step_and_batch():
 
 def test_logs_are_means_over_their_window(sft):
   seen = []
-  hooks = loop.Hooks(lambda step, metrics: seen.append((step, metrics)), lambda state: None)
+  hooks = loop.Hooks(lambda step, metrics: seen.append((step, metrics)), lambda *_: None)
   optimizer = optax.sgd(0.1)
   state = loop.init_state(sft, optimizer, 0)
   loop.train(sft, optimizer, state, demonstrations(), hooks, num_steps=5, log_every=2)
@@ -181,7 +179,7 @@ def test_nothing_compiles_after_the_first_steps(method, tiny_policy, tiny_params
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    hooks = loop.Hooks(lambda *_: None, lambda state: None, advance)
+    hooks = loop.Hooks(lambda *_: None, lambda *_: None, advance)
     batches = _ragged_prompts()
     loop.train(algorithm, optimizer, state, batches, hooks, num_steps=22, ema_decay=0.9)
   finally:
@@ -208,7 +206,8 @@ def test_memory_counts_what_a_step_holds(on_host, tiny_policy, tiny_params):
     method, optimizer, 0, online=online, reference=reference, with_ema=True
   )
   state = jax.eval_shape(make, *tiny_params)
-  needed = loop.memory(method, optimizer, state, next(_ragged_prompts()), ema_decay=0.9)
+  batch = next(_ragged_prompts())
+  needed = loop.memory(loop.programs(method, optimizer, state, batch, ema_decay=0.9))
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
   assert needed['state'] == size(make(*tiny_params))
   assert needed['judge_weights'] == (0 if on_host else weights.nbytes)

@@ -1,0 +1,96 @@
+"""Names of the axes of arrays; T5X's, where it has them. Networks say what an axis is, not where it lies.
+
+Parameters have embed, mlp, heads, joined_kv, vocab and relpos_buckets; activations have batch (rows of any kind: prompts,
+responses, lanes), and mlp, heads, joined_kv and vocab too. Which axes of a mesh these are cut along, rules say, a list of
+(name, axes of the mesh); outside of `laid_out_by` nothing is cut, and nothing here does anything.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.core.meta
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from flax.linen import partitioning
+from jax.sharding import Mesh, PartitionSpec
+
+Names = tuple[str | None, ...]  # Of an array's axes; None: an axis that is never cut.
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+
+def init(network: nn.Module):
+  """rng -> parameters of a network with T5X's call signature."""
+
+  def run(rng: jax.Array):
+    return _variables(network, rng)['params']
+
+  return run
+
+
+def of(network: nn.Module) -> Any:
+  """Names of the axes of a network's parameters: a tree like that of `init`, with a tuple for each array."""
+  variables = jax.eval_shape(lambda: _variables(network, jax.random.PRNGKey(0)))
+  found = flax.traverse_util.flatten_dict(variables['params'])
+  if 'params_axes' in variables:
+    named = partitioning.get_axis_names(variables['params_axes'])
+    names = {path: tuple(x) for path, x in flax.traverse_util.flatten_dict(named).items()}
+  else:
+    names = {}
+  known = {path: names.get(path, (None,) * x.ndim) for path, x in found.items()}
+  return flax.traverse_util.unflatten_dict(known)
+
+
+def _variables(network: nn.Module, rng: jax.Array):
+  dummy = jnp.ones((1, 2), jnp.int32)
+  return network.init(rng, dummy, dummy, dummy, enable_dropout=False)
+
+
+@contextlib.contextmanager
+def laid_out_by(mesh: Mesh, rules: Rules) -> Iterator[None]:
+  """Within, arrays are cut over a mesh by these rules."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    yield
+
+
+def spec(
+  names: Names, shape: Sequence[int], rules: Rules, mesh_shape: Mapping[str, int]
+) -> PartitionSpec:
+  """How an array is cut. An axis that does not divide evenly stays whole, and no axis of the mesh is used twice.
+
+  Args:
+    names: of the array's axes.
+    shape: of the array.
+    rules: the first that names an axis counts.
+    mesh_shape: devices along each axis of the mesh.
+  """
+  by_name, used, cuts = dict(reversed(rules)), set(), []
+  for name, size in zip(names, shape, strict=True):
+    axes = by_name.get(name) or ()
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    axes = tuple(axis for axis in axes if mesh_shape.get(axis, 1) > 1)
+    whole = size % math.prod(mesh_shape[axis] for axis in axes) or used & set(axes)
+    cuts.append(None if whole or not axes else axes)
+    used |= set() if whole else set(axes)
+  return PartitionSpec(*cuts)
+
+
+def are_laid_out() -> bool:
+  """Whether there is a mesh, and rules."""
+  return bool(nn.get_logical_axis_rules()) and flax.core.meta.global_mesh_defined()
+
+
+def lay_out(x: jax.Array, *names: str | None) -> jax.Array:
+  """The same array, cut by the names of its axes."""
+  if not are_laid_out():
+    return x
+  rules, mesh = nn.get_logical_axis_rules(), flax.core.meta.get_global_mesh()
+  return jax.lax.with_sharding_constraint(x, spec(names, x.shape, rules, mesh.shape))
+
+
+def gather(weights: jax.Array, names: Names) -> jax.Array:
+  """Weights as they are computed with: whole along `embed`, which is cut so that a device need not keep all of them."""
+  return lay_out(weights, *(None if name == 'embed' else name for name in names))

@@ -1,0 +1,91 @@
+"""Many processes that run one program, and how they end.
+
+Every process runs the same code on the same arrays, of which it holds a part. One that dies takes the others with it: they
+learn of it from a broken exchange at once, or from missing heartbeats after HEARTBEAT_SECONDS.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+HEARTBEAT_SECONDS = 30  # Without a sign of life, a process counts as dead.
+
+
+def join(
+  coordinator_address: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+  """Joins this process to the others of its run; must come before anything else is asked of JAX.
+
+  Args:
+    coordinator_address: HOST:PORT of the first process; None, as the rest: what the cluster says (TPU pods, SLURM, Open
+      MPI, GKE).
+    count: how many processes there are.
+    index: which of them this is, from 0.
+
+  Raises:
+    ValueError: only some of the three are given, or the cluster says nothing.
+    ConnectionError: the others did not come.
+  """
+  given = coordinator_address, count, index
+  if any(x is None for x in given) and any(x is not None for x in given):
+    raise ValueError(
+      '--coordinator_address, --process_count and --process_index belong together: '
+      f'got {coordinator_address}, {count}, {index}.'
+    )
+  if count is not None and not 0 <= index < count:
+    raise ValueError(f'--process_index must be in [0, {count}), got {index}.')
+  try:
+    jax.distributed.initialize(
+      coordinator_address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
+  except ValueError as error:
+    raise ValueError(
+      f'The cluster does not say how to join ({error}): set --coordinator_address, --process_count '
+      'and --process_index.'
+    ) from error
+  except RuntimeError as error:
+    raise ConnectionError(
+      f'The {count} processes of the run did not find each other at {coordinator_address} '
+      f'({" ".join(str(error).split())}): start all of them, with the same address.'
+    ) from error
+
+
+def first() -> bool:
+  """Whether this is the process that writes what is not an array."""
+  return jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+  """Waits until all processes have come to this place."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)
+
+
+def whole(tree: Any) -> Any:
+  """NumPy arrays of all rows, those of other processes too. All processes must ask."""
+  if jax.process_count() == 1:
+    return jax.tree.map(np.asarray, tree)
+  return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[Callable[[int], bool]]:
+  """Whether somebody has asked the run to end (SIGTERM), as a function of the step that is done; the same for all processes."""
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda step: False
+    return
+  asked = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+  try:
+    yield lambda step: asked.is_set()
+  finally:
+    signal.signal(signal.SIGTERM, before)
