@@ -63,19 +63,19 @@ def sft(policy: Policy) -> Algorithm:
     token_logp = policy.log_prob(params, batch.prompts, batch.response.tokens)
     return losses.cross_entropy_loss(token_logp, batch.response.mask)
 
-  return Algorithm(policy.init, _as_read, _as_sampled, loss)
+  return Algorithm(policy.init, _as_read, _as_sampled, loss, reads=Demonstration)
 
 
 def preference(model: preference_model.PreferenceModel) -> Algorithm:
   """Learns P(y ≻ y'|x) from comparisons."""
   loss = functools.partial(preference_model.loss, model)
-  return Algorithm(model.init, _as_read, _as_sampled, loss)
+  return Algorithm(model.init, _as_read, _as_sampled, loss, reads=Comparison)
 
 
 def reward(model: reward_model.RewardModel) -> Algorithm:
   """Learns the Bradley-Terry reward r(x, y) from comparisons."""
   loss = functools.partial(reward_model.loss, model)
-  return Algorithm(model.init, _as_read, _as_sampled, loss)
+  return Algorithm(model.init, _as_read, _as_sampled, loss, reads=Comparison)
 
 
 def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 1) -> Algorithm:
@@ -317,7 +317,8 @@ def dpo(policy: Policy, *, tau: float) -> Algorithm:
     pair = contrast.pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
     return losses.logistic_contrast_loss(pair - batch.anchor_logp, batch.payoff[:, 0], scale=tau)
 
-  return Algorithm(policy.init, sample, _as_sampled, loss, frozenset({'reference'}))
+  plays = frozenset({'reference'})
+  return Algorithm(policy.init, sample, _as_sampled, loss, plays, reads=Comparison)
 
 
 def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:

@@ -70,6 +70,7 @@ class Experiment(NamedTuple):
   batches: Callable[..., Iterator[Any]]  # start -> batches from that number on.
   optimizer: optax.GradientTransformation
   num_steps: int
+  shapes: Callable[[type], Any] | None = None  # kind of batch -> its shapes; None: a batch is read.
   feedback: Judge | None = None
   start_from: str | Start | None = (
     None  # A run, `from_run` or `pretrained`. None: random parameters.
@@ -147,7 +148,7 @@ def load_params(
   dtype: str | None = None,
 ) -> Params:
   """Parameters to start from, or to judge by, checked against the model's shapes; cut over a mesh, if there is one."""
-  like = _shapes(model, layout)
+  like = shapes_of(model, layout)
   params = _start(start)(like, runs)
   if layout is not None:
     params = partitioning.put(params, jax.tree.map(lambda x: x.sharding, like))
@@ -158,9 +159,19 @@ def _cast(params: Params, dtype: str) -> Params:
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def _shapes(model: Model, layout: partitioning.Layout | None) -> Params:
-  """Of a model's parameters."""
+def shapes_of(
+  model: Model, layout: partitioning.Layout | None = None, dtype: str | None = None
+) -> Params:
+  """Shapes of a model's parameters, and where they lie on a mesh.
+
+  Args:
+    model: whose they are.
+    layout: the mesh; None: nowhere yet.
+    dtype: that they are kept in; None: the network's own.
+  """
   like = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+  if dtype is not None:
+    like = jax.eval_shape(functools.partial(_cast, dtype=dtype), like)
   if layout is None:
     return like
   return partitioning.shapes(like, layout.of_params(like, model.axes and model.axes()))
@@ -344,12 +355,12 @@ def prepare(
 ) -> tuple[Algorithm, TrainState]:
   """The method and its first state; reads what other runs left, writes nothing."""
   needs = [] if experiment.feedback is None else [_feedback(experiment.feedback, runs, layout)]
-  algorithm = experiment.algorithm(_trained_model(experiment), *needs)
-  _check_sets(experiment, algorithm)
+  algorithm = experiment.algorithm(trained_model(experiment), *needs)
+  check_sets(experiment, algorithm)
   start = None
   if experiment.adapters is not None or experiment.start_from is not None:
     start = load_params(experiment.model, experiment.start_from, runs, layout)
-  shardings = None if layout is None else _shardings(experiment, algorithm, layout)
+  shardings = None if layout is None else shardings_of(experiment, algorithm, layout)
   return algorithm, _first_state(experiment, algorithm, start, shardings)
 
 
@@ -359,22 +370,22 @@ def _feedback(judge: Judge, runs: pathlib.Path, layout: partitioning.Layout | No
   return judge.of(load_params(judge.model, judge.run, runs, layout, judge.dtype))
 
 
-def _shardings(
+def shardings_of(
   experiment: Experiment, algorithm: Algorithm, layout: partitioning.Layout
 ) -> TrainState:
   """Where the run's arrays lie."""
   names = lambda model: model.axes and model.axes()
-  trained, model = names(_trained_model(experiment)), names(experiment.model)
-  state = layout.of_state(_state_shapes(experiment, algorithm), trained, model)
+  trained, model = names(trained_model(experiment)), names(experiment.model)
+  state = layout.of_state(state_shapes(experiment, algorithm), trained, model)
   if not experiment.reference_on_host or state.params.reference is None:
     return state
   on_host = jax.tree.map(lambda x: x.with_memory_kind('pinned_host'), state.params.reference)
   return state._replace(params=state.params._replace(reference=on_host))
 
 
-def _state_shapes(experiment: Experiment, algorithm: Algorithm) -> TrainState:
-  model = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
-  return jax.eval_shape(functools.partial(_first_state, experiment, algorithm), model)
+def state_shapes(experiment: Experiment, algorithm: Algorithm) -> TrainState:
+  first = functools.partial(_first_state, experiment, algorithm)
+  return jax.eval_shape(first, shapes_of(experiment.model))
 
 
 def _first_state(
@@ -402,13 +413,13 @@ def _first_state(
   )
 
 
-def _trained_model(experiment: Experiment) -> Model:
+def trained_model(experiment: Experiment) -> Model:
   if experiment.adapters is None:
     return experiment.model
   return lora.adapt(experiment.model, experiment.adapters)
 
 
-def _check_sets(experiment: Experiment, algorithm: Algorithm) -> None:
+def check_sets(experiment: Experiment, algorithm: Algorithm) -> None:
   """Raises ValueError where a method plays parameters that the run would not have."""
   if 'reference' in algorithm.plays and experiment.start_from is None:
     raise ValueError('This method needs a reference: name the run to start from (START_FROM).')
@@ -439,83 +450,3 @@ def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Pa
   if processes.first():
     np.savez(path, **{jax.tree_util.keystr(key): leaf for key, leaf in leaves})
   return path
-
-
-def summary(experiment: Experiment, layout: partitioning.Layout | None = None) -> dict[str, Any]:
-  """What a dry run reports: parameters, batch and memory of a device, by shape, without running a step.
-
-  Args:
-    experiment: whose run it would be; what it depends on need not be there.
-    layout: the mesh; None: that of the experiment, on the devices that there are.
-  """
-  layout = layout or partitioning.Layout(partitioning.make_mesh(experiment.devices))
-  of = programs(experiment, layout)
-  state = of.state
-  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  model = jax.eval_shape(experiment.model.init, jax.random.PRNGKey(0))
-  return {
-    'parameters': sum(x.size for x in jax.tree.leaves(model)),
-    'parameter_bytes': size(model),
-    'trained_parameters': sum(x.size for x in jax.tree.leaves(state.params.online)),
-    'optimizer_bytes': size(state.opt_state),
-    'batch': jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', of.batch._asdict()),
-    'mesh': dict(layout.mesh.shape),
-    'memory_bytes': loop.memory(of.programs),
-  }
-
-
-class Described(NamedTuple):
-  """A step of an experiment, compiled but not run."""
-
-  programs: loop.Programs
-  state: TrainState  # Shapes and shardings.
-  batch: Any
-
-
-def programs(
-  experiment: Experiment, layout: partitioning.Layout, batch: Any | None = None
-) -> Described:
-  """Compiles a step of an experiment for a mesh, whose devices need not be there.
-
-  Args:
-    experiment: whose run it would be; what it depends on need not be there.
-    layout: the mesh.
-    batch: shapes of one; None: the first of the experiment's.
-  """
-  judge = experiment.feedback
-  with layout.active():
-    build = lambda *feedback: experiment.algorithm(_trained_model(experiment), *feedback)
-    algorithm = build() if judge is None else build(_nobody)
-    _check_sets(experiment, algorithm)
-    shardings = _shardings(experiment, algorithm, layout)
-    state = partitioning.shapes(_state_shapes(experiment, algorithm), shardings)
-    batch = next(experiment.batches(start=0)) if batch is None else batch
-    batch = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), batch
-    )
-    judging = None
-    if judge is not None and judge.model is not None:
-      weights = _shapes(judge.model, layout)
-      if judge.dtype is not None:
-        weights = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, judge.dtype, sharding=x.sharding), weights
-        )
-      judging = (lambda weights, rollout: build(judge.of(weights)).judge(rollout)), weights
-    elif judge is not None:
-      algorithm = build(judge.of(()))
-    compiled = loop.programs(
-      algorithm,
-      experiment.optimizer,
-      state,
-      batch,
-      judge=judging,
-      num_microbatches=experiment.num_microbatches,
-      ema_decay=experiment.ema_decay,
-      layout=layout,
-    )
-  return Described(compiled, state, batch)
-
-
-def _nobody(prompts, y, *_):
-  """Feedback in place of one whose weights are not there."""
-  raise NotImplementedError

@@ -2,6 +2,7 @@
 
   nlhf demo        SFT → preference and reward model → every method → win rates and a report
   nlhf train       one run
+  nlhf plan        what a run would take on a mesh that is not here
   nlhf win-rates   trained policies against each other
   nlhf sample      a trained policy's responses
   nlhf report      the report of a directory of runs
@@ -17,10 +18,12 @@ import argparse
 import difflib
 import json
 import logging
+import math
 import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 
 from nlhf_jax.games import commands as game_commands
@@ -37,13 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's start-up messages.
   logging.getLogger('absl').setLevel(logging.ERROR)
   _keep_compiled()
+  from nlhf_jax.runtime import processes
+
   try:
     args.run(args)
   except (ValueError, OSError, FloatingPointError) as error:
     if args.traceback:
       raise
-    print(f'nlhf {args.command}: {_one_line(error)}', file=sys.stderr)
+    print(f'nlhf {args.command}: {_one_line(error)}', file=sys.stderr, flush=True)
+    processes.leave(2)
     return 2
+  except RuntimeError as error:
+    if processes.alone():
+      raise
+    if args.traceback:
+      traceback.print_exc()
+    print(
+      f'nlhf {args.command}: an exchange with the other processes failed; one of them has probably ended. Start all '
+      f'of them again: the run goes on from its newest checkpoint. ({_one_line(error)[:300]})',
+      file=sys.stderr,
+      flush=True,
+    )
+    processes.leave(3)
   return 0
 
 
@@ -80,6 +98,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   for add in (
     _add_demo,
     _add_train,
+    _add_plan,
     _add_win_rates,
     _add_sample,
     _add_report,
@@ -143,6 +162,28 @@ def _add_train(commands) -> None:
   group.add_argument('--coordinator_address', help='HOST:PORT of the first process')
   group.add_argument('--process_count', type=int)
   group.add_argument('--process_index', type=int, help='from 0')
+
+
+def _add_plan(commands) -> None:
+  parser = _command(
+    commands,
+    'plan',
+    _plan,
+    'Tells what a run would take on a mesh of devices that is not here.',
+    'Compiles a step for so many simulated devices and prints, for each of them: memory, operations, bytes sent by kind '
+    'and axes of the mesh, and the least time that these imply on named chips. Needs neither data nor weights.',
+  )
+  _add_gin(parser)
+  parser.add_argument(
+    '--mesh', default='', help='such as data=1,fsdp=8,tensor=4 (default: 1 of what is not named)'
+  )
+  parser.add_argument(
+    '--chips',
+    nargs='+',
+    choices=['v5e', 'v5p', 'h100', 'h200'],
+    default=['v5e', 'v5p', 'h100', 'h200'],
+  )
+  parser.add_argument('--output', help='a file for the same in JSON')
 
 
 def _add_win_rates(commands) -> None:
@@ -260,17 +301,42 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-  from nlhf_jax import experiments
+  from nlhf_jax import plan
   from nlhf_jax.runtime import processes
 
   if args.multihost or args.coordinator_address or args.process_count is not None:
     processes.join(args.coordinator_address, args.process_count, args.process_index)
   experiment, config = _configure(args, [], 'Experiment')
   if args.dry_run:
-    print(json.dumps(experiments.summary(experiment), indent=2))
+    print(json.dumps(plan.summary(experiment), indent=2))
     return
   if _train_to_the_end(experiment, pathlib.Path(args.run_dir), config) and processes.first():
     print(f'Trained: {args.run_dir}')
+
+
+def _plan(args: argparse.Namespace) -> None:
+  sizes = {'data': 1, 'fsdp': 1, 'tensor': 1}
+  for part in filter(None, args.mesh.split(',')):
+    name, _, size = part.partition('=')
+    if name not in sizes or not size.isdecimal() or int(size) < 1:
+      raise ValueError(f'--mesh has {part!r}: write data=N,fsdp=N,tensor=N.')
+    sizes[name] = int(size)
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', math.prod(sizes.values()))
+  import rich
+
+  from nlhf_jax import plan
+  from nlhf_jax.runtime import partitioning
+
+  experiment, _ = _configure(args, [], 'Experiment')
+  mesh = partitioning.make_mesh(partitioning.Devices(**sizes))
+  result = plan.make(experiment, mesh)
+  for table in plan.report(result, args.chips):
+    rich.print(table)
+  if args.output:
+    pathlib.Path(args.output).write_text(json.dumps(plan.as_json(result), indent=2) + '\n')
 
 
 def _train_to_the_end(experiment, run_dir: pathlib.Path, config: str) -> bool:

@@ -167,3 +167,4 @@ class Algorithm(NamedTuple):
   # 'half', for `sample` to play, and is then forgotten. None: there is but one update.
   half_step: Callable[[PolicyParams, Any, PRNGKey], Any] | None = None
   refresh_every: int | None = None  # Updates between two moves of the set 'past' to θ.
+  reads: type = Prompts  # What its batches are: Prompts, Demonstration or Comparison.

@@ -74,6 +74,31 @@ def batches(
     number += 1
 
 
+def shapes(
+  kind: type,
+  *,
+  batch_size: int,
+  prompt_length: int,
+  response_length: int,
+  responses_per_prompt: int = 1,
+) -> Batch:
+  """What the largest batches look like, without reading any.
+
+  Args:
+    kind: Prompts, Demonstration or Comparison.
+    batch_size, prompt_length, response_length, responses_per_prompt: as of `batches`.
+  """
+  of = lambda dtype, *size: jax.ShapeDtypeStruct(size, dtype)
+  prompts = Prompts(of(np.int32, batch_size, prompt_length), of(np.int32, batch_size))
+  if kind is Prompts:
+    return prompts
+  rows = batch_size * responses_per_prompt
+  response = Rollout(of(np.int32, rows, response_length), of(bool, rows, response_length))
+  if kind is Demonstration:
+    return Demonstration(prompts, response)
+  return Comparison(prompts, response, response, of(np.float32, rows))
+
+
 class _Shapes(NamedTuple):
   """The shapes that batches come in, and which of them each group of rows fits."""
 

@@ -72,6 +72,8 @@ class Writer:
     return self
 
   def __exit__(self, kind, *_) -> None:
+    if kind is not None and jax.process_count() > 1:
+      return  # The others may be gone: waiting for them would hide why.
     try:
       self.wait()
     except OSError:

@@ -151,6 +151,7 @@ class Programs(NamedTuple):
 
   phases: dict[str, Any]  # {sample, judge, update}: a compiled program; None: it runs on the host.
   lasting: dict[str, int]
+  rollout: Any  # Shapes of what is trained on.
 
 
 def programs(
@@ -198,6 +199,7 @@ def programs(
   return Programs(
     {'sample': sample, 'judge': judging, 'update': updating},
     {'state': _size(state) + half, 'judge_weights': _size(weights), 'batch': _size(judged)},
+    judged,
   )
 
 

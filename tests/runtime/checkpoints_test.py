@@ -153,7 +153,11 @@ def test_any_change_of_one_entry_changes_its_fingerprint():
     whole = checkpoints.fingerprints({'x': x})['x']
     others = {whole}
     for row, column in np.ndindex(5, 7):
-      others.add(checkpoints.fingerprints({'x': x.at[row, column].set(1 - x[row, column])})['x'])
+      others.add(
+        checkpoints.fingerprints(
+          {'x': x.at[row, column].set((1 - x[row, column]).astype(x.dtype))}
+        )['x']
+      )
     assert len(others) == 36
   swapped = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[2.0, 1.0]])
   assert len({checkpoints.fingerprint(x) for x in swapped}) == 2

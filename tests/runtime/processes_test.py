@@ -1,0 +1,151 @@
+"""Real processes on one machine: they train as one, go on as another number of them, and end together."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from nlhf_jax.runtime import checkpoints, processes
+
+SCRIPT = pathlib.Path(__file__).with_name('run_of_many.py')
+ROOT = SCRIPT.parent.parent.parent
+QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+
+
+class Run:
+  """The processes of one run."""
+
+  def __init__(self, directory, num_steps, save_every, count=1, mesh=(), cache=None):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    self.directory, self._logs = directory, []
+    self.members = []
+    for index in range(count):
+      join = [address, count, index, *mesh] if count > 1 else []
+      argv = [sys.executable, SCRIPT, directory, num_steps, save_every, *join]
+      log = directory.with_name(f'{directory.name}.{count}.{index}.log')
+      self._logs.append(log)
+      environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
+      environment['XLA_FLAGS'] = QUICK_TO_COMPILE
+      self.members.append(
+        subprocess.Popen(
+          list(map(str, argv)),
+          stdout=log.open('w'),
+          stderr=subprocess.STDOUT,
+          env=environment,
+        )
+      )
+
+  def text(self, index=0) -> str:
+    return self._logs[index].read_text()
+
+  def wait(self, seconds=240) -> list[int]:
+    return [member.wait(seconds) for member in self.members]
+
+  def until_saved(self, step, seconds=240):
+    """Waits until there is a checkpoint of this step or a later one."""
+    end = time.monotonic() + seconds
+    while (checkpoints.latest_step(self.directory / 'checkpoints') or 0) < step:
+      assert time.monotonic() < end and self.members[0].poll() is None, self.text()
+      time.sleep(0.05)
+
+  def outcome(self):
+    """Samples, metrics without times, and what the last checkpoint holds."""
+    samples = next(line for line in self.text().splitlines() if line.startswith('samples'))
+    rows = map(json.loads, (self.directory / 'metrics.jsonl').read_text().splitlines())
+    metrics = [{k: v for k, v in row.items() if 'second' not in k} for row in rows]
+    facts = checkpoints.facts_of(self.directory / 'checkpoints')
+    return samples, metrics, facts
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  root = tmp_path_factory.mktemp('runs')
+  return lambda name, *args, **kwargs: Run(root / name, *args, cache=root / 'cache', **kwargs)
+
+
+@pytest.fixture(scope='module')
+def alone(start):
+  run = start('alone', 12, 4)
+  assert run.wait() == [0], run.text()
+  return run.outcome()
+
+
+def same_numbers(one, other):
+  assert [row['step'] for row in one] == [row['step'] for row in other]
+  for a, b in zip(one, other, strict=True):
+    assert a == pytest.approx(b, rel=2e-3)  # Adafactor makes a whole step of the least gradient.
+
+
+@pytest.mark.parametrize(('count', 'mesh'), [(2, (1, 1, 2)), (4, (2, 2, 1))])
+def test_many_processes_are_one(count, mesh, start, alone):
+  """The same samples and, to rounding, the same metrics; on another number of them it goes on to the same end."""
+  run = start(f'many{count}', 9, 4, count=count, mesh=mesh)
+  assert run.wait() == [0] * count, run.text()
+  again = start(f'many{count}', 12, 4, count=2 if count == 4 else 1, mesh=(2, 1, 1))
+  assert set(again.wait()) == {0}, again.text()
+  samples, metrics, facts = again.outcome()
+  assert samples == alone[0]
+  same_numbers(metrics, alone[1])
+  assert facts['next_batch'] == 12
+
+
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(start, alone):
+  """To the last bit: parameters, average, optimizer, metrics and samples; killed while it steps and while it saves."""
+  for step in (4, 8):
+    run = start('killed', 12, 4)
+    run.until_saved(step)
+    run.members[0].send_signal(signal.SIGKILL)
+    run.wait()
+  run = start('killed', 12, 4)
+  assert run.wait() == [0], run.text()
+  samples, metrics, facts = run.outcome()
+  assert (samples, metrics) == alone[:2]
+  assert facts['fingerprints'] == alone[2]['fingerprints']
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_the_others_end_when_one_is_killed(victim, start):
+  run = start(f'victim{victim}', 100_000, 5, count=2)
+  run.until_saved(5)
+  run.members[victim].send_signal(signal.SIGKILL)
+  before = time.monotonic()
+  other = run.members[1 - victim].wait(60)
+  assert time.monotonic() - before < 60
+  assert other not in (0, None)
+  text = run.text(1 - victim)
+  assert 'an exchange failed' in text or 'another task died' in text
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_sigterm_saves_and_ends(count, start):
+  run = start(f'asked{count}', 100_000, 100_000, count=count)
+  metrics = run.directory / 'metrics.jsonl'
+  end = time.monotonic() + 240
+  while not (metrics.is_file() and metrics.read_text()):
+    assert time.monotonic() < end, run.text()
+    time.sleep(0.05)
+  run.members[-1].send_signal(signal.SIGTERM)
+  assert run.wait(60) == [0] * count, run.text()
+  step = int(run.text().split(' step ')[1].split()[0])
+  assert 3 <= step < 100_000
+  assert checkpoints.latest_step(run.directory / 'checkpoints') == step
+
+
+def test_part_of_an_address_is_refused():
+  with pytest.raises(ValueError, match='belong together: got localhost:1, 2, None'):
+    processes.join('localhost:1', 2)
+  with pytest.raises(ValueError, match=r'--process_index must be in \[0, 2\), got 2'):
+    processes.join('localhost:1', 2, 2)
+
+
+def test_whole_is_numpy():
+  assert isinstance(processes.whole({'x': np.ones(2)})['x'], np.ndarray)
