@@ -165,7 +165,7 @@ def make(experiment: experiments.Experiment, mesh) -> Plan:
 
 
 def _phase(program: Any, mesh, length: int) -> Phase:
-  work, memory = hlo.work(program, mesh, length), program.memory_analysis()
+  work, memory = hlo.work(program.as_text(), mesh.shape, length), program.memory_analysis()
   once = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
   return Phase(work.operations, once + work.carried, hlo.by_kind_and_axes(work.collectives))
 

@@ -7,10 +7,9 @@ they happen. The text is that of one device, so sizes are a device's.
 import collections
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 _BITS = {'pred': 8, 'bf16': 16, 'f16': 16, 's4': 4, 'u4': 4}  # Of others the name says it.
@@ -43,15 +42,15 @@ class Work(NamedTuple):
   collectives: list[Collective]
 
 
-def work(program: jax.stages.Compiled, mesh: jax.sharding.Mesh, loop_length: int) -> Work:
+def work(text: str, mesh: Mapping[str, int], loop_length: int) -> Work:
   """Reads a compiled program.
 
   Args:
-    program: for the devices of the mesh.
-    mesh: whose axes are named.
+    text: of the program (`Compiled.as_text`).
+    mesh: devices along each of its axes, in order.
     loop_length: how often loops run that may end early, all together: tokens of the longest response.
   """
-  parsed = _parse(program.as_text())
+  parsed = _parse(text)
   times = _times(parsed, loop_length)
   operations, carried, collectives = 0.0, 0.0, []
   for name, instructions in parsed.computations.items():
@@ -160,7 +159,9 @@ def _operations(instruction: _Instruction, shapes: dict[str, str]) -> float:
   return 2.0 * math.prod(result) * length
 
 
-def _collective(kind: str, instruction: _Instruction, mesh, times: float) -> Collective:
+def _collective(
+  kind: str, instruction: _Instruction, mesh: Mapping[str, int], times: float
+) -> Collective:
   size, arrays = _bytes(instruction.shape), _arrays(instruction.shape)
   if instruction.kind.endswith('-start') and kind != 'all-reduce':
     arrays = arrays[len(arrays) // 2 :]  # Operands, then results.
@@ -170,7 +171,7 @@ def _collective(kind: str, instruction: _Instruction, mesh, times: float) -> Col
     groups = np.array([pair for pair in np.array(pairs, int) if pair[0] != pair[1]]).reshape(-1, 2)
     sent = size if len(groups) else 0.0
   else:
-    groups = replica_groups(instruction.rest, mesh.size)
+    groups = replica_groups(instruction.rest, math.prod(mesh.values()))
     number = groups.shape[1]
     # A ring's share: everything but its own part goes round once, or twice to be summed up and given back.
     parts = {'all-reduce': 2.0, 'reduce-scatter': float(number)}.get(kind, 1.0)
@@ -211,8 +212,8 @@ def _iota(text: str) -> np.ndarray:
   return numbers.reshape(_dims(result.strip('[]'))) if result else numbers
 
 
-def _axes(groups: np.ndarray, mesh) -> tuple[str, ...]:
+def _axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
   """Axes of the mesh along which the members of a group differ."""
-  places = np.stack(np.unravel_index(groups, mesh.devices.shape))  # [axis, group, member]
+  places = np.stack(np.unravel_index(groups, tuple(mesh.values())))  # [axis, group, member]
   differ = (places != places[:, :, :1]).any(axis=(1, 2))
-  return tuple(name for name, does in zip(mesh.axis_names, differ, strict=True) if does)
+  return tuple(name for name, does in zip(mesh, differ, strict=True) if does)

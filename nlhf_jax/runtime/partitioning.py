@@ -37,26 +37,27 @@ class Devices(NamedTuple):
   tensor: int = 1
 
 
-def make_mesh(devices: Devices, among: Sequence[Any] | None = None) -> Mesh:
-  """A mesh of all devices of all processes.
-
-  Args:
-    devices: along each axis.
-    among: those to use; None: all.
+def filled_in(devices: Devices, number: int) -> Devices:
+  """The same with what is left of so many devices in place of −1.
 
   Raises:
-    ValueError: their number is another one.
+    ValueError: they make another number.
   """
-  among = jax.devices() if among is None else list(among)
-  sizes = list(devices)
-  given = math.prod(size for size in sizes if size != -1)
-  if sizes.count(-1) == 1 and given > 0:
-    sizes[sizes.index(-1)] = len(among) // given
-  if math.prod(sizes) != len(among) or min(sizes) < 1:
+  given = math.prod(size for size in devices if size != -1)
+  left = number // given if given > 0 and devices.count(-1) == 1 else -1
+  sizes = Devices(*(left if size == -1 else size for size in devices))
+  if math.prod(sizes) != number or min(sizes) < 1:
     raise ValueError(
-      f'A mesh of data={devices.data}, fsdp={devices.fsdp}, tensor={devices.tensor} does not fit {len(among)} devices: '
+      f'A mesh of data={devices.data}, fsdp={devices.fsdp}, tensor={devices.tensor} does not fit {number} devices: '
       'set MESH_DATA, MESH_FSDP and MESH_TENSOR so that their product is that number (-1: all that are left).'
     )
+  return sizes
+
+
+def make_mesh(devices: Devices, among: Sequence[Any] | None = None) -> Mesh:
+  """A mesh of all devices of all processes, or of those in `among`. Raises as `filled_in`."""
+  among = jax.devices() if among is None else list(among)
+  sizes = filled_in(devices, len(among))
   grid = mesh_utils.create_device_mesh(sizes, among, allow_split_physical_axes=True)
   return Mesh(grid, Devices._fields)
 

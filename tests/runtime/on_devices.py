@@ -1,0 +1,181 @@
+"""Two steps of Nash-MD on each of some meshes of eight simulated devices, for partitioning_test.py: differences, as JSON.
+
+python on_devices.py FAMILY DATAxFSDPxTENSOR [DATAxFSDPxTENSOR …]
+"""
+
+import json
+import os
+import sys
+
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true'
+)
+
+import jax
+import numpy as np
+import optax
+
+from nlhf_jax import algorithms, policy
+from nlhf_jax import preference_model as pm
+from nlhf_jax.networks import decoding, llama, t5
+from nlhf_jax.runtime import hlo, partitioning
+from nlhf_jax.training import loop
+from nlhf_jax.types import Prompts
+
+VOCAB, EMBED, LENGTH, HEADS = 88, 32, 7, 4
+NETWORKS = {
+  't5': t5.Transformer(
+    t5.T5Config(
+      vocab_size=VOCAB,
+      emb_dim=EMBED,
+      num_heads=HEADS,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+      head_dim=8,
+      mlp_dim=48,
+      mlp_activations=('gelu', 'linear'),
+      dropout_rate=0.0,
+    )
+  ),
+  'llama': llama.Transformer(
+    llama.LlamaConfig(
+      vocab_size=VOCAB,
+      emb_dim=EMBED,
+      num_heads=HEADS,
+      num_kv_heads=2,
+      num_layers=1,
+      head_dim=8,
+      mlp_dim=48,
+      logits_via_embedding=True,
+    )
+  ),
+}
+
+
+def batches():
+  for number in range(2):
+    rng = np.random.default_rng(number)
+    tokens = rng.integers(2, VOCAB, (8, 10)).astype(np.int32)
+    tokens[np.arange(10) >= rng.integers(3, 11, (8, 1))] = 0
+    yield Prompts(tokens, np.arange(8, dtype=np.int32))
+
+
+class Setting:
+  """What is trained, and what it starts from."""
+
+  def __init__(self, network):
+    self.policy = policy.from_network(network, decoding.Sampling(max_length=LENGTH))
+    self.judge = pm.in_encoder(network, pm.RaterPrompt((2,), (3,), (4,), (5,)))
+    init = jax.jit(self.policy.init)
+    self.start, self.weights = (
+      jax.tree.map(np.asarray, init(jax.random.PRNGKey(n))) for n in (1, 2)
+    )
+    for params in (
+      self.start,
+      self.weights,
+    ):  # Tied embeddings of this size would leave but one token likely.
+      params['token_embedder']['embedding'] = 0.1 * params['token_embedder']['embedding']
+    # Factored moments, whose shapes are not the parameters', and momentum; steps in proportion to the gradient, so that
+    # rounding stays rounding.
+    self.optimizer = optax.chain(
+      optax.scale_by_factored_rms(min_dim_size_to_factor=8, epsilon=1.0), optax.sgd(2.0, 0.9)
+    )
+
+  def method(self, weights):
+    judge = pm.preference_fn(self.judge, weights)
+    return algorithms.nash_md_pg(self.policy, judge, tau=0.1, beta=0.3, num_samples=2)
+
+  def state(self, start, shardings=None):
+    return loop.init_state(
+      self.method(self.weights),
+      self.optimizer,
+      0,
+      online=start,
+      reference=start,
+      with_ema=True,
+      shardings=shardings,
+    )
+
+  def shardings(self, layout):
+    shapes = jax.eval_shape(self.state, self.start)
+    return layout.of_state(shapes, self.policy.axes())
+
+  def train(self, layout=None, num_microbatches=1):
+    """The last state, the metrics of each step, and the responses that the last policy draws."""
+    start, weights, shardings = self.start, self.weights, None
+    if layout is not None:
+      shardings = self.shardings(layout)
+      start = partitioning.put(start, shardings.params.online)
+      weights = partitioning.put(weights, layout.of_params(weights, self.judge.axes()))
+    rows = []
+    state = loop.train(
+      self.method(weights),
+      self.optimizer,
+      self.state(start, shardings),
+      batches(),
+      loop.Hooks(lambda step, means: rows.append(means), lambda *_: None),
+      num_steps=2,
+      num_microbatches=num_microbatches,
+      ema_decay=0.9,
+      log_every=1,
+      layout=layout,
+    )
+    rows = [{k: v for k, v in row.items() if 'second' not in k} for row in rows]
+    prompts = next(batches()) if layout is None else layout.place(next(batches()))
+    tokens = jax.jit(self.policy.sample)(state.params.online, prompts, jax.random.PRNGKey(3)).tokens
+    return state, rows, np.asarray(tokens)
+
+  def programs(self, layout):
+    shardings = self.shardings(layout)
+    state = partitioning.shapes(jax.eval_shape(self.state, self.start), shardings)
+    prompts = next(batches())
+    prompts = partitioning.shapes(prompts, jax.tree.map(lambda _: layout.rows, prompts))
+    return loop.programs(
+      self.method(self.weights), self.optimizer, state, prompts, ema_decay=0.9, layout=layout
+    )
+
+
+def compare(setting, alone, layout, **how):
+  """The largest differences to the run on one device."""
+  state, rows, tokens = setting.train(layout, **how)
+  gap = lambda a, b: float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max())
+  pairs = zip(jax.tree.leaves(alone[0]), jax.tree.leaves(state), strict=True)
+  kernel = state.params.ema['decoder']['layers_0']['mlp']['wi_0']['kernel']
+  return {
+    'state': max(gap(a, b) for a, b in pairs),
+    'metrics': max(abs(a[k] - b[k]) for a, b in zip(alone[1], rows, strict=True) for k in a),
+    'moved': min(map(gap, *map(jax.tree.leaves, (setting.start, state.params.online)))),
+    'tokens': int((alone[2] != tokens).sum()),
+    'cut': [list(x.sharding.spec) for x in (kernel, jax.tree.leaves(state.opt_state)[1])],
+    'part': kernel.addressable_shards[0].data.size / kernel.size,
+  }
+
+
+def exchanges(setting, layout):
+  """What devices send in each phase: kind, axes, shapes, times."""
+  programs = setting.programs(layout)
+  return {
+    name: [list(x) for x in hlo.work(program.as_text(), layout.mesh.shape, LENGTH).collectives]
+    for name, program in programs.phases.items()
+  }
+
+
+def main(family, *meshes):
+  setting = Setting(NETWORKS[family])
+  alone = setting.train()
+  found = {}
+  for mesh in meshes:
+    sizes = [int(n) for n in mesh.split('x')]
+    devices = jax.devices()[: int(np.prod(sizes))]
+    layout = partitioning.Layout(partitioning.make_mesh(partitioning.Devices(*sizes), devices))
+    with layout.active():
+      found[mesh] = compare(setting, alone, layout)
+      if mesh == '2x2x2':
+        found['parts'] = compare(setting, alone, layout, num_microbatches=2)
+        found['exchanges'] = exchanges(setting, layout)
+  print(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
