@@ -30,6 +30,7 @@ class Evaluation(NamedTuple):
   tau: float = 0.05  # Of the regularised game whose duality gap is reported.
   baseline: str | None = None  # A label: worst cases are compared with this player's.
   reference: str | None = None  # A label: this player is μ.
+  betas: tuple[float, ...] = ()  # Exact play has Nash-MD's fixed points at these β too.
   num_shown: int = 8  # Prompts whose responses the report shows.
 
 
@@ -87,9 +88,16 @@ def _play_exactly(evaluation: Evaluation, players: Mapping[str, Player], prompts
         for player in players.values()
       ]
     )
-  reference = list(players).index(evaluation.reference or next(iter(players)))
-  result = exact.evaluate(log_probs, enumeration.scores, log_probs[reference], evaluation.tau)
-  return exact.table(result, list(players), evaluation.baseline) | {'tau': evaluation.tau}
+  reference = log_probs[list(players).index(evaluation.reference or next(iter(players)))]
+  labels = [*players, *(f'exact BETA {beta:g}' for beta in evaluation.betas)]
+  fixed = [
+    exact.fixed_points(enumeration.scores, reference, evaluation.tau, beta)[None]
+    for beta in evaluation.betas
+  ]
+  log_probs = np.concatenate([log_probs, *fixed])
+  result = exact.evaluate(log_probs, enumeration.scores, reference, evaluation.tau)
+  baseline = evaluation.baseline if evaluation.baseline in labels else None
+  return exact.table(result, labels, baseline) | {'tau': evaluation.tau}
 
 
 def enumerate_log_probs(

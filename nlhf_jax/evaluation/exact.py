@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from nlhf_jax.evaluation.win_rates import mean_with_interval
 from nlhf_jax.games import game as games
-from nlhf_jax.games import sources
+from nlhf_jax.games import solve, sources
 
 
 class Exact(NamedTuple):
@@ -48,11 +48,40 @@ def evaluate(
   return Exact(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def _play(log_probs, scores, reference_log_probs, tau):
+def fixed_points(
+  scores: Float[np.ndarray, 'B K Y'],
+  reference_log_probs: Float[np.ndarray, 'B Y'],
+  tau: float,
+  beta: float,
+) -> Float[np.ndarray, 'B Y']:
+  """log π_β(y|x) of the policies that Nash-MD would end in, could it play every response: β = 1 replies to μ.
+
+  The mixture π_β^{1−β} μ^β, of whole responses, is the equilibrium at strength τ/(1 − β); so π_β ∝ (π*/μ^β)^{1/(1−β)}.
+  """
+  result = np.full(reference_log_probs.shape, -np.inf)
+  for b, row in enumerate(scores):
+    valid, preference = _table(row)
+    reference = _with_rest(reference_log_probs[b, valid])
+    with jax.enable_x64(True):
+      if beta == 1:
+        log_policy = np.log(reference) + preference @ reference / tau
+      else:
+        game = games.make(preference, reference, tau / (1 - beta))
+        nash = np.asarray(solve.regularised_nash(game))
+        log_policy = (np.log(np.maximum(nash, 1e-300)) - beta * np.log(reference)) / (1 - beta)
+    result[b, valid] = (log_policy - np.logaddexp.reduce(log_policy))[:-1]
+  return result
+
+
+def _table(scores: Float[np.ndarray, 'K Y']):
+  """Which responses there are, and how they and "anything else", which every annotator puts last, compare."""
   valid = np.isfinite(scores[0])
-  # The last outcome is "anything else": every annotator puts it last.
   scores = np.concatenate([scores[:, valid], np.full((len(scores), 1), -np.inf)], axis=1)
-  preference = sources.from_scores(scores)
+  return valid, sources.from_scores(scores)
+
+
+def _play(log_probs, scores, reference_log_probs, tau):
+  valid, preference = _table(scores)
   policies = np.stack([_with_rest(x[valid]) for x in log_probs])
   with jax.enable_x64(True):
     game = games.make(preference, _with_rest(reference_log_probs[valid]), tau)

@@ -1,0 +1,150 @@
+"""Kills a run at random moments, lets it go on each time, and compares its end with that of a run left alone.
+
+  python benchmarks/kill_and_resume.py --kills 20 --processes 1 --output out.json
+
+The run is `nlhf train` of the built-in task's SFT stage, or of another gin file; a checkpoint every two steps. Half of the
+kills (SIGKILL, to all processes of the run, or to one of them where there are several) come at a random moment of a
+random step, the others while a checkpoint is being written. Prints, and writes, when each came and whether arrays,
+metrics and samples are equal to the last bit.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from nlhf_jax.runtime import checkpoints
+
+SMALL = [
+  '--gin.summaries.builtin.num_train=200',
+  '--gin.summaries.builtin.num_test=20',
+  '--gin.LOG_EVERY=5',
+  '--gin.SAVE_EVERY=2',
+  '--gin.BATCH_SIZE=8',
+]
+
+
+class Run:
+  """One life of the processes of a run."""
+
+  def __init__(self, args, run_dir: pathlib.Path):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    self.saved = run_dir / 'checkpoints'
+    self.members, count = [], args.processes
+    for index in range(count):
+      argv = [sys.executable, '-m', 'nlhf_jax.main', 'train', f'--gin_file={args.gin_file}']
+      argv += [f'--run_dir={run_dir}', f'--gin.NUM_STEPS={args.steps}', *SMALL, *args.flags]
+      if count > 1:
+        argv += [
+          f'--coordinator_address={address}',
+          f'--process_count={count}',
+          f'--process_index={index}',
+        ]
+      with run_dir.with_name(f'{run_dir.name}.{index}.log').open('w') as log:
+        self.members.append(subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT))
+
+  def alive(self) -> bool:
+    return all(member.poll() is None for member in self.members)
+
+  def wait_for(self, condition, seconds=300.0) -> bool:
+    end = time.monotonic() + seconds
+    while self.alive() and time.monotonic() < end:
+      if condition():
+        return True
+      time.sleep(0.002)
+    return False
+
+  def kill(self) -> None:
+    """One of them; the others end by themselves."""
+    random.choice(self.members).send_signal(signal.SIGKILL)
+    for member in self.members:
+      member.wait(90)
+
+
+def writing(directory: pathlib.Path) -> bool:
+  """Whether a checkpoint is being written."""
+  return directory.is_dir() and any('tmp' in path.name for path in directory.iterdir())
+
+
+def harass(args, run_dir: pathlib.Path) -> list[dict]:
+  """Kills the run so many times; what each kill met."""
+  met = []
+  while len(met) < args.kills:
+    run = Run(args, run_dir)
+    first = checkpoints.latest_step(run.saved) or 0
+    run.wait_for(lambda run=run, first=first: (checkpoints.latest_step(run.saved) or 0) > first)
+    while_saving = len(met) % 2 == 1 and run.wait_for(lambda run=run: writing(run.saved), 30)
+    if not while_saving:
+      time.sleep(random.uniform(0, 2))
+    if not run.alive():
+      raise SystemExit('The run ended before it could be killed: raise --steps.')
+    run.kill()
+    left = [path.name for path in run.saved.iterdir() if not path.name.isdecimal()]
+    met.append({'after step': checkpoints.latest_step(run.saved), 'unfinished': left})
+    print(f'kill {len(met)}: {met[-1]}', flush=True)
+  return met
+
+
+def finish(args, run_dir: pathlib.Path) -> None:
+  run = Run(args, run_dir)
+  statuses = [member.wait() for member in run.members]
+  if any(statuses):
+    raise SystemExit(run_dir.with_name(f'{run_dir.name}.0.log').read_text()[-2000:])
+
+
+def outcome(args, run_dir: pathlib.Path) -> dict:
+  """What is compared: fingerprints of all arrays, metrics but for times, and samples."""
+  rows = map(json.loads, (run_dir / 'metrics.jsonl').read_text().splitlines())
+  argv = [sys.executable, '-m', 'nlhf_jax.main', 'sample', f'--run_dir={run_dir}']
+  argv += ['--gin_file=configs/experiments/builtin/evaluation.gin', '--num_samples=4']
+  samples = subprocess.run([*argv, SMALL[1]], capture_output=True, text=True, check=True).stdout
+  facts = checkpoints.facts_of(run_dir / 'checkpoints')
+  return {
+    'arrays': facts['fingerprints'],
+    'metrics': [{k: v for k, v in row.items() if 'second' not in k} for row in rows],
+    'samples': samples.splitlines(),
+    'next batch': facts['next_batch'],
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--kills', type=int, default=20)
+  parser.add_argument('--processes', type=int, default=1)
+  parser.add_argument('--steps', type=int, default=400)
+  parser.add_argument('--gin_file', default='configs/experiments/builtin/sft.gin')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--output', required=True)
+  parser.add_argument('flags', nargs='*', help='after --: more flags of `nlhf train`')
+  args = parser.parse_args()
+  random.seed(args.seed)
+  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'  # Else `nlhf` starts itself anew.
+  with tempfile.TemporaryDirectory() as root:
+    alone, killed = pathlib.Path(root) / 'alone', pathlib.Path(root) / 'killed'
+    met = harass(args, killed)
+    finish(args, killed)
+    finish(args, alone)
+    first, second = outcome(args, alone), outcome(args, killed)
+  same = {name: first[name] == second[name] for name in first}
+  result = {'processes': args.processes, 'kills': met, 'equal to the last bit': same}
+  result['while saving'] = sum(bool(m['unfinished']) for m in met)
+  result['compared'] = {name: len(first[name]) for name in ('arrays', 'metrics', 'samples')}
+  print(json.dumps(result, indent=1))
+  pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + '\n')
+  if not all(same.values()):
+    raise SystemExit('They differ.')
+
+
+if __name__ == '__main__':
+  main()

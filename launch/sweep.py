@@ -1,0 +1,377 @@
+#!/usr/bin/env python3
+"""Runs `nlhf train` once for each setting of a grid or a list of gin bindings, on an engine that is there, and compares.
+
+  python launch/sweep.py --gin_file=configs/experiments/builtin/nash_md_pg.gin --output_dir=runs/beta \\
+    --grid BETA=0,0.125,0.5,1 --grid SEED=0,1,2 --evaluation=configs/experiments/builtin/evaluation.gin --reference=sft
+
+A run lies in OUTPUT_DIR under the name of its bindings, beside those that it starts from and is judged by. What is done is
+not run again, what was interrupted goes on, what fails is named while the rest goes on. Engines: `local` processes, a
+`slurm` job array, `ray`. With --evaluation all runs then play each other; rows are means over seeds.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import csv
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import console, table
+from scipy import stats
+
+Setting = dict[str, str]  # gin bindings.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = _parse(argv)
+  try:
+    settings = settings_of(args.grid, args.list)
+    output_dir = pathlib.Path(args.output_dir)
+    _claim(output_dir, args)
+    if args.only is not None:
+      return run(args, settings[args.only])
+    failed = {} if args.gather else ENGINES[args.engine](args, settings)
+    for name, reason in failed.items():
+      print(f'sweep: {name} failed: {reason}', file=sys.stderr)
+    if args.evaluation and (args.gather or args.engine != 'slurm'):
+      gather(args, [s for s in settings if is_done(output_dir / name_of(s))])
+    return 1 if failed else 0
+  except (ValueError, OSError) as error:
+    print(f'sweep: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--gin_file', action='append', required=True, help='of the runs (repeatable)')
+  parser.add_argument('--output_dir', required=True, help='the parent of all runs')
+  parser.add_argument(
+    '--grid',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE,VALUE',
+    help='repeatable: all combinations',
+  )
+  parser.add_argument(
+    '--list', help='a file with a JSON object of bindings a line, in place of --grid'
+  )
+  parser.add_argument('--engine', choices=sorted(ENGINES), default='local')
+  parser.add_argument('--jobs', type=int, default=1, help='runs at a time (local)')
+  parser.add_argument(
+    '--sbatch', default='', help='more flags of sbatch, such as "--gpus=1 --time=8:00:00"'
+  )
+  parser.add_argument('--gpus', type=float, default=0, help='of a run (ray)')
+  parser.add_argument('--evaluation', help='gin file that compares the runs')
+  parser.add_argument('--reference', help='run that the policies start from; it plays too, as SFT')
+  parser.add_argument('--gather', action='store_true', help='compare what is done, run nothing')
+  parser.add_argument('--only', type=int, help='run the setting of this number alone')
+  parser.add_argument('flags', nargs='*', help='after --: flags of every `nlhf train`')
+  return parser.parse_args(argv)
+
+
+def settings_of(grid: Sequence[str], file: str | None) -> list[Setting]:
+  """All combinations of a grid, or the lines of a file.
+
+  Args:
+    grid: NAME=VALUE,VALUE each; commas within brackets or quotes belong to a value.
+    file: of JSON objects.
+
+  Raises:
+    ValueError: there are none, or two that are the same.
+  """
+  if bool(grid) == bool(file):
+    raise ValueError('Name the settings with --grid NAME=VALUE,VALUE, or with --list FILE.')
+  if file:
+    lines = pathlib.Path(file).read_text().splitlines()
+    settings = [
+      {k: _as_gin(v) for k, v in json.loads(line).items()} for line in lines if line.strip()
+    ]
+  else:
+    axes = [_axis(text) for text in grid]
+    settings = [
+      dict(zip([n for n, _ in axes], c, strict=True))
+      for c in itertools.product(*(v for _, v in axes))
+    ]
+  names = [name_of(s) for s in settings]
+  twice = [name for name, count in collections.Counter(names).items() if count > 1]
+  if twice or not settings:
+    raise ValueError(
+      f'Two settings are the same: {twice[0]}.' if twice else 'There are no settings.'
+    )
+  return settings
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+  name, equals, values = text.partition('=')
+  found = re.findall(r"""(?:[^,'"\[(]|'[^']*'|"[^"]*"|\[[^\]]*\]|\([^)]*\))+""", values)
+  if not equals or not re.fullmatch(r'[\w./]+', name) or not found:
+    raise ValueError(f'--grid {text}: write NAME=VALUE,VALUE.')
+  return name, [value.strip() for value in found]
+
+
+def _as_gin(value: Any) -> str:
+  return repr(value)
+
+
+def name_of(setting: Setting) -> str:
+  """Of a run's directory."""
+  return re.sub(r'[^\w.=,+-]', '_', ','.join(f'{k}={v}' for k, v in setting.items()))
+
+
+def _claim(output_dir: pathlib.Path, args: argparse.Namespace) -> None:
+  """Refuses a directory of another sweep; its settings may be others."""
+  mine = {'gin_file': args.gin_file, 'flags': args.flags}
+  path = output_dir / 'sweep.json'
+  if path.is_file() and json.loads(path.read_text()) != mine:
+    raise ValueError(
+      f'{output_dir} holds another sweep ({path.read_text().strip()}): name another --output_dir.'
+    )
+  output_dir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(mine) + '\n')
+
+
+def is_done(run_dir: pathlib.Path) -> bool:
+  """Whether its newest checkpoint is that of the last step."""
+  config, saved = run_dir / 'config.gin', run_dir / 'checkpoints'
+  if not config.is_file() or not saved.is_dir():
+    return False
+  last = re.search(r'^NUM_STEPS = (\d+)', config.read_text(), re.MULTILINE)
+  steps = [int(path.name) for path in saved.iterdir() if path.name.isdecimal()]
+  return last is not None and int(last[1]) in steps
+
+
+def command(args: argparse.Namespace, setting: Setting) -> list[str]:
+  """The `nlhf train` of a setting."""
+  files = [f'--gin_file={file}' for file in args.gin_file]
+  bindings = [f'--gin.{name}={value}' for name, value in setting.items()]
+  run_dir = f'--run_dir={pathlib.Path(args.output_dir) / name_of(setting)}'
+  return ['nlhf', 'train', *files, run_dir, *bindings, *args.flags]
+
+
+def run(args: argparse.Namespace, setting: Setting) -> int:
+  """Runs one setting, its output in a file beside its directory; its exit status."""
+  run_dir = pathlib.Path(args.output_dir) / name_of(setting)
+  if is_done(run_dir):
+    return 0
+  with run_dir.with_name(f'{run_dir.name}.log').open('w') as log:
+    return subprocess.run(
+      command(args, setting), stdout=log, stderr=subprocess.STDOUT, check=False
+    ).returncode
+
+
+def _reason(args: argparse.Namespace, setting: Setting, status: int) -> str | None:
+  """Why a run failed: the last line that it wrote; None: it did not, or it was asked to stop and will go on."""
+  if status == 0 and is_done(pathlib.Path(args.output_dir) / name_of(setting)):
+    return None
+  lines = (
+    (pathlib.Path(args.output_dir) / f'{name_of(setting)}.log').read_text().strip().splitlines()
+  )
+  return f'exit status {status}, {lines[-1] if lines else "no output"}'
+
+
+def _local(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, str]:
+  """Runs them as processes of this machine; what failed, and why."""
+  failed = {}
+  with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    waiting = {pool.submit(run, args, setting): setting for setting in settings}
+    for number, future in enumerate(concurrent.futures.as_completed(waiting), start=1):
+      setting = waiting[future]
+      reason = _reason(args, setting, future.result())
+      if reason:
+        failed[name_of(setting)] = reason
+      print(f'[{number}/{len(settings)}] {name_of(setting)}: {reason or "done"}', flush=True)
+  return failed
+
+
+def _slurm(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, str]:
+  """Submits one job array of what is not done; `--gather` compares once it has run."""
+  left = [
+    n for n, s in enumerate(settings) if not is_done(pathlib.Path(args.output_dir) / name_of(s))
+  ]
+  if not left:
+    return {}
+  again = [sys.executable, str(pathlib.Path(__file__).resolve()), *_without_engine(sys.argv[1:])]
+  script = pathlib.Path(args.output_dir) / 'sweep.sbatch'
+  script.write_text(
+    f'#!/bin/bash\n#SBATCH --job-name=sweep\n#SBATCH --array={",".join(map(str, left))}\n'
+    f'#SBATCH --output={pathlib.Path(args.output_dir) / "slurm-%A_%a.log"}\n#SBATCH --signal=TERM@120\n'
+    f'exec {shlex.join(again[:2])} --only="$SLURM_ARRAY_TASK_ID" {shlex.join(again[2:])}\n'
+  )
+  subprocess.run(['sbatch', *shlex.split(args.sbatch), str(script)], check=True)
+  return {}
+
+
+def _without_engine(argv: Sequence[str]) -> list[str]:
+  return [
+    a
+    for a in re.sub(
+      r'--engine[= ]\w+', '', '\0'.join(argv).replace('--engine\0', '--engine ')
+    ).split('\0')
+    if a
+  ]
+
+
+def _ray(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, str]:
+  """Runs them on a Ray cluster whose nodes share the directory; what failed, and why."""
+  try:
+    import ray
+  except ModuleNotFoundError as error:
+    raise ValueError('--engine=ray needs Ray: pip install ray.') from error
+  ray.init(address='auto', ignore_reinit_error=True)
+  remote = ray.remote(num_gpus=args.gpus)(run)
+  statuses = ray.get([remote.remote(args, setting) for setting in settings])
+  reasons = {
+    name_of(s): _reason(args, s, status) for s, status in zip(settings, statuses, strict=True)
+  }
+  return {name: reason for name, reason in reasons.items() if reason}
+
+
+ENGINES = {'local': _local, 'slurm': _slurm, 'ray': _ray}
+
+
+class Group(NamedTuple):
+  """Runs that differ in their seed alone."""
+
+  name: str
+  members: list[int]  # Among the players.
+
+
+def gather(args: argparse.Namespace, settings: Sequence[Setting]) -> None:
+  """Lets the finished runs play each other; writes sweep.csv and win_rates_by_setting.csv, and prints them."""
+  output_dir = pathlib.Path(args.output_dir)
+  if not settings:
+    raise ValueError(f'No run of {output_dir} is done: there is nothing to compare.')
+  players = [f'SFT={output_dir / args.reference}'] if args.reference else []
+  players += [f'{name_of(s).replace("=", " ")}={output_dir / name_of(s)}' for s in settings]
+  compared = output_dir / 'compared'
+  argv = ['nlhf', 'win-rates', f'--gin_file={args.evaluation}', f'--output_dir={compared}']
+  quiet = subprocess.run(
+    [*argv, '--run_dirs', *players], capture_output=True, text=True, check=False
+  )
+  if quiet.returncode:
+    raise ValueError(f'Comparing the runs failed: {quiet.stderr.strip().splitlines()[-1]}')
+  groups = groups_of(settings, bool(args.reference))
+  rates = json.loads((compared / 'win_rates.json').read_text())
+  exact = compared / 'exact.json'
+  exact = json.loads(exact.read_text()) if exact.is_file() else None
+  matrix = by_setting(np.array(rates['mean']), groups)
+  _write_matrix(output_dir / 'win_rates_by_setting.csv', groups, matrix)
+  rows = summary(groups, matrix, exact)
+  with (output_dir / 'sweep.csv').open('w', newline='') as file:
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+  _print(rows, groups, matrix)
+
+
+def groups_of(settings: Sequence[Setting], with_reference: bool) -> list[Group]:
+  """The settings without their seeds, in order, and who belongs to each."""
+  groups = collections.defaultdict(list)
+  if with_reference:
+    groups['SFT'].append(0)
+  for number, setting in enumerate(settings, start=int(with_reference)):
+    rest = {name: value for name, value in setting.items() if name != 'SEED'}
+    groups[name_of(rest) or 'all'].append(number)
+  return [Group(name, members) for name, members in groups.items()]
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+  """Mean, and half of its 95 % interval by Student's t over seeds; NaN where there is but one."""
+  values = np.asarray(values, float)
+  if values.size < 2:
+    return float(values.mean()), float('nan')
+  half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+  return float(values.mean()), float(half)
+
+
+def by_setting(rates: np.ndarray, groups: Sequence[Group]) -> list[list[tuple[float, float]]]:
+  """Win rates of settings against each other: over the row's seeds, of the mean over the column's."""
+  return [
+    [
+      interval(rates[np.ix_(row.members, column.members)].mean(axis=1))
+      if row is not column
+      else (0.5, 0.0)
+      for column in groups
+    ]
+    for row in groups
+  ]
+
+
+def summary(
+  groups: Sequence[Group],
+  matrix: Sequence[Sequence[tuple[float, float]]],
+  exact: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
+  """A row for each setting: its mean win rate over the other settings, and, where play is exact, worst case and KL.
+
+  Beside them, those of the exact fixed point, where the evaluation names its β (`betas`).
+  """
+  rows = []
+  for number, group in enumerate(groups):
+    others = [rate for n, (rate, _) in enumerate(matrix[number]) if n != number]
+    row = {'setting': group.name, 'seeds': len(group.members), 'win_rate': float(np.mean(others))}
+    if groups[0].name == 'SFT' and number:
+      row['over_sft'], row['over_sft_half'] = matrix[number][0]
+    rows.append(row)
+  for subset in [] if exact is None else ('no_condorcet_winner',):
+    labels = exact['labels']
+    for row, group in zip(rows, groups, strict=True):
+      for column in ('worst_case', 'kl'):
+        mean = np.array(exact[subset][column]['mean'])
+        row[column], row[f'{column}_half'] = interval(mean[group.members])
+        fixed = f'exact {group.name}'.replace('=', ' ')
+        if fixed in labels:
+          row[f'exact_{column}'] = mean[labels.index(fixed)]
+  keys = list(dict.fromkeys(key for row in rows for key in row))
+  return [{key: row.get(key, '') for key in keys} for row in rows]
+
+
+def _write_matrix(path: pathlib.Path, groups: Sequence[Group], matrix) -> None:
+  with path.open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['', *(group.name for group in groups)])
+    for group, row in zip(groups, matrix, strict=True):
+      writer.writerow([group.name, *(f'{rate:.4f}' for rate, _ in row)])
+
+
+def _cell(mean: Any, half: Any = '') -> str:
+  if mean == '':
+    return ''
+  text = f'{mean:.3f}'
+  return text if half == '' or np.isnan(half) else f'{text} ±{half:.3f}'
+
+
+def _print(rows, groups, matrix) -> None:
+  out = console.Console()
+  shown = table.Table(
+    title='settings: mean over seeds ± half the 95 % interval', title_justify='left'
+  )
+  columns = [c for c in rows[0] if not c.endswith('_half')]
+  for column in columns:
+    shown.add_column(column.replace('_', ' '))
+  for row in rows:
+    cells = [_cell(row[c], row.get(f'{c}_half', '')) for c in columns[2:]]
+    shown.add_row(row['setting'], str(row['seeds']), *cells)
+  out.print(shown)
+  rates = table.Table(
+    title='rate at which the row is preferred to the column', title_justify='left'
+  )
+  for name in ('', *(group.name for group in groups)):
+    rates.add_column(name)
+  for group, row in zip(groups, matrix, strict=True):
+    rates.add_row(group.name, *(_cell(*cell) if cell != (0.5, 0.0) else '·' for cell in row))
+  out.print(rates)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
