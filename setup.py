@@ -48,6 +48,13 @@ setuptools.setup(
     't5x': ['cached_property', 'chex', 'fiddle', 'tensorboard'],
     'hf': ['torch', 'transformers'],
     'gguf': ['gguf>=0.17'],
-    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'ruff>=0.12', 'gguf>=0.17'],
+    'test': [
+      'pytest>=8',
+      'pytest-xdist>=3.6',
+      'beartype>=0.20',
+      'ruff>=0.12',
+      'gguf>=0.17',
+      'pyyaml>=6',
+    ],
   },
 )

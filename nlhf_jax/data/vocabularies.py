@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jinja2.sandbox
 import numpy as np
@@ -268,6 +268,16 @@ def marker_ids(vocabulary: seqio.Vocabulary, num_markers: int) -> tuple[int, ...
       f'The vocabulary has {vocabulary.extra_ids} sentinels, {num_markers} are needed: set extra_ids to 100.'
     )
   return tuple(vocabulary.vocab_size - 1 - n for n in range(num_markers))
+
+
+def encoder(vocabulary: seqio.Vocabulary) -> Callable[[str], Sequence[int]]:
+  """A prompt's words to tokens."""
+  return getattr(vocabulary, 'for_prompts', vocabulary).encode
+
+
+def decoder(vocabulary: seqio.Vocabulary) -> Callable[[Sequence[int]], str]:
+  """Tokens to text, without the frame that prompts have."""
+  return getattr(vocabulary, 'for_prompts', vocabulary).decode
 
 
 def rater_prompt(
