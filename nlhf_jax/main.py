@@ -354,7 +354,9 @@ def _win_rates(args: argparse.Namespace) -> None:
 
   runs = {}
   for item in args.run_dirs:
-    label, _, directory = item.rpartition('=')
+    # A directory's own name may hold an equals sign.
+    label, _, directory = ('', '', item) if pathlib.Path(item).exists() else item.partition('=')
+    label, directory = (label, directory) if directory else ('', item)
     runs[label or pathlib.Path(directory).name] = pathlib.Path(directory)
   if len(runs) < len(args.run_dirs):
     raise ValueError('Two runs have the same label: name them with --run_dirs LABEL=DIR.')
