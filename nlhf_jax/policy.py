@@ -21,8 +21,8 @@ def from_network(
     network: a Linen module with T5X's `encode` and `decode`.
     sampling: how responses are drawn. `log_prob` is taken at its temperature, so that samples and log-probs belong
       to one distribution; top-k and top-p truncate the samples alone, so leave them off where a gradient is taken.
-    max_logits: `log_prob` makes at most so many of them at once, N · V at least; what it then makes in parts it makes
-      again for a gradient.
+    max_logits: `log_prob` makes at most so many of them at once on a device, those of one position at least; what it
+      then makes in parts it makes again for a gradient.
   """
   decoding.validate(sampling)
   decoder = _never_padding(decoding.of_network(network))
@@ -30,11 +30,12 @@ def from_network(
   def log_prob(params: Params, prompts: Prompts, tokens: Int[Array, 'N T']) -> Float[Array, 'N T']:
     hidden, to_logits = outputs.cut(network, params, prompts.tokens, shift_right(tokens), tokens)
     temperature = sampling.temperature or 1.0  # Greedy: as at 1.
+    of_position = (tokens.shape[0], network.config.vocab_size)
     return outputs.in_chunks(
       lambda hidden, tokens: token_log_probs(to_logits(hidden), tokens, temperature),
       hidden,
       tokens,
-      max(1, max_logits // (tokens.shape[0] * network.config.vocab_size)),
+      max(1, max_logits // axes.size_on_device(of_position, 'batch', 'vocab')),
     )
 
   def play(params, players, prompts, rng, num_samples=1):

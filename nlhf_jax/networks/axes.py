@@ -91,6 +91,15 @@ def lay_out(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(names, x.shape, rules, mesh.shape))
 
 
+def size_on_device(shape: Sequence[int], *names: str | None) -> int:
+  """How many numbers each device has of an array of this shape, cut by the names of its axes."""
+  if not are_laid_out():
+    return math.prod(shape)
+  rules, mesh = nn.get_logical_axis_rules(), flax.core.meta.get_global_mesh()
+  cuts = jax.tree.leaves(tuple(spec(names, shape, rules, mesh.shape)))
+  return math.prod(shape) // math.prod(mesh.shape[axis] for axis in cuts)
+
+
 def gather(weights: jax.Array, names: Names) -> jax.Array:
   """Weights as they are computed with: whole along `embed`, which is cut so that a device need not keep all of them."""
   return lay_out(weights, *(None if name == 'embed' else name for name in names))

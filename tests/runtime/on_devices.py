@@ -18,7 +18,7 @@ import optax
 
 from nlhf_jax import algorithms, policy
 from nlhf_jax import preference_model as pm
-from nlhf_jax.networks import decoding, llama, t5
+from nlhf_jax.networks import axes, decoding, llama, t5
 from nlhf_jax.runtime import hlo, partitioning
 from nlhf_jax.training import loop
 from nlhf_jax.types import Prompts
@@ -171,6 +171,7 @@ def main(family, *meshes):
     layout = partitioning.Layout(partitioning.make_mesh(partitioning.Devices(*sizes), devices))
     with layout.active():
       found[mesh] = compare(setting, alone, layout)
+      found[mesh]['logits'] = axes.size_on_device((16, LENGTH, VOCAB), 'batch', None, 'vocab')
       if mesh == '2x2x2':
         found['parts'] = compare(setting, alone, layout, num_microbatches=2)
         found['exchanges'] = exchanges(setting, layout)

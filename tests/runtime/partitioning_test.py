@@ -32,12 +32,13 @@ def test_every_mesh_gives_the_numbers_of_one_device(family, meshes):
   assert result.returncode == 0, result.stderr[-3000:]
   found = json.loads(result.stdout.splitlines()[-1])
   for mesh in meshes:
-    _, fsdp, tensor = map(int, mesh.split('x'))
+    data, fsdp, tensor = map(int, mesh.split('x'))
     assert found[mesh]['moved'] > 1e-3
     assert found[mesh]['state'] < 1e-5, mesh
     assert found[mesh]['metrics'] < 1e-5, mesh
     assert found[mesh]['tokens'] == 0, mesh
     assert found[mesh]['part'] == 1 / (fsdp * tensor), mesh
+    assert found[mesh]['logits'] * data * fsdp * tensor == 16 * LENGTH * VOCAB, mesh
   if '2x2x2' in meshes:
     assert max(found['parts'][name] for name in ('state', 'metrics', 'tokens')) < 1e-5
     for phase, collectives in found['exchanges'].items():
