@@ -100,7 +100,10 @@ def pretrained(weights: Callable[[Params], Params]) -> Start:
 
 
 def from_run(
-  name: str, adapters: lora.Lora | None = None, start_from: str | Start | None = None
+  name: str,
+  adapters: lora.Lora | None = None,
+  start_from: str | Start | None = None,
+  parameters: str = 'online',
 ) -> Start:
   """Start: what another run trained.
 
@@ -108,14 +111,15 @@ def from_run(
     name: of the run.
     adapters: those that it trained, if it did so, to be merged into what it started from.
     start_from: what that was.
+    parameters: which set: 'online', or 'ema' for averaged weights.
   """
 
   def load(like: Params, runs: pathlib.Path) -> Params:
     directory = runs / name / 'checkpoints'
     if adapters is None:
-      return checkpoints.restore_params(directory, like, 'online')
+      return checkpoints.restore_params(directory, like, parameters)
     shapes = jax.eval_shape(lambda: lora.init(adapters, like, jax.random.PRNGKey(0)))
-    trained = checkpoints.restore_params(directory, shapes, 'online')
+    trained = checkpoints.restore_params(directory, shapes, parameters)
     return lora.merge(adapters, Adapted(_start(start_from)(like, runs), trained))
 
   return load
@@ -177,9 +181,11 @@ def shapes_of(
   return partitioning.shapes(like, layout.of_params(like, model.axes and model.axes()))
 
 
-def trained_params(experiment: Experiment, run_dir: pathlib.Path) -> Params:
-  """What an experiment has trained, adapters merged."""
-  start = from_run(run_dir.name, experiment.adapters, experiment.start_from)
+def trained_params(
+  experiment: Experiment, run_dir: pathlib.Path, parameters: str = 'online'
+) -> Params:
+  """What an experiment has trained, adapters merged: this set of its checkpoints."""
+  start = from_run(run_dir.name, experiment.adapters, experiment.start_from, parameters)
   return load_params(experiment.model, start, run_dir.parent)
 
 

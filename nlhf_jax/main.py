@@ -26,24 +26,24 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from nlhf_jax import flags
 from nlhf_jax.games import commands as game_commands
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent  # Where configs/ lies.
-_DEMO = 'configs/experiments/builtin'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one sub-command; a user's mistake is one line on stderr and exit status 2."""
   if argv is None:
     _use_large_pages()
-  args = _parse(sys.argv[1:] if argv is None else list(argv))
+  args = flags.parse(sys.argv[1:] if argv is None else list(argv))
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's start-up messages.
   logging.getLogger('absl').setLevel(logging.ERROR)
   _keep_compiled()
   from nlhf_jax.runtime import processes
 
   try:
-    args.run(args)
+    _COMMANDS[args.command](args)
   except (ValueError, OSError, FloatingPointError) as error:
     if args.traceback:
       raise
@@ -86,204 +86,6 @@ def _keep_compiled() -> None:
     jax.config.update('jax_compilation_cache_dir', str(cache / 'nlhf_jax'))
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-  bindings = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
-  rest = [a for a in argv if not a.startswith('--gin.')]
-  parser = argparse.ArgumentParser(
-    prog='nlhf',
-    description='Nash learning from human feedback, in JAX.',
-    epilog='Every sub-command has its own --help. Errors are one line; --traceback shows where they come from.',
-  )
-  commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-  for add in (
-    _add_demo,
-    _add_train,
-    _add_plan,
-    _add_win_rates,
-    _add_sample,
-    _add_report,
-    _add_export,
-    _add_import,
-  ):
-    add(commands)
-  game_commands.add_solve(commands, _command)
-  game_commands.add_rank(commands, _command)
-  # Flags may be written with hyphens or underscores.
-  args = parser.parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
-  args.bindings = bindings
-  return args
-
-
-def _underscored(match: re.Match) -> str:
-  return '--' + match[0][2:].replace('-', '_')
-
-
-def _add_demo(commands) -> None:
-  parser = _command(
-    commands,
-    'demo',
-    _demo,
-    'Runs every stage of an experiment and compares the policies.',
-    'Each stage is a gin file of the experiment, run in the order of its stages.txt. Finished stages are not run again; '
-    'an interrupted one goes on where it stopped.',
-  )
-  _add_gin(parser)
-  parser.add_argument(
-    '--experiment', default=_DEMO, help=f'directory of gin files (default: {_DEMO})'
-  )
-  parser.add_argument('--run_dir', required=True, help='where the runs go, one directory each')
-  parser.add_argument('--data_dir', help='directory of the data, for experiments that read files')
-
-
-def _add_train(commands) -> None:
-  parser = _command(
-    commands,
-    'train',
-    _train,
-    'Trains one model: a policy by any method, a preference model or a reward model.',
-    'The gin files say which. A run directory that holds a run of the same configuration is resumed; one of another '
-    'configuration is refused. SIGTERM makes it save and end. A run that starts from another (start_from), or is judged by one, looks for it beside '
-    'its own directory.',
-  )
-  _add_gin(parser)
-  parser.add_argument('--run_dir', required=True, help='where checkpoints and metrics go')
-  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
-  parser.add_argument(
-    '--dry_run', action='store_true', help='print shapes and memory, and train nothing'
-  )
-  group = parser.add_argument_group(
-    'many processes', 'Each is started with the same flags, and sees the same --run_dir.'
-  )
-  group.add_argument(
-    '--multihost',
-    action='store_true',
-    help='join the others by what the cluster says (TPU pods, SLURM, Open MPI, GKE)',
-  )
-  group.add_argument('--coordinator_address', help='HOST:PORT of the first process')
-  group.add_argument('--process_count', type=int)
-  group.add_argument('--process_index', type=int, help='from 0')
-
-
-def _add_plan(commands) -> None:
-  parser = _command(
-    commands,
-    'plan',
-    _plan,
-    'Tells what a run would take on a mesh of devices that is not here.',
-    'Compiles a step for so many simulated devices and prints, for each of them: memory, operations, bytes sent by kind '
-    'and axes of the mesh, and the least time that these imply on named chips. Needs neither data nor weights.',
-  )
-  _add_gin(parser)
-  parser.add_argument(
-    '--mesh', default='', help='such as data=1,fsdp=8,tensor=4 (default: 1 of what is not named)'
-  )
-  parser.add_argument(
-    '--chips',
-    nargs='+',
-    choices=['v5e', 'v5p', 'h100', 'h200'],
-    default=['v5e', 'v5p', 'h100', 'h200'],
-  )
-  parser.add_argument('--output', help='a file for the same in JSON')
-
-
-def _add_win_rates(commands) -> None:
-  parser = _command(
-    commands,
-    'win-rates',
-    _win_rates,
-    'Compares trained policies pair by pair.',
-    'Draws responses of every run to the same held-out prompts, lets the judge of the gin file compare them in both '
-    'orders, and writes win_rates.csv, win_rates.json, samples.jsonl and report.html. On tasks whose responses can be '
-    'enumerated it writes exact.json too: worst case, duality gap and KL, free of sampling noise.',
-  )
-  _add_gin(parser)
-  parser.add_argument('--run_dirs', nargs='+', required=True, help='the runs; LABEL=DIR names one')
-  parser.add_argument('--output_dir', required=True, help='where tables and report go')
-  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
-
-
-def _add_sample(commands) -> None:
-  parser = _command(
-    commands,
-    'sample',
-    _sample,
-    'Prints responses of a trained policy, or of the pre-trained one that the gin files start from.',
-    'Prompts come from --prompt, from a file with one prompt a line, or from the held-out prompts of --gin_file.',
-  )
-  _add_gin(parser)
-  parser.add_argument('--run_dir', help='the run; without it, the pre-trained model')
-  parser.add_argument('--prompt', action='append', help='a prompt (repeatable)')
-  parser.add_argument('--prompts_file', help='a file with one prompt a line')
-  parser.add_argument('--num_samples', type=int, default=1, help='responses to a prompt')
-  parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
-
-
-def _add_report(commands) -> None:
-  parser = _command(
-    commands,
-    'report',
-    _report,
-    'Writes report.html of a directory of runs: one self-contained page.',
-    'Reads what demo and win-rates left in the directory; what is missing is left out, and said.',
-  )
-  parser.add_argument('--run_dir', required=True, help='the directory')
-
-
-def _add_export(commands) -> None:
-  parser = _command(
-    commands,
-    'export',
-    _export,
-    'Writes a trained run in the format of another tool.',
-    'hf: config.json and safetensors, which transformers loads, adapters merged; t5x: a checkpoint_N that T5X resumes '
-    'from; peft: the adapters alone.',
-  )
-  parser.add_argument('--run_dir', required=True, help='the run')
-  parser.add_argument(
-    '--output_dir', required=True, help='where to; must not exist (t5x: gets a checkpoint_N)'
-  )
-  parser.add_argument('--to', choices=['hf', 't5x', 'peft'], default='hf', help='default: hf')
-  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], help='of the weights (hf)')
-  parser.add_argument(
-    '--base_model', help='model that the weights came from; hf: its tokenizer goes along'
-  )
-
-
-def _add_import(commands) -> None:
-  parser = _command(
-    commands,
-    'import',
-    _import,
-    'Writes the model of a GGUF file as config.json, safetensors and tokenizer.',
-    'The directory is then what START_FROM, NETWORK and VOCABULARY of a gin file name. Quantised weights are dequantised.',
-  )
-  parser.add_argument('--gguf_file', required=True, help='the file')
-  parser.add_argument('--output_dir', required=True, help='where to; must not exist')
-
-
-def _command(commands, name, run, summary, details) -> argparse.ArgumentParser:
-  parser = commands.add_parser(name, help=summary, description=f'{summary} {details}')
-  parser.set_defaults(run=run)
-  parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
-  return parser
-
-
-def _add_gin(parser: argparse.ArgumentParser) -> None:
-  group = parser.add_argument_group('gin')
-  group.add_argument(
-    '--gin_file', action='append', default=[], help='a gin file (repeatable; the later wins)'
-  )
-  group.add_argument(
-    '--gin_search_paths', default='', help='comma-separated directories to look for gin files in'
-  )
-  group.add_argument(
-    '--gin.NAME',
-    metavar='VALUE',
-    help='a binding, such as --gin.TAU=0.01; strings need quotes inside',
-  )
-
-
 def _demo(args: argparse.Namespace) -> None:
   from nlhf_jax.evaluation import report
 
@@ -294,7 +96,7 @@ def _demo(args: argparse.Namespace) -> None:
     if not _train_to_the_end(experiment, root / stage, config):
       return
   players = dict(line.split(None, 1) for line in _lines(directory / 'players.txt'))
-  runs = {label: root / stage for stage, label in players.items()}
+  runs = {label: str(root / stage) for stage, label in players.items()}
   for_evaluation = argparse.Namespace(**vars(args), pass_over=True)
   _compare(for_evaluation, [directory / 'evaluation.gin'], runs, root)
   report.print_tables(root)
@@ -355,9 +157,9 @@ def _win_rates(args: argparse.Namespace) -> None:
   runs = {}
   for item in args.run_dirs:
     # A directory's own name may hold an equals sign.
-    label, _, directory = ('', '', item) if pathlib.Path(item).exists() else item.partition('=')
-    label, directory = (label, directory) if directory else ('', item)
-    runs[label or pathlib.Path(directory).name] = pathlib.Path(directory)
+    label, _, run = ('', '', item) if _parts(item)[0].exists() else item.partition('=')
+    label, run = (label, run) if run else ('', item)
+    runs[label or pathlib.Path(run).name] = run
   if len(runs) < len(args.run_dirs):
     raise ValueError('Two runs have the same label: name them with --run_dirs LABEL=DIR.')
   _compare(args, [], runs, pathlib.Path(args.output_dir))
@@ -367,7 +169,7 @@ def _win_rates(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> None:
   from nlhf_jax import tournament
 
-  player = _player(pathlib.Path(args.run_dir)) if args.run_dir else _untrained(args)
+  player = _player(args.run_dir) if args.run_dir else _untrained(args)
   evaluation, _ = _configure(args, [], 'Evaluation')
   texts = list(args.prompt or [])
   if args.prompts_file:
@@ -402,25 +204,35 @@ def _report(args: argparse.Namespace) -> None:
   print(report.from_run_dir(pathlib.Path(args.run_dir)))
 
 
-def _compare(args, gin_files, runs: dict[str, pathlib.Path], output_dir: pathlib.Path) -> None:
+def _compare(args, gin_files, runs: dict[str, str], output_dir: pathlib.Path) -> None:
   """Loads every run's policy by its own configuration, then the evaluation, and plays."""
   from nlhf_jax import tournament
 
-  players = {label: _player(directory) for label, directory in runs.items()}
+  players = {label: _player(run) for label, run in runs.items()}
   evaluation, _ = _configure(args, gin_files, 'Evaluation')
   tournament.compare(evaluation, players, output_dir)
 
 
-def _player(run_dir: pathlib.Path):
-  """The policy of a run and its trained parameters."""
+def _parts(run: str) -> tuple[pathlib.Path, str]:
+  """A run's directory, and which set of its parameters: of DIR:SET, or of DIR, whose own name may hold a colon."""
+  directory, colon, name = run.rpartition(':')
+  whole = not colon or pathlib.Path(run).exists()
+  return (pathlib.Path(run), 'online') if whole else (pathlib.Path(directory), name)
+
+
+def _player(run: str):
+  """The policy of a run, DIR or DIR:SET, and its parameters."""
   from nlhf_jax import experiments, tournament
 
+  run_dir, parameters = _parts(run)
   experiment = _experiment_of(run_dir)
   if not hasattr(experiment.model, 'play'):
     raise ValueError(
       f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
     )
-  return tournament.Player(experiment.model, experiments.trained_params(experiment, run_dir))
+  return tournament.Player(
+    experiment.model, experiments.trained_params(experiment, run_dir, parameters)
+  )
 
 
 def _untrained(args: argparse.Namespace):
@@ -454,6 +266,7 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
   from nlhf_jax import experiments, tournament
 
   gin.clear_config()
+  _read_only_files()
   search_paths = [*filter(None, args.gin_search_paths.split(',')), str(_ROOT)]
   for path in search_paths:
     gin.add_config_file_search_path(path)
@@ -492,6 +305,17 @@ def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what
     ValueError,
   ) as error:
     raise ValueError(_explain(error)) from error
+
+
+def _read_only_files() -> None:
+  """Takes away gin's second reader, for files within Python packages.
+
+  It is asked before the search paths are. Of each file that is on one of these it says that it is not found, and where
+  `configs` looks like a package without an __init__.py, it fails.
+  """
+  import gin
+
+  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 
 def _check_macros(bindings: Sequence[str], known: set[str]) -> None:
@@ -547,6 +371,20 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 def _one_line(error: BaseException) -> str:
   return ' '.join(str(error).split())
+
+
+_COMMANDS = {
+  'demo': _demo,
+  'train': _train,
+  'plan': _plan,
+  'win-rates': _win_rates,
+  'sample': _sample,
+  'report': _report,
+  'export': _export,
+  'import': _import,
+  'solve': game_commands.solve,
+  'rank': game_commands.rank,
+}
 
 
 if __name__ == '__main__':

@@ -35,10 +35,10 @@ def runs(tmp_path_factory):
   """A directory of short runs: SFT, a judge, and one policy."""
   root = tmp_path_factory.mktemp('runs')
   for stage in ('sft', 'preference', 'nash_md_pg'):
+    averaged = ['--gin.EMA_DECAY=0.5'] if stage == 'nash_md_pg' else []
     gin_file = f'--gin_file=configs/experiments/builtin/{stage}.gin'
-    assert (
-      main.main(['train', gin_file, f'--run_dir={root / stage}', '--gin.NUM_STEPS=2', *SMALL]) == 0
-    )
+    argv = ['train', gin_file, f'--run_dir={root / stage}', '--gin.NUM_STEPS=2', *averaged, *SMALL]
+    assert main.main(argv) == 0
   return root
 
 
@@ -115,17 +115,19 @@ def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
     *(f for f in SMALL if 'summaries' in f),
     '--gin.tournament.Evaluation.baseline=None',
   ]
-  labelled = [f'SFT={runs / "sft"}', f'MD={runs / "nash_md_pg"}']
+  labelled = [f'SFT={runs / "sft"}', f'MD={runs / "nash_md_pg"}', f'MD*={runs / "nash_md_pg"}:ema']
   argv = ['win-rates', *flags, f'--output_dir={tmp_path}', '--run_dirs', *labelled]
   status, output = run(capsys, *argv)
   assert status == 0, output.err
   assert 'P(row ≻ column)' in output.out
   rates = json.loads((tmp_path / 'win_rates.json').read_text())
-  assert rates['labels'] == ['SFT', 'MD']
+  assert rates['labels'] == ['SFT', 'MD', 'MD*']
   exact = json.loads((tmp_path / 'exact.json').read_text())
   # The sampled rate agrees with the exact one: same policies, same judge.
   assert rates['mean'][1][0] == pytest.approx(exact['all']['preference']['mean'][1][0], abs=0.15)
-  assert exact['all']['kl']['mean'][0] == pytest.approx(0, abs=1e-9)
+  kl = exact['all']['kl']['mean']
+  assert kl[0] == pytest.approx(0, abs=1e-9)
+  assert 0 < kl[2] < kl[1]  # The average has gone less far.
   assert (tmp_path / 'report.html').is_file()
   assert main.main(['report', f'--run_dir={tmp_path}']) == 0
   argv = [
@@ -139,6 +141,31 @@ def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
   answer = json.loads(output.out.splitlines()[-1])
   assert answer['prompt'] == '<s1> harbour flood'
   assert len(answer['responses']) == 3
+
+
+def test_a_set_that_a_run_lacks_is_named(runs, capsys):
+  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
+  status, output = run(capsys, 'sample', evaluation, f'--run_dir={runs / "sft"}:ema')
+  assert status == 2
+  assert "holds no parameter set 'ema': name one of ['online']" in output.err
+
+
+@pytest.mark.parametrize(
+  ('binding', 'tolerance'), [('ON_HOST=True', 0), ("DTYPE='bfloat16'", 0.05)]
+)
+def test_a_reference_kept_elsewhere_is_the_same(binding, tolerance, runs, capsys):
+  """Metrics of two steps; and what was so kept can be gone on from."""
+  run_dir = runs / f'reference_{binding.partition("=")[0]}'
+  flags = [f'--gin.REFERENCE_{binding}', '--gin.EMA_DECAY=0.5', '--gin.NUM_STEPS=2', *SMALL]
+  for _ in range(2):
+    status, output = run(capsys, 'train', MD, f'--run_dir={run_dir}', *flags)
+    assert status == 0, output.err
+  rows = [
+    json.loads((directory / 'metrics.jsonl').read_text().splitlines()[-1])
+    for directory in (run_dir, runs / 'nash_md_pg')
+  ]
+  for name in ('loss', 'kl_to_reference', 'preference', 'gradient_norm'):
+    assert rows[0][name] == pytest.approx(rows[1][name], abs=tolerance, rel=tolerance), name
 
 
 def test_a_judge_is_no_player(runs, capsys, tmp_path):
@@ -161,6 +188,16 @@ def test_a_dry_run_trains_nothing(capsys, tmp_path):
   assert status == 0
   assert json.loads(output.out[output.out.index('{') :])['parameters'] > 0
   assert not (tmp_path / 'run').exists()
+
+
+def test_configurations_are_found_from_anywhere(capsys, tmp_path, monkeypatch, caplog):
+  """Also where the repository lies on the path of modules, and `configs` could be taken for a package."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(main._ROOT)
+  argv = ['train', SFT, '--run_dir=run', '--dry_run', '--gin.NUM_STEPS=2', *SMALL]
+  status, output = run(capsys, *argv)
+  assert status == 0, output.err
+  assert 'Path not found' not in caplog.text
 
 
 def test_runs_are_exported(runs, capsys, tmp_path):

@@ -10,7 +10,6 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
   parser = command(
     commands,
     'solve',
-    _solve,
     'Solves a preference game on a table by one or several algorithms.',
     'Prints the policies, what they guarantee, how far from the exact equilibrium they are and who beats them. Games are '
     'CSV files (labels in the first row and column, P(i ≻ j) or counts of wins) or names: section_3_2:0.1, appendix_a, '
@@ -47,7 +46,6 @@ def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   parser = command(
     commands,
     'rank',
-    _rank,
     'Ranks alternatives by maximal lottery, Borda, Elo and Copeland side by side.',
     'A CSV of counts gives bootstrap intervals; one of shares, such as win_rates.csv, gives none.',
   )
@@ -57,7 +55,8 @@ def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   parser.add_argument('--output', help='JSON file for the scores')
 
 
-def _solve(args: argparse.Namespace) -> None:
+def solve(args: argparse.Namespace) -> None:
+  """Runs `nlhf solve`."""
   from rich import console
 
   from nlhf_jax.games import game as games
@@ -99,7 +98,8 @@ def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[
   return {key: value for key, value in settings.items() if key in takes}
 
 
-def _rank(args: argparse.Namespace) -> None:
+def rank(args: argparse.Namespace) -> None:
+  """Runs `nlhf rank`."""
   from rich import console, markup
   from rich import table as rich_table
 
