@@ -371,9 +371,18 @@ def prepare(
 
 
 def _feedback(judge: Judge, runs: pathlib.Path, layout: partitioning.Layout | None) -> Feedback:
-  if judge.model is None:
-    return judge.of(())
-  return judge.of(load_params(judge.model, judge.run, runs, layout, judge.dtype))
+  if judge.model is not None:
+    return judge.of(load_params(judge.model, judge.run, runs, layout, judge.dtype))
+  return judge.of(()) if processes.alone() else _of_all_rows(judge.of(()), layout)
+
+
+def _of_all_rows(feedback: Feedback, layout: partitioning.Layout) -> Feedback:
+  """Feedback that may run on the host: each of many processes gives it on all rows, and keeps its own."""
+
+  def give(prompts, *responses):
+    return layout.place(np.asarray(feedback(*processes.whole((prompts, *responses)))))
+
+  return give
 
 
 def shardings_of(

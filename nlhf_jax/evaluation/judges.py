@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nlhf_jax import preference_model
+from nlhf_jax.runtime import processes
 from nlhf_jax.types import Comparison, Params, PreferenceFn
 
 NUM_BINS = 10
@@ -78,7 +79,7 @@ def position_bias(
   """How much the raw network favours the summary shown first, in [−½, ½]; the model itself cancels it."""
 
   @jax.jit
-  def bias(part: Comparison):
+  def bias(params: Params, part: Comparison):
     scores = model.scores(params, part.prompts, part.response.tokens, part.alternative.tokens)
     return preference_model.position_bias(*scores)
 
@@ -87,14 +88,15 @@ def position_bias(
     jax.tree.map(lambda x: x[start : start + batch_size], comparisons)
     for start in range(0, size, batch_size)
   )
-  return float(np.mean(np.concatenate([np.asarray(bias(part)) for part in parts])))
+  return float(np.mean(np.concatenate([processes.whole(bias(params, part)) for part in parts])))
 
 
 def _judge_all(judge, comparisons: Comparison, batch_size: int) -> Float[np.ndarray, 'N']:
   answers = []
   for start in range(0, comparisons.response.tokens.shape[0], batch_size):
     part = jax.tree.map(lambda x, s=start: x[s : s + batch_size], comparisons)
-    answers.append(np.asarray(judge(part.prompts, part.response.tokens, part.alternative.tokens)))
+    answer = judge(part.prompts, part.response.tokens, part.alternative.tokens)
+    answers.append(processes.whole(answer))
   return np.concatenate(answers).astype(np.float64)
 
 

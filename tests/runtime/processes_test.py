@@ -22,7 +22,7 @@ QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expens
 class Run:
   """The processes of one run."""
 
-  def __init__(self, directory, num_steps, save_every, count=1, mesh=(), cache=None):
+  def __init__(self, directory, num_steps, save_every, count=1, mesh=(), cache=None, kind='policy'):
     with socket.socket() as free:
       free.bind(('localhost', 0))
       address = f'localhost:{free.getsockname()[1]}'
@@ -30,7 +30,7 @@ class Run:
     self.members = []
     for index in range(count):
       join = [address, count, index, *mesh] if count > 1 else []
-      argv = [sys.executable, SCRIPT, directory, num_steps, save_every, *join]
+      argv = [sys.executable, SCRIPT, kind, directory, num_steps, save_every, *join]
       log = directory.with_name(f'{directory.name}.{count}.{index}.log')
       self._logs.append(log)
       environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
@@ -58,8 +58,9 @@ class Run:
       time.sleep(0.05)
 
   def outcome(self):
-    """Samples, metrics without times, and what the last checkpoint holds."""
-    samples = next(line for line in self.text().splitlines() if line.startswith('samples'))
+    """Samples or the judge's test, metrics without times, and what the last checkpoint holds."""
+    line = next(line for line in self.text().splitlines() if line.startswith('outcome'))
+    samples = json.loads(line.removeprefix('outcome').partition(' step ')[0])
     rows = map(json.loads, (self.directory / 'metrics.jsonl').read_text().splitlines())
     metrics = [{k: v for k, v in row.items() if 'second' not in k} for row in rows]
     facts = checkpoints.facts_of(self.directory / 'checkpoints')
@@ -96,6 +97,16 @@ def test_many_processes_are_one(count, mesh, start, alone):
   assert samples == alone[0]
   same_numbers(metrics, alone[1])
   assert facts['next_batch'] == 12
+
+
+@pytest.mark.parametrize('kind', ['by_rule', 'judge'])
+def test_what_looks_at_numbers_sees_all_rows(kind, start):
+  """A judge that runs on the host, and the test of one that is trained and cut over two processes."""
+  runs = [start(f'{kind}{n}', 6, 6, count=n, mesh=(1, 2, 1), kind=kind) for n in (1, 2)]
+  assert [status for run in runs for status in run.wait()] == [0, 0, 0], runs[1].text()
+  one, two = (run.outcome() for run in runs)
+  assert one[0] == two[0] if kind == 'by_rule' else one[0] == pytest.approx(two[0], rel=2e-3)
+  same_numbers(one[1], two[1])
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(start, alone):

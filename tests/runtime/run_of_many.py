@@ -1,8 +1,12 @@
 """One process of a small run, for processes_test.py: Nash-MD against a preference model, with averaged weights.
 
-python run_of_many.py RUN_DIR NUM_STEPS SAVE_EVERY [COORDINATOR COUNT INDEX [DATA FSDP TENSOR]]
+python run_of_many.py KIND RUN_DIR NUM_STEPS SAVE_EVERY [COORDINATOR COUNT INDEX [DATA FSDP TENSOR]]
+
+KIND: policy; by_rule: the same, judged by a rule on the host; judge: a preference model, tested on held-out votes.
 """
 
+import itertools
+import json
 import pathlib
 import sys
 
@@ -15,7 +19,7 @@ from nlhf_jax import preference_model as pm
 from nlhf_jax.networks import decoding, t5
 from nlhf_jax.runtime import checkpoints, partitioning, processes
 from nlhf_jax.training import optimizers
-from nlhf_jax.types import Prompts
+from nlhf_jax.types import Comparison, Prompts
 
 NETWORK = t5.Transformer(
   t5.T5Config(
@@ -69,21 +73,64 @@ def experiment(num_steps: int, save_every: int, devices=partitioning.Devices()):
   )
 
 
-def main(run_dir, num_steps, save_every, coordinator=None, count=None, index=None, *mesh) -> int:
-  if coordinator:
-    processes.join(coordinator, int(count), int(index))
-  devices = partitioning.Devices(*map(int, mesh)) if mesh else partitioning.Devices()
-  one = experiment(int(num_steps), int(save_every), devices)
-  try:
-    state = experiments.train(one, pathlib.Path(run_dir), 'a configuration')
-  except RuntimeError as error:
-    print(f'an exchange failed: {error}', file=sys.stderr, flush=True)
-    processes.leave(3)
+def by_rule(prompts, y, alternative):
+  """P(y ≻ y'|x) of a rater who adds up tokens; in NumPy, so it cannot be compiled."""
+  return 1 / (1 + np.exp(-0.1 * (np.asarray(y) - np.asarray(alternative)).sum(axis=-1)))
+
+
+def comparisons(start: int):
+  for number in itertools.count(start):
+    rng = np.random.default_rng(number)
+    prompts = Prompts(rng.integers(2, 24, (8, 6)).astype(np.int32), np.arange(8, dtype=np.int32))
+    y, alternative = rng.integers(2, 24, (2, 8, 5)).astype(np.int32)
+    preference = by_rule(prompts, y, alternative).astype(np.float32)
+    yield Comparison(prompts, policy.as_rollout(y), policy.as_rollout(alternative), preference)
+
+
+def of_kind(kind: str, *args) -> experiments.Experiment:
+  one = experiment(*args)
+  if kind == 'by_rule':
+    return one._replace(feedback=experiments.exact_preference(by_rule))
+  if kind == 'judge':
+    model = pm.in_encoder(NETWORK, PROMPT)
+    held_out = lambda: next(comparisons(1000))
+    return one._replace(
+      model=model,
+      algorithm=algorithms.preference,
+      batches=comparisons,
+      feedback=None,
+      start_from=None,
+      held_out=held_out,
+    )
+  return one
+
+
+def outcome(one: experiments.Experiment, run_dir: pathlib.Path, state) -> str:
+  """Samples of the policy, or what the test of the judge found."""
+  if one.held_out is not None:
+    found = json.loads((run_dir / 'judge.json').read_text())
+    return json.dumps([found['log_loss'], found['position_bias'], found['accuracy']['mean']])
   prompts = Prompts(jnp.arange(2, 14, dtype=jnp.int32).reshape(2, 6), jnp.zeros(2, jnp.int32))
   params = processes.whole(state.params.online)
   sample = jax.jit(one.model.sample)(params, prompts, jax.random.PRNGKey(0))
+  return json.dumps(np.asarray(sample.tokens).tolist())
+
+
+def main(
+  kind, run_dir, num_steps, save_every, coordinator=None, count=None, index=None, *mesh
+) -> int:
+  if coordinator:
+    processes.join(coordinator, int(count), int(index))
+  devices = partitioning.Devices(*map(int, mesh)) if mesh else partitioning.Devices()
+  one, run_dir = of_kind(kind, int(num_steps), int(save_every), devices), pathlib.Path(run_dir)
+  try:
+    state = experiments.train(one, run_dir, 'a configuration')
+  except RuntimeError as error:
+    print(f'an exchange failed: {error}', file=sys.stderr, flush=True)
+    processes.leave(3)
+  found = outcome(one, run_dir, state) if processes.first() or one.held_out is None else ''
   if processes.first():
-    print('samples', np.asarray(sample.tokens).tolist(), 'step', int(state.step))
+    print(f'outcome {found} step {int(state.step)}')
   return 0
 
 
