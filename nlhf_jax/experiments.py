@@ -21,6 +21,7 @@ from nlhf_jax.evaluation import judges
 from nlhf_jax.networks import t5
 from nlhf_jax.runtime import (
   checkpoints,
+  fingerprints,
   hf,
   metrics,
   partitioning,
@@ -352,7 +353,7 @@ def _reference_of(experiment: Experiment, state: TrainState) -> dict[str, str] |
   name = experiment.start_from if isinstance(experiment.start_from, str) else 'a file'
   return {
     'from': name,
-    'fingerprint': checkpoints.fingerprint(partitioning.to_device(reference)),
+    'fingerprint': fingerprints.of_tree(partitioning.to_device(reference)),
   }
 
 

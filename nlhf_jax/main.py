@@ -40,29 +40,34 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's start-up messages.
   logging.getLogger('absl').setLevel(logging.ERROR)
   _keep_compiled()
-  from nlhf_jax.runtime import processes
-
   try:
     _COMMANDS[args.command](args)
-  except (ValueError, OSError, FloatingPointError) as error:
-    if args.traceback:
-      raise
-    print(f'nlhf {args.command}: {_one_line(error)}', file=sys.stderr, flush=True)
-    processes.leave(2)
-    return 2
-  except RuntimeError as error:
-    if processes.alone():
-      raise
-    if args.traceback:
-      traceback.print_exc()
-    print(
-      f'nlhf {args.command}: an exchange with the other processes failed; one of them has probably ended. Start all '
-      f'of them again: the run goes on from its newest checkpoint. ({_one_line(error)[:300]})',
-      file=sys.stderr,
-      flush=True,
-    )
-    processes.leave(3)
+  except Exception as error:
+    return _ended_by(error, args)
   return 0
+
+
+def _ended_by(error: Exception, args: argparse.Namespace) -> int:
+  """Says what ended a command; one of many processes then ends at once. Raises what is nobody's mistake."""
+  import jax
+
+  from nlhf_jax.runtime import processes
+
+  alone, text = processes.alone(), _one_line(error)
+  mistake = isinstance(error, (ValueError, OSError, FloatingPointError))
+  if alone and (args.traceback or not mistake):
+    raise error
+  if args.traceback or not (mistake or isinstance(error, jax.errors.JaxRuntimeError)):
+    traceback.print_exception(error)
+  if isinstance(error, RuntimeError):
+    text = (
+      'an exchange with the other processes failed; one of them has probably ended. Start all of them again: the run '
+      f'goes on from its newest checkpoint. ({text[:300]})'
+    )
+  print(f'nlhf {args.command}: {text}', file=sys.stderr, flush=True)
+  status = 2 if mistake else 3
+  processes.leave(status)
+  return status
 
 
 def _use_large_pages() -> None:

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
+from nlhf_jax.runtime import fingerprints
 from nlhf_jax.types import Params, TrainState
 
 _ARRAYS, _FACTS = 'default', 'facts'
@@ -105,7 +106,7 @@ class Writer:
         'name another --run_dir, or delete it.'
       )
     facts = _signed(
-      facts | {'step': step, 'fingerprints': fingerprints(saved), 'versions': _versions()}
+      facts | {'step': step, 'fingerprints': fingerprints.of_arrays(saved), 'versions': _versions()}
     )
     parts = {_ARRAYS: ocp.args.StandardSave(saved), _FACTS: ocp.args.JsonSave(facts)}
     try:
@@ -277,7 +278,7 @@ def _read(path: pathlib.Path, like: Any, *, partial: bool = False) -> tuple[Any,
     # Orbax may give NumPy arrays, which every call of a compiled function would copy to the device.
     restored = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
     written = facts['fingerprints']
-    for name, value in fingerprints(restored).items():
+    for name, value in fingerprints.of_arrays(restored).items():
       if written.get(name) != value:
         raise ValueError(f'{name} is not what was written')
     return restored, facts
@@ -329,46 +330,6 @@ def _signed(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def fingerprints(tree: Any) -> dict[str, int]:
-  """A number for each array, by its path: any change to any one entry changes it, however the array is laid out."""
-  numbers = _sums_of_bits(jax.tree.map(_plain, tree))
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): int(x)
-    for path, x in jax.tree_util.tree_leaves_with_path(numbers)
-  }
-
-
-def fingerprint(tree: Any) -> str:
-  """One for a whole tree."""
-  return hashlib.sha256(json.dumps(fingerprints(tree), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _plain(x: jax.Array) -> jax.Array:
-  """The numbers of a typed key; all else as it is."""
-  return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-
-
-@jax.jit
-def _sums_of_bits(tree: Any) -> Any:
-  """Σ_i h(bits_i ⊕ h(i)) mod 2³²: integers, so that the order of summation does not matter."""
-
-  def one(x):
-    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-    place = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.sum(_scatter(bits.astype(jnp.uint32) ^ _scatter(place + 1)), dtype=jnp.uint32)
-
-  return jax.tree.map(one, tree)
-
-
-def _scatter(x: jax.Array) -> jax.Array:
-  """The finaliser of MurmurHash3, a bijection of 32 bits."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
 
 
 def _saved(state: TrainState) -> dict[str, Any]:

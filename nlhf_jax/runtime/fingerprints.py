@@ -1,0 +1,48 @@
+"""Numbers that tell whether arrays are what they were, on whatever mesh they lie; they guard against damage, not malice."""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def of_arrays(tree: Any) -> dict[str, int]:
+  """A number for each array, by its path: any change to any one entry changes it, however the array is laid out."""
+  numbers = _sums_of_bits(jax.tree.map(_plain, tree))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): int(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(numbers)
+  }
+
+
+def of_tree(tree: Any) -> str:
+  """One for a whole tree."""
+  return hashlib.sha256(json.dumps(of_arrays(tree), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(x: jax.Array) -> jax.Array:
+  """The numbers of a typed key; all else as it is."""
+  return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+@jax.jit
+def _sums_of_bits(tree: Any) -> Any:
+  """Σ_i h(bits_i ⊕ h(i)) mod 2³²: integers, so that the order of summation does not matter."""
+
+  def one(x):
+    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum(_scatter(bits.astype(jnp.uint32) ^ _scatter(place + 1)), dtype=jnp.uint32)
+
+  return jax.tree.map(one, tree)
+
+
+def _scatter(x: jax.Array) -> jax.Array:
+  """The finaliser of MurmurHash3, a bijection of 32 bits."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
