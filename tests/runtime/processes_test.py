@@ -83,7 +83,8 @@ def alone(start):
 def same_numbers(one, other):
   assert [row['step'] for row in one] == [row['step'] for row in other]
   for a, b in zip(one, other, strict=True):
-    assert a == pytest.approx(b, rel=2e-3)  # Adafactor makes a whole step of the least gradient.
+    # Adafactor makes a whole step of the least gradient, and a KL near 0 is a difference of large numbers.
+    assert a == pytest.approx(b, rel=2e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize(('count', 'mesh'), [(2, (1, 1, 2)), (4, (2, 2, 1))])
@@ -99,13 +100,13 @@ def test_many_processes_are_one(count, mesh, start, alone):
   assert facts['next_batch'] == 12
 
 
-@pytest.mark.parametrize('kind', ['by_rule', 'judge'])
-def test_what_looks_at_numbers_sees_all_rows(kind, start):
-  """A judge that runs on the host, and the test of one that is trained and cut over two processes."""
+@pytest.mark.parametrize('kind', ['by_rule', 'adapters', 'judge'])
+def test_two_processes_are_one_in_other_kinds_of_runs(kind, start):
+  """A judge that runs on the host and so must see all rows; adapters; the test of a judge that is cut over both."""
   runs = [start(f'{kind}{n}', 6, 6, count=n, mesh=(1, 2, 1), kind=kind) for n in (1, 2)]
   assert [status for run in runs for status in run.wait()] == [0, 0, 0], runs[1].text()
   one, two = (run.outcome() for run in runs)
-  assert one[0] == two[0] if kind == 'by_rule' else one[0] == pytest.approx(two[0], rel=2e-3)
+  assert one[0] == (pytest.approx(two[0], rel=2e-3) if kind == 'judge' else two[0])
   same_numbers(one[1], two[1])
 
 

@@ -2,7 +2,8 @@
 
 python run_of_many.py KIND RUN_DIR NUM_STEPS SAVE_EVERY [COORDINATOR COUNT INDEX [DATA FSDP TENSOR]]
 
-KIND: policy; by_rule: the same, judged by a rule on the host; judge: a preference model, tested on held-out votes.
+KIND: policy; by_rule: the same, judged by a rule on the host; adapters: these alone are trained; judge: a preference model,
+tested on held-out votes.
 """
 
 import itertools
@@ -14,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlhf_jax import algorithms, experiments, policy
+from nlhf_jax import algorithms, experiments, lora, policy
 from nlhf_jax import preference_model as pm
 from nlhf_jax.networks import decoding, t5
 from nlhf_jax.runtime import checkpoints, partitioning, processes
 from nlhf_jax.training import optimizers
-from nlhf_jax.types import Comparison, Prompts
+from nlhf_jax.types import Adapted, Comparison, Prompts
 
 NETWORK = t5.Transformer(
   t5.T5Config(
@@ -91,6 +92,8 @@ def of_kind(kind: str, *args) -> experiments.Experiment:
   one = experiment(*args)
   if kind == 'by_rule':
     return one._replace(feedback=experiments.exact_preference(by_rule))
+  if kind == 'adapters':
+    return one._replace(adapters=lora.Lora(rank=2))
   if kind == 'judge':
     model = pm.in_encoder(NETWORK, PROMPT)
     held_out = lambda: next(comparisons(1000))
@@ -112,6 +115,8 @@ def outcome(one: experiments.Experiment, run_dir: pathlib.Path, state) -> str:
     return json.dumps([found['log_loss'], found['position_bias'], found['accuracy']['mean']])
   prompts = Prompts(jnp.arange(2, 14, dtype=jnp.int32).reshape(2, 6), jnp.zeros(2, jnp.int32))
   params = processes.whole(state.params.online)
+  if one.adapters is not None:
+    params = lora.merge(one.adapters, Adapted(processes.whole(state.params.base), params))
   sample = jax.jit(one.model.sample)(params, prompts, jax.random.PRNGKey(0))
   return json.dumps(np.asarray(sample.tokens).tolist())
 
