@@ -132,6 +132,9 @@ def _plan(args: argparse.Namespace) -> None:
 
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', math.prod(sizes.values()))
+  # Instructions in the order that takes the least memory, as accelerators have them; a CPU would rather run many at once.
+  in_order = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
+  os.environ['XLA_FLAGS'] = ' '.join(filter(None, [os.environ.get('XLA_FLAGS'), in_order]))
   import rich
 
   from nlhf_jax import plan
