@@ -58,7 +58,6 @@ def _add_demo(commands) -> None:
     '--experiment', default=DEMO, help=f'directory of gin files (default: {DEMO})'
   )
   parser.add_argument('--run_dir', required=True, help='where the runs go, one directory each')
-  parser.add_argument('--data_dir', help='directory of the data, for experiments that read files')
 
 
 def _add_train(commands) -> None:
@@ -72,7 +71,6 @@ def _add_train(commands) -> None:
   )
   _add_gin(parser)
   parser.add_argument('--run_dir', required=True, help='where checkpoints and metrics go')
-  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
   parser.add_argument(
     '--dry_run', action='store_true', help='print shapes and memory, and train nothing'
   )
@@ -95,7 +93,7 @@ def _add_plan(commands) -> None:
     'plan',
     'Tells what a run would take on a mesh of devices that is not here.',
     'Compiles a step for so many simulated devices and prints, for each of them: memory, operations, bytes sent by kind '
-    'and axes of the mesh, and the least time that these imply on named chips. Needs neither data nor weights.',
+    'and axes of the mesh, and the least time that these imply on named chips. Reads neither data nor weights, but gin files may ask where they would be.',
   )
   _add_gin(parser)
   parser.add_argument(
@@ -106,6 +104,7 @@ def _add_plan(commands) -> None:
     nargs='+',
     choices=['v5e', 'v5p', 'h100', 'h200'],
     default=['v5e', 'v5p', 'h100', 'h200'],
+    help='whose limits to tell (default: all)',
   )
   parser.add_argument('--output', help='a file for the same in JSON')
 
@@ -127,7 +126,6 @@ def _add_win_rates(commands) -> None:
     help='the runs; LABEL=DIR names one, DIR:ema is its averaged weights',
   )
   parser.add_argument('--output_dir', required=True, help='where tables and report go')
-  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
 
 
 def _add_sample(commands) -> None:
@@ -143,7 +141,6 @@ def _add_sample(commands) -> None:
   parser.add_argument('--prompts_file', help='a file with one prompt a line')
   parser.add_argument('--num_samples', type=int, default=1, help='responses to a prompt')
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
 
 
 def _add_report(commands) -> None:
@@ -193,6 +190,7 @@ def _command(commands, name, summary, details) -> argparse.ArgumentParser:
 
 
 def _add_gin(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
   group = parser.add_argument_group('gin')
   group.add_argument(
     '--gin_file', action='append', default=[], help='a gin file (repeatable; the later wins)'

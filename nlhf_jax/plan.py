@@ -182,8 +182,9 @@ def seconds(phase: Phase, chip: Chip, num_devices: int) -> dict[str, float]:
 
 def report(plan: Plan, names: Sequence[str]) -> Iterator[table.Table]:
   """Tables of a plan: what lies where, what each phase does, and what that would take on some chips."""
-  title = ' x '.join(f'{name} {size}' for name, size in plan.mesh.items())
-  memory = table.Table(title=f'{title}: memory of a device', title_justify='left')
+  mesh = ' x '.join(f'{name} {size}' for name, size in plan.mesh.items())
+  title = f'{mesh}: memory of a device'
+  memory = table.Table(title=title, title_justify='left', min_width=len(title))
   memory.add_column('what')
   memory.add_column('GB', justify='right')
   for name, value in plan.memory.items():
