@@ -32,6 +32,15 @@ def test_one_device_holds_all_and_sends_nothing(alone):
   assert alone.num_tokens == 8 * 2 * 5
 
 
+def test_a_reference_in_the_hosts_memory_is_there_while_a_device_samples(alone):
+  one = run_of_many.experiment(1, 1)._replace(reference_on_host=True)
+  one = one._replace(shapes=lambda kind: next(run_of_many.batches(0)))
+  mesh = partitioning.make_mesh(partitioning.Devices(), jax.devices()[:1])
+  found, weights = plan.make(one, mesh).memory, alone.memory['judge_weights']
+  assert alone.memory['state'] - found['state'] == weights
+  assert found['sample'] - alone.memory['sample'] == weights
+
+
 def test_operations_are_those_of_the_network(alone):
   """The judge: 2 · weights · tokens for products with weights, and attention; 2 orders of 16 pairs of 6 + 10 + 4 tokens."""
   cfg = run_of_many.NETWORK.config

@@ -161,14 +161,23 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def to_device(tree: Any) -> Any:
-  """Arrays that lie in the host's memory, moved to that of the devices that they are cut over; others stay."""
+  """Arrays that lie in the host's memory, or their shapes, moved to that of the devices that they are cut over; others stay."""
 
   def move(x):
-    if x.sharding.memory_kind in (None, 'device'):
+    if not on_host(x):
       return x
-    return jax.device_put(x, x.sharding.with_memory_kind('device'))
+    where = x.sharding.with_memory_kind('device')
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.device_put(x, where)
 
   return jax.tree.map(move, tree)
+
+
+def on_host(x: Any) -> bool:
+  """Whether an array, or one of this shape, lies in the host's memory."""
+  kind = getattr(getattr(x, 'sharding', None), 'memory_kind', None)
+  return kind not in (None, 'device')
 
 
 def shapes(tree: Any, shardings: Any) -> Any:

@@ -151,6 +151,7 @@ class Programs(NamedTuple):
 
   phases: dict[str, Any]  # {sample, judge, update}: a compiled program; None: it runs on the host.
   lasting: dict[str, int]
+  brought: int  # Bytes that are on a device while it samples, and else in the host's memory.
   rollout: Any  # Shapes of what is trained on.
 
 
@@ -172,11 +173,10 @@ def programs(
     state, batch: arrays, or their shapes; on a mesh, with shardings.
     judge: the method's, as a function of its weights too, and their shapes; None: its weights are arrays that it holds.
   """
-  rng = state.rng
-  params = _over_base(state.params)
+  rng, jits = state.rng, _Jits(layout, state)
+  params = _over_base(jits.bring(state.params))
   if algorithm.half_step is not None:
     params = params._replace(half=params.online)
-  jits = _Jits(layout, state)
   sample = jits.sample(algorithm.sample).lower(params, batch, rng).compile()
   rollout = jax.eval_shape(algorithm.sample, params, batch, rng)
   if layout is not None:
@@ -199,6 +199,7 @@ def programs(
   return Programs(
     {'sample': sample, 'judge': judging, 'update': updating},
     {'state': _size(state) + half, 'judge_weights': _size(weights), 'batch': _size(judged)},
+    _size(jits.bring(state.params)) - _size(state.params),
     judged,
   )
 
@@ -211,6 +212,7 @@ def memory(of: Programs) -> dict[str, int]:
     the device; 'batch'), what each phase needs besides, and the peak.
   """
   phases = {name: 0 if x is None else _needed(x) for name, x in of.phases.items()}
+  phases['sample'] += of.brought
   return of.lasting | phases | {'peak': sum(of.lasting.values()) + max(phases.values())}
 
 
@@ -243,6 +245,8 @@ def _size(tree: Any) -> int:
   """Bytes on one device."""
 
   def of(x):
+    if partitioning.on_host(x):
+      return 0
     sharding = getattr(x, 'sharding', None)
     shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
     return int(np.prod(shape, dtype=np.int64)) * x.dtype.itemsize
