@@ -6,7 +6,7 @@ by one reduce-scatter, where a CPU's takes an all-reduce of twice the bytes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -170,13 +170,26 @@ def _phase(program: Any, mesh, length: int) -> Phase:
   return Phase(work.operations, once + work.carried, hlo.by_kind_and_axes(work.collectives))
 
 
-def seconds(phase: Phase, chip: Chip, num_devices: int) -> dict[str, float]:
-  """Least time of a phase on a chip, were it only for its operations, its memory, or its links."""
-  links = chip.links if num_devices <= chip.node else chip.network
+def seconds(phase: Phase, chip: Chip, mesh: Mapping[str, int]) -> dict[str, float]:
+  """Least time of a phase on a chip, were it only for its operations, its memory, or its links.
+
+  Neighbours along the mesh's last axis are neighbours in a node. What goes along an axis whose groups reach beyond one
+  goes through the network.
+
+  Args:
+    phase: of a plan.
+    chip: what its maker says.
+    mesh: devices along each axis, in order.
+  """
+  links = 0.0
+  for (_, along), sent in phase.sent.items():
+    first = min(list(mesh).index(name) for name in along.split(' x '))
+    reach = math.prod(list(mesh.values())[first:])
+    links += sent / (chip.links if reach <= chip.node else chip.network)
   return {
     'operations': phase.operations / chip.operations,
     'memory': phase.moved / chip.bandwidth,
-    'links': sum(phase.sent.values()) / links,
+    'links': links,
   }
 
 
@@ -214,10 +227,9 @@ def report(plan: Plan, names: Sequence[str]) -> Iterator[table.Table]:
     times.add_column(name, justify='right')
   times.add_column('step', justify='right')
   times.add_column('tokens/s', justify='right')
-  number = math.prod(plan.mesh.values())
   for name in names:
     chip = CHIPS[name]
-    least = [seconds(phase, chip, number) for phase in plan.phases.values()]
+    least = [seconds(phase, chip, plan.mesh) for phase in plan.phases.values()]
     slowest = [max(x, key=x.get) for x in least]
     total = sum(x[w] for x, w in zip(least, slowest, strict=True))
     used = plan.memory['peak'] / chip.memory

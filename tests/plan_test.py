@@ -54,9 +54,19 @@ def test_operations_are_those_of_the_network(alone):
   logits = rows * 2 * cfg.emb_dim * cfg.vocab_size
   expected = encoder + decoder + cross + logits
   assert alone.phases['judge'].operations == pytest.approx(expected, rel=0.02)
-  seconds = plan.seconds(alone.phases['judge'], plan.CHIPS['v5e'], 1)
+  seconds = plan.seconds(alone.phases['judge'], plan.CHIPS['v5e'], alone.mesh)
   assert seconds['operations'] == alone.phases['judge'].operations / 197e12
   assert seconds['links'] == 0
+
+
+def test_what_stays_within_a_node_takes_its_links():
+  """An H100's node has eight: along tensor within it, along fsdp beyond."""
+  mesh, chip = {'data': 1, 'fsdp': 8, 'tensor': 4}, plan.CHIPS['h100']
+  times = [
+    plan.seconds(plan.Phase(0.0, 0.0, {('all-reduce', along): 1e9}), chip, mesh)['links']
+    for along in ('tensor', 'fsdp', 'fsdp x tensor')
+  ]
+  assert times == [1e9 / chip.links, 1e9 / chip.network, 1e9 / chip.network]
 
 
 def test_the_command_plans_for_devices_that_are_not_here(tmp_path, alone):
