@@ -4,14 +4,19 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 
 _CONFIG = 'config.gin'
+# Macros that say where a run runs and what it leaves, not what it computes: they may differ when it goes on.
+_MAY_CHANGE = re.compile(r'(MESH_\w+|REFERENCE_ON_HOST|SAVE_EVERY|KEEP_\w+) = ')
 
 
 def check(run_dir: pathlib.Path, config: str) -> None:
   """Refuses a directory that no run of this configuration can have. Writes nothing.
+
+  A run may go on on another mesh, and with other checkpoints kept.
 
   Raises:
     FileExistsError: it is a file, or lies below one.
@@ -25,7 +30,8 @@ def check(run_dir: pathlib.Path, config: str) -> None:
     return
   pairs = itertools.zip_longest(path.read_text().splitlines(), config.splitlines(), fillvalue='')
   for number, (old, new) in enumerate(pairs, start=1):
-    if old != new:
+    may_change = _MAY_CHANGE.match(old)
+    if old != new and not (may_change and new.startswith(may_change[0])):
       raise ValueError(
         f'{run_dir} holds a run of another configuration '
         f'({_CONFIG}:{number}: {old!r}, now {new!r}): name another --run_dir, or delete it.'

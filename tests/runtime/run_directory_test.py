@@ -25,6 +25,13 @@ def test_a_line_more_or_less_is_another_configuration(tmp_path, old, new):
     run_directory.check(tmp_path, new)
 
 
+def test_a_run_may_go_on_on_another_mesh_and_keep_other_checkpoints(tmp_path):
+  run_directory.open(tmp_path, 'KEEP_LAST = 2\nMESH_FSDP = 1\nTAU = 0.1\n')
+  run_directory.check(tmp_path, 'KEEP_LAST = 5\nMESH_FSDP = 8\nTAU = 0.1\n')
+  with pytest.raises(ValueError, match=r'config.gin:2'):
+    run_directory.check(tmp_path, 'KEEP_LAST = 5\nMESH_DATA = 8\nTAU = 0.1\n')
+
+
 def test_checking_makes_nothing(tmp_path):
   run_directory.check(tmp_path / 'run', 'A = 1\n')
   assert not list(tmp_path.iterdir())
