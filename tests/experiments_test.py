@@ -11,7 +11,12 @@ EXPERIMENTS = ROOT / 'configs' / 'experiments'
 PARTS = ('models', 'run', 'comparisons', 'fine_tuning', 'evaluation', 't5_xxl', 'llama_7b')
 # These differ from nash_md_1 and nash_ema_1 in a number alone.
 TWINS = {*(f'nash_md_{n}' for n in range(2, 7)), 'nash_ema_2'}
-QUICK = ('--gin.NUM_STEPS=1', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=2')
+QUICK = (
+  '--gin.NUM_STEPS=1',
+  '--gin.WARMUP_STEPS=0',
+  '--gin.BATCH_SIZE=2',
+  '--gin.NUM_MICROBATCHES=1',
+)
 TINY = {'EMB_DIM': 16, 'NUM_HEADS': 2, 'NUM_LAYERS': 1, 'HEAD_DIM': 8, 'MLP_DIM': 32}
 SHALLOW = '--gin.NUM_LAYERS=1'
 
