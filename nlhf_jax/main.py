@@ -59,7 +59,7 @@ def _ended_by(error: Exception, args: argparse.Namespace) -> int:
     raise error
   if args.traceback or not (mistake or isinstance(error, jax.errors.JaxRuntimeError)):
     traceback.print_exception(error)
-  if isinstance(error, RuntimeError):
+  if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' not in text:  # That is memory.
     text = (
       'an exchange with the other processes failed; one of them has probably ended. Start all of them again: the run '
       f'goes on from its newest checkpoint. ({text[:300]})'
