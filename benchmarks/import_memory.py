@@ -16,9 +16,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from nlhf_jax import policy
+from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
-from nlhf_jax.runtime import hf
+from nlhf_jax.formats import hf
 
 
 def shapes(directory: pathlib.Path):
@@ -59,7 +59,7 @@ def main():
     directory = pathlib.Path(scratch) / 'model'
     limit = int(args.max_shard_mb * 1e6)
     params = hf.load(args.model, shapes(args.model))
-    hf.save(params, hf.config(args.model), directory, max_shard_bytes=limit)
+    hf.save(params, hf.read_config(args.model), directory, max_shard_bytes=limit)
     context = multiprocessing.get_context('spawn')
     answers = context.Queue()
     process = context.Process(target=measure, args=(directory, answers))

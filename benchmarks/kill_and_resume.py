@@ -107,7 +107,7 @@ def outcome(args, run_dir: pathlib.Path) -> dict:
   argv = [sys.executable, '-m', 'nlhf_jax.main', 'sample', f'--run_dir={run_dir}']
   argv += ['--gin_file=configs/experiments/builtin/evaluation.gin', '--num_samples=4']
   samples = subprocess.run([*argv, SMALL[1]], capture_output=True, text=True, check=True).stdout
-  facts = checkpoints.facts_of(run_dir / 'checkpoints')
+  facts = checkpoints.read_metadata(run_dir / 'checkpoints')
   return {
     'arrays': facts['fingerprints'],
     'metrics': [{k: v for k, v in row.items() if 'second' not in k} for row in rows],

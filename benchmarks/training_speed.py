@@ -32,9 +32,12 @@ import numpy as np
 import optax
 from rich import console, table
 
-from nlhf_jax import algorithms, mixture, policy, reward_model
+from nlhf_jax import algorithms
+from nlhf_jax.models import mixture
+from nlhf_jax.models import policy
+from nlhf_jax.models import reward_model
 from nlhf_jax.networks import decoding, layers, llama, t5
-from nlhf_jax.runtime import hf
+from nlhf_jax.formats import hf
 from nlhf_jax.training import loop
 from nlhf_jax.types import PolicyParams, Prompts
 
@@ -232,7 +235,7 @@ def turns(setting: Setting, machine) -> dict:
   for name, seats in {'side by side': 0, 'in turns': batch // 4}.items():
     # Every fortieth token or so ends a response.
     decoder = _ending(decoding.of_network(setting.network), 1 / 40)
-    sampling = decoding.Sampling(256, num_seats=seats)
+    sampling = decoding.Sampling(256, num_slots=seats)
     play = jax.jit(
       lambda sets, rng, sampling=sampling, decoder=decoder: mixture.play(
         decoder, sampling, sets, PLAYERS['policy'], prompts, rng

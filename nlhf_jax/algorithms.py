@@ -37,15 +37,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax import contrast, losses, mixture, preference_model, reward_model
+from nlhf_jax import pairwise
+from nlhf_jax import losses
+from nlhf_jax.models import mixture
+from nlhf_jax.models import preference_model
+from nlhf_jax.models import reward_model
 from nlhf_jax.types import (
   Algorithm,
   Comparison,
-  Contrast,
+  Pair,
   Demonstration,
   Losses,
   Params,
-  Player,
+  MixtureWeights,
   Policy,
   PolicyParams,
   PreferenceFn,
@@ -154,10 +158,10 @@ def nash_mp(
 def _policy_gradient(
   policy: Policy,
   preference_fn: PreferenceFn,
-  alternative: Player,
+  alternative: MixtureWeights,
   tau: float,
   num_samples: int,
-  anchor: Player = mixture.REFERENCE,
+  anchor: MixtureWeights = mixture.REFERENCE,
 ) -> Algorithm:
   _check_tau(tau)
 
@@ -165,7 +169,7 @@ def _policy_gradient(
     players = [mixture.ONLINE, alternative]
     response, other = policy.play(params, players, prompts, rng, num_samples)
     logp = _logp_of_sets(policy, params, {'reference', *anchor}, prompts, response.tokens)
-    return Comparison(prompts, response, other, None, logp['reference'], contrast.mix(anchor, logp))
+    return Comparison(prompts, response, other, None, logp['reference'], pairwise.mix(anchor, logp))
 
   def judge(comparison: Comparison) -> Comparison:
     p = preference_fn(comparison.prompts, comparison.response.tokens, comparison.alternative.tokens)
@@ -232,9 +236,9 @@ def inpo(
 
 def _ipo(policy, preference_fn, player, tau, num_samples, anchor=mixture.REFERENCE, refresh=None):
   _check_positive('tau', tau)
-  judge = contrast.against_each_other(preference_fn)
-  loss = functools.partial(losses.squared_contrast_loss, tau=tau)
-  return contrast.method(policy, [player] * 2, judge, anchor, loss, num_samples, refresh=refresh)
+  judge = pairwise.against_each_other(preference_fn)
+  loss = functools.partial(losses.squared_difference_loss, tau=tau)
+  return pairwise.make_algorithm(policy, [player] * 2, judge, anchor, loss, num_samples, refresh=refresh)
 
 
 def egpo(
@@ -245,12 +249,12 @@ def egpo(
   Both start from the same parameters and optimizer state. Source: Zhou, Fazel, Du (2025), arXiv:2503.08942.
   """
   _check_positive('tau', tau)
-  loss = functools.partial(losses.squared_contrast_loss, tau=tau)
-  judge = contrast.against_opponent(preference_fn, num_samples)
+  loss = functools.partial(losses.squared_difference_loss, tau=tau)
+  judge = pairwise.against_opponent(preference_fn, num_samples)
 
-  def make(opponent: Player) -> Algorithm:
+  def make(opponent: MixtureWeights) -> Algorithm:
     players = [mixture.ONLINE, mixture.ONLINE, opponent]
-    return contrast.method(policy, players, judge, mixture.REFERENCE, loss, num_samples)
+    return pairwise.make_algorithm(policy, players, judge, mixture.REFERENCE, loss, num_samples)
 
   return make(mixture.HALF)._replace(half_step=make(mixture.ONLINE).sample)
 
@@ -288,15 +292,15 @@ def dno(
 
   def loss(log_ratio, payoff):
     label = jax.nn.sigmoid(payoff[:, 0] - payoff[:, 1])
-    return losses.logistic_contrast_loss(log_ratio, label, scale=eta)
+    return losses.logistic_difference_loss(log_ratio, label, scale=eta)
 
   return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples)
 
 
 def _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples) -> Algorithm:
-  judge = contrast.against_opponent(preference_fn, num_samples)
+  judge = pairwise.against_opponent(preference_fn, num_samples)
   players, anchor = [mixture.PAST] * 3, mixture.PAST
-  return contrast.method(policy, players, judge, anchor, loss, num_samples, refresh=refresh_every)
+  return pairwise.make_algorithm(policy, players, judge, anchor, loss, num_samples, refresh=refresh_every)
 
 
 def dpo(policy: Policy, *, tau: float) -> Algorithm:
@@ -306,16 +310,16 @@ def dpo(policy: Policy, *, tau: float) -> Algorithm:
   """
   _check_positive('tau', tau)
 
-  def sample(params: PolicyParams, batch: Comparison, rng: PRNGKey) -> Contrast:
+  def sample(params: PolicyParams, batch: Comparison, rng: PRNGKey) -> Pair:
     del rng
     pair = batch.prompts, batch.response, batch.alternative
-    reference = contrast.pair_logp(policy, params.reference, *pair)
+    reference = pairwise.pair_logp(policy, params.reference, *pair)
     payoff = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
-    return Contrast(*pair, None, reference, reference, payoff)
+    return Pair(*pair, None, reference, reference, payoff)
 
-  def loss(params: Params, batch: Contrast) -> Losses:
-    pair = contrast.pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
-    return losses.logistic_contrast_loss(pair - batch.anchor_logp, batch.payoff[:, 0], scale=tau)
+  def loss(params: Params, batch: Pair) -> Losses:
+    pair = pairwise.pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
+    return losses.logistic_difference_loss(pair - batch.anchor_logp, batch.payoff[:, 0], scale=tau)
 
   plays = frozenset({'reference'})
   return Algorithm(policy.init, sample, _as_sampled, loss, plays, reads=Comparison)

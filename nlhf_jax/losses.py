@@ -76,7 +76,7 @@ def policy_gradient_loss(
   return Losses(value, jnp.ones_like(value), metrics)
 
 
-def squared_contrast_loss(
+def squared_difference_loss(
   log_ratio: Float[Array, 'N 2'], payoff: Float[Array, 'N 2'], *, tau: float
 ) -> Losses:
   """(Δ log-ratio − Δ payoff/τ)²: the log-ratio of y less that of y' is to be their difference in payoff.
@@ -110,7 +110,7 @@ def squared_payoff_loss(
   return Losses(value, jnp.ones_like(value), {})
 
 
-def logistic_contrast_loss(
+def logistic_difference_loss(
   log_ratio: Float[Array, 'N 2'], preference: Float[Array, 'N'], *, scale: float
 ) -> Losses:
   """Cross-entropy of `scale` · Δ log-ratio as log-odds that y is preferred: DPO, and DNO's step.

@@ -4,36 +4,44 @@ Axes: B prompts, S prompt tokens, N responses (N = B·k: rows i·k … i·k + k 
 V vocabulary, Y enumerated responses (tabular).
 
 Symbols: x prompt, y response, y' alternative, π_θ policy, μ reference, P(y ≻ y'|x) preference in [0, 1]. Log-probs
-are in nats. Token 0 is padding, and T5's start of decoding.
+are in nats. In every vocabulary token 0 is padding, and what decoders start from, and token 1 ends a response.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Params = Any  # A pytree of arrays.
+PAD = 0
+EOS = 1
+
+# A pytree of arrays.
+Params = Any
 PRNGKey = jax.Array
+# A batch, and what is made of it: Prompts, Demonstration, Comparison, Pair or Scored.
+Batch = Any
 
 
 class Prompts(NamedTuple):
   """A batch of prompts x."""
 
-  tokens: Int[Array, 'B S']  # 0 after the end.
-  index: Int[
-    Array, 'B'
-  ]  # Number of the example in its task: the row of exact tables; −1 where there is none.
+  # PAD after the end.
+  tokens: Int[Array, 'B S'] | Int[np.ndarray, 'B S']
+  # Number of the example in its task: the row of exact tables; −1 where there is none.
+  index: Int[Array, 'B'] | Int[np.ndarray, 'B']
 
 
 class Rollout(NamedTuple):
   """Responses, sampled or read, k to a prompt."""
 
-  tokens: Int[Array, 'N T']  # 0 after EOS.
-  mask: Bool[Array, 'N T']  # True up to and including EOS.
-  token_logp: Float[Array, 'N T'] | None = (
-    None  # Under the distribution that sampled it; 0 after EOS. None: read.
-  )
+  # PAD after EOS.
+  tokens: Int[Array, 'N T'] | Int[np.ndarray, 'N T']
+  # True up to and including EOS.
+  mask: Bool[Array, 'N T'] | Bool[np.ndarray, 'N T']
+  # Under the distribution that it was sampled from; 0 after EOS. None: it was read.
+  token_logp: Float[Array, 'N T'] | None = None
 
 
 class Demonstration(NamedTuple):
@@ -47,27 +55,34 @@ class Comparison(NamedTuple):
   """Two responses to one prompt, and how they compare."""
 
   prompts: Prompts
-  response: Rollout  # y
-  alternative: Rollout  # y'
-  preference: Float[Array, 'N'] | None = (
-    None  # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
-  )
-  reference_token_logp: Float[Array, 'N T'] | None = None  # log μ(y_t|x, y_<t) of the response.
-  anchor_token_logp: Float[Array, 'N T'] | None = (
-    None  # Of what the KL is measured against; None: μ.
-  )
+  # y
+  response: Rollout
+  # y'
+  alternative: Rollout
+  # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
+  preference: Float[Array, 'N'] | Float[np.ndarray, 'N'] | None = None
+  # log μ(y_t|x, y_<t) of the response.
+  reference_token_logp: Float[Array, 'N T'] | None = None
+  # The same of the anchor, what the KL is measured against; None: it is μ.
+  anchor_token_logp: Float[Array, 'N T'] | None = None
 
 
-class Contrast(NamedTuple):
+class Pair(NamedTuple):
   """Two responses to one prompt, what their probabilities are measured against, and what each is worth."""
 
   prompts: Prompts
-  response: Rollout  # y
-  alternative: Rollout  # y'
-  opponent: Rollout | None  # y'', whom both are judged against; None: each other.
-  reference_logp: Float[Array, 'N 2']  # log μ of y and of y'.
-  anchor_logp: Float[Array, 'N 2']  # Log-probs, under the anchor, of y and of y'.
-  payoff: Float[Array, 'N 2'] | None = None  # In [0, 1], of y and of y'; None: not judged yet.
+  # y
+  response: Rollout
+  # y'
+  alternative: Rollout
+  # y'', whom both are judged against; None: each other.
+  opponent: Rollout | None
+  # log μ of y and of y'.
+  reference_logp: Float[Array, 'N 2']
+  # Log-probs, under the anchor, of y and of y'.
+  anchor_logp: Float[Array, 'N 2']
+  # In [0, 1], of y and of y'; None: not judged yet.
+  payoff: Float[Array, 'N 2'] | None = None
 
 
 class Scored(NamedTuple):
@@ -75,36 +90,61 @@ class Scored(NamedTuple):
 
   prompts: Prompts
   response: Rollout
-  reward: Float[Array, 'N'] | None = None  # r(x, y); None: not judged yet.
+  # r(x, y); None: not scored yet.
+  reward: Float[Array, 'N'] | None = None
   reference_token_logp: Float[Array, 'N T'] | None = None
-  payoff: Float[Array, 'N'] | None = None  # Reward less baseline.
+  # The reward less its baseline.
+  advantage: Float[Array, 'N'] | None = None
 
 
 class PolicyParams(NamedTuple):
   """The parameter sets of one run; a method plays mixtures of their policies."""
 
-  online: Params  # θ: differentiated.
-  ema: Params | None  # θ̄: exponential moving average of θ. None: not kept.
-  reference: Params | None  # μ: frozen. None: the method has no reference.
-  past: Params | None = (
-    None  # π_t: θ as it was at the last refresh. None: the method looks at none.
-  )
-  half: Params | None = None  # θ after this step's half-step; not kept between steps.
-  # Frozen weights beneath adapters: the sets above are then adapters, and the reference is the base without any.
+  # θ: differentiated.
+  online: Params
+  # The others by name, as `Algorithm.sets` declares them: 'reference' is μ, 'average' θ̄, 'snapshot' π_t.
+  sets: Mapping[str, Params] = {}
+  # Frozen weights beneath adapters: the sets above are then adapters, and a frozen reference is the base without any.
   # None: there are no adapters.
   base: Params | None = None
+
+  def named(self, name: str) -> Params:
+    """One of the sets; 'ring.2' is the third member of the ring.
+
+    Raises:
+      KeyError: there is no such set.
+    """
+    if name == 'online':
+      return self.online
+    name, _, member = name.partition('.')
+    return self.sets[name][int(member)] if member else self.sets[name]
+
+
+class ParameterSet(NamedTuple):
+  """A parameter set besides θ, as data: where it starts, how it moves, whether it is saved (`training.parameter_sets`)."""
+
+  # (the set, θ after the update, updates done) -> the set; traced. None: it never moves.
+  move: Callable[[Params, Params, Int[Array, '']], Params] | None = None
+  # θ at the start of the run -> the set. None: the run is given the set, as it is given μ.
+  start: Callable[[Params], Params] | None = None
+  # Whether checkpoints hold it; a set that is given and never moves another run holds.
+  saved: bool = True
+  # Whether it lives within a step alone: θ after an update that is then forgotten.
+  half_step: bool = False
 
 
 class Adapted(NamedTuple):
   """Weights with adapters on them: what a model of `lora.adapt` takes for its parameters."""
 
   base: Params
-  adapters: Params | None  # None: they are off.
+  # None: they are off.
+  adapters: Params | None
 
 
 class TrainState(NamedTuple):
   """All that a resumed run needs, apart from its configuration."""
 
+  # Updates done.
   step: Int[Array, '']
   params: PolicyParams
   opt_state: Any
@@ -114,44 +154,90 @@ class TrainState(NamedTuple):
 class Enumeration(NamedTuple):
   """All responses of a task where they are few enough to play every one, and annotators' scores of them."""
 
-  responses: Int[Array, 'Y T']  # The same for every prompt.
-  scores: Float[Array, 'B K Y']  # Higher is better; −inf: no response to this prompt.
+  # The same for every prompt.
+  responses: Int[np.ndarray, 'Y T']
+  # Higher is better; −inf: no response to this prompt.
+  scores: Float[np.ndarray, 'B K Y']
 
 
 class Losses(NamedTuple):
   """A loss as a weighted mean over the batch, so that N microbatches add up to one batch: Σ value / Σ weight."""
 
-  value: Float[Array, 'M']  # Per row.
-  weight: Float[Array, 'M']  # Per row, ≥ 0; must not depend on the parameters.
-  metrics: dict[str, Float[Array, 'M']]  # Per row; reported as plain means.
+  # Per row.
+  value: Float[Array, 'M']
+  # Per row, ≥ 0; must not depend on the parameters.
+  weight: Float[Array, 'M']
+  # Per row; reported as plain means.
+  metrics: dict[str, Float[Array, 'M']]
 
 
-# P(y ≻ y'|x) for N pairs of responses to B prompts, in [0, 1]. Arguments: prompts, y [N, T], y' [N, T]. A learned
-# model, a reward difference, an exact table, a rule or an external judge. It compiles itself, or runs on the host.
-PreferenceFn = Callable[[Prompts, Int[Array, 'N T'], Int[Array, 'N T']], Float[Array, 'N']]
-
-# r(x, y) for N responses to B prompts. Arguments: prompts, y [N, T].
-RewardFn = Callable[[Prompts, Int[Array, 'N T']], Float[Array, 'N']]
+# A prompt for raters in token ids, without EOS: the pieces around the text and each of the responses that they read.
+Template = tuple[tuple[int, ...], ...]
 
 # A player of the game: the weight of each parameter set in a geometric mixture. {'online': 1 − β, 'reference': β}
 # is π_θ^{1−β} μ^β. Weights are positive and add up to 1.
-Player = dict[str, float]
+MixtureWeights = Mapping[str, float]
+
+
+@runtime_checkable
+class PreferenceFn(Protocol):
+  """A judge: P(y ≻ y'|x) in [0, 1].
+
+  A learned model, a reward difference, an exact table, a rule or an external judge. It compiles itself, or runs on the
+  host.
+  """
+
+  def __call__(
+    self, prompts: Prompts, response: Int[Array, 'N T'], alternative: Int[Array, 'N T']
+  ) -> Float[Array, 'N']: ...
+
+
+@runtime_checkable
+class RewardFn(Protocol):
+  """r(x, y)."""
+
+  def __call__(self, prompts: Prompts, response: Int[Array, 'N T']) -> Float[Array, 'N']: ...
+
+
+class LogProbFn(Protocol):
+  """log π(y_t|x, y_<t) per token; 0 after EOS."""
+
+  def __call__(
+    self, params: Params, prompts: Prompts, tokens: Int[Array, 'N T']
+  ) -> Float[Array, 'N T']: ...
+
+
+class SampleFn(Protocol):
+  """Draws `num_samples` responses to each prompt."""
+
+  def __call__(
+    self, params: Params, prompts: Prompts, rng: PRNGKey, num_samples: int = 1
+  ) -> Rollout: ...
+
+
+class PlayFn(Protocol):
+  """Draws the responses of several mixtures of parameter sets in one loop, `num_samples` of each to each prompt."""
+
+  def __call__(
+    self,
+    params: PolicyParams,
+    mixtures: 'list[MixtureWeights]',
+    prompts: Prompts,
+    rng: PRNGKey,
+    num_samples: int = 1,
+  ) -> tuple[Rollout, ...]: ...
 
 
 class Policy(NamedTuple):
   """π_θ(y|x) as pure functions."""
 
   init: Callable[[PRNGKey], Params]
-  log_prob: Callable[
-    [Params, Prompts, Int[Array, 'N T']], Float[Array, 'N T']
-  ]  # Per token; 0 after EOS.
-  sample: Callable[..., Rollout]  # (params, prompts, rng, num_samples=1)
-  play: Callable[
-    ..., tuple[Rollout, ...]
-  ]  # (policy_params, players, prompts, rng, num_samples=1), in one loop.
-  # Whether samples are drawn from the whole distribution, so that their `token_logp` is what `log_prob` would say.
-  whole: bool = True
-  # Names of the axes of its parameters: () -> a tree like that of `init` (`networks.axes`). None: they are never cut.
+  log_prob: LogProbFn
+  sample: SampleFn
+  play: PlayFn
+  # Whether samples are drawn from the untruncated distribution, so that their `token_logp` is what `log_prob` would say.
+  untruncated: bool = True
+  # Logical axes of its parameters: () -> a tree like that of `init` (`networks.axes`). None: they are never sharded.
   axes: Callable[[], Any] | None = None
 
 
@@ -159,12 +245,13 @@ class Algorithm(NamedTuple):
   """A method: three functions that the training loop calls, and times, in this order; and what else it asks of it."""
 
   init: Callable[[PRNGKey], Params]
-  sample: Callable[[PolicyParams, Any, PRNGKey], Any]  # Batch in, rollouts out. Compiled.
-  judge: Callable[[Any], Any]  # Fills in the preference; may run on the host.
-  loss: Callable[[Params, Any], Losses]  # Differentiated in its first argument. Compiled.
-  plays: frozenset[str] = frozenset()  # Parameter sets besides 'online' that it needs.
-  # Before each update, another one on these rollouts, from the same parameters and optimizer state: it makes the set
-  # 'half', for `sample` to play, and is then forgotten. None: there is but one update.
-  half_step: Callable[[PolicyParams, Any, PRNGKey], Any] | None = None
-  refresh_every: int | None = None  # Updates between two moves of the set 'past' to θ.
-  reads: type = Prompts  # What its batches are: Prompts, Demonstration or Comparison.
+  # Batch in, rollouts out. Compiled.
+  sample: Callable[[PolicyParams, Batch, PRNGKey], Batch]
+  # Fills in preferences or rewards; may run on the host.
+  score: Callable[[Batch], Batch]
+  # Differentiated in its first argument. Compiled.
+  loss: Callable[[Params, Batch], Losses]
+  # Parameter sets besides θ.
+  sets: Mapping[str, ParameterSet] = {}
+  # What its batches are: Prompts, Demonstration or Comparison.
+  reads: type = Prompts

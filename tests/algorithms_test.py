@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import algorithms, mixture
-from nlhf_jax.policy import as_rollout
+from nlhf_jax import algorithms
+from nlhf_jax.models import mixture
+from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.types import Comparison, PolicyParams, Prompts, Scored
-from tests.mixture_test import exact_log_probs
+from tests.models.mixture_test import exact_log_probs
 
 TAU = 0.3
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-from nlhf_jax import policy
+from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding, llama, t5
-from nlhf_jax.runtime import hf
+from nlhf_jax.formats import hf
 from nlhf_jax.types import Prompts
 
 

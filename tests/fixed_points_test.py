@@ -15,13 +15,15 @@ import optax
 import pytest
 from scipy import optimize, special
 
-from nlhf_jax import algorithms, mixture
+from nlhf_jax import algorithms
+from nlhf_jax.models import mixture
 from nlhf_jax.games import game as games
 from nlhf_jax.games import solve
 from nlhf_jax.networks import decoding
-from nlhf_jax.policy import as_rollout, token_log_probs
+from nlhf_jax.models.policy import as_rollout
+from nlhf_jax.models.policy import token_log_probs
 from nlhf_jax.training import loop
-from nlhf_jax.types import Comparison, Contrast, Policy, PolicyParams, Prompts, Scored
+from nlhf_jax.types import Comparison, Pair, Policy, PolicyParams, Prompts, Scored
 
 SYMBOLS, LENGTH = 5, 4  # Tokens 1 (EOS) to 5.
 BRANCHES = SYMBOLS - 1
@@ -288,7 +290,7 @@ def exact_loss(name, algorithm, world, tau, beta):
     )
     anchors = {'inpo': 2 * tau * reference + (1 - 2 * tau) * past, 'sppo': past, 'dno': past}
     pair = lambda x: jnp.stack([x[first], x[second]], axis=-1)
-    batch = Contrast(
+    batch = Pair(
       PROMPT,
       as_rollout(tokens[first])._replace(token_logp=jnp.zeros((first.size, LENGTH))),
       as_rollout(tokens[second]),

@@ -33,7 +33,7 @@ def test_layers_scanned_or_computed_again_change_nothing(family, how):
 @pytest.mark.parametrize('family', ['t5_1_1', 'llama'])
 def test_logits_in_parts_and_prompts_in_turns_change_nothing(family):
   """Parts of two positions, the last one of one; two of three prompts at a time."""
-  check(family, make_rollouts.step(family, max_logits=2 * 6 * 24, num_seats=2))
+  check(family, make_rollouts.step(family, max_logits=2 * 6 * 24, num_slots=2))
 
 
 @pytest.mark.parametrize('family', ['t5_1_1', 'qwen2_5'])

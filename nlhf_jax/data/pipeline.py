@@ -53,7 +53,7 @@ def batches(
   Raises:
     ValueError: the split has fewer rows than a batch, rows that were to share a prompt do not, or there is no length.
   """
-  rows = everything(task, split=split, prompt_length=prompt_length, response_length=response_length)
+  rows = load_split(task, split=split, prompt_length=prompt_length, response_length=response_length)
   groups = _grouped(rows, responses_per_prompt, task.name)
   per_epoch = len(groups) // batch_size
   if per_epoch == 0:
@@ -191,7 +191,7 @@ def _cut(batch: Batch, prompt_length: int, response_length: int) -> Batch:
   return batch._replace(prompts=_cut(batch.prompts, prompt_length, 0), **fields)
 
 
-def everything(
+def load_split(
   task: seqio.Task,
   *,
   split: str,

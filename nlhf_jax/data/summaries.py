@@ -10,9 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import seqio
 
-from nlhf_jax.data import electorate as electorates
-from nlhf_jax.data import extracts, readers, tasks, vocabularies
-from nlhf_jax.data import posts as post_sources
+from nlhf_jax.judges import electorate as electorates
+from nlhf_jax.judges import extracts
+from nlhf_jax.votes import readers
+from nlhf_jax.data import tasks
+from nlhf_jax.data import vocabularies
+from nlhf_jax.judges import posts as post_sources
 from nlhf_jax.types import Enumeration, PreferenceFn
 
 # The words around text and summaries in the raters' prompts of the built-in vocabulary, too small for the paper's.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import seqio
 import tensorflow as tf
 
-from nlhf_jax.data import readers
+from nlhf_jax.votes import readers
 
 Rows = Callable[[], Iterable[readers.Row]]
 

@@ -12,8 +12,10 @@ import seqio
 import tensorflow as tf
 import tokenizers
 
-from nlhf_jax import preference_model, reward_model
-from nlhf_jax.runtime import hf, hf_models
+from nlhf_jax.models import preference_model
+from nlhf_jax.models import reward_model
+from nlhf_jax.formats import hf
+from nlhf_jax.formats import hf_models
 
 
 def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabulary:
@@ -102,7 +104,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
       tokenizer.get_vocab_size(), 1 + max(ids)
     )  # An id that no text uses may lie beyond it.
     self._words = list(range(size))  # Our id → theirs.
-    for ours, theirs in hf_models.moved_words(*ids).items():
+    for ours, theirs in hf_models.moved_ids(*ids).items():
       self._words[ours] = theirs
     self._ids = {theirs: ours for ours, theirs in enumerate(self._words)}
     self._frame, self._key = frame, (tokenizer.to_str(), ids, frame)
@@ -179,7 +181,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
 
 @functools.cache
 def hugging_face(
-  model: str, ids: hf.Ids = hf.AS_SAID, chat: bool = False, system: str | None = None
+  model: str, ids: hf.Ids = hf.AS_GIVEN, chat: bool = False, system: str | None = None
 ) -> HuggingFaceVocabulary:
   """The tokenizer of a model.
 
@@ -193,12 +195,12 @@ def hugging_face(
     FileNotFoundError: there is no tokenizer.json.
     ValueError: the id of padding is a word that text uses; there is no chat template.
   """
-  directory = hf.find(model)
+  directory = hf.locate(model)
   path = directory / 'tokenizer.json'
   if not path.is_file():
     raise FileNotFoundError(f'No {path}: name the directory of a model with --gin.MODEL.')
   tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  config = hf.config(directory, ids=ids)
+  config = hf.read_config(directory, ids=ids)
   special = getattr(config, 'pad_id', 0), getattr(config, 'eos_id', 1)
   pad = tokenizer.id_to_token(special[0])
   if not (tokenizer.get_added_tokens_decoder().get(special[0]) or pad in (None, '<pad>', '<unk>')):

@@ -13,7 +13,10 @@ import numpy as np
 import seqio
 from jaxtyping import Float, Int
 
-from nlhf_jax.data import electorate, posts, readers, tasks
+from nlhf_jax.judges import electorate
+from nlhf_jax.judges import posts
+from nlhf_jax.votes import readers
+from nlhf_jax.data import tasks
 from nlhf_jax.types import PreferenceFn, Prompts
 
 

@@ -155,7 +155,7 @@ def _versions() -> dict[str, str]:
 def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   """One picture for each metric that some run has."""
   runs = {
-    path.parent.name: metrics.read(path) for path in sorted(directory.glob('*/metrics.jsonl'))
+    path.parent.name: metrics.read_rows(path) for path in sorted(directory.glob('*/metrics.jsonl'))
   }
   colours = {name: f'C{number}' for number, name in enumerate(runs)}  # A run's, in every picture.
   pictures = []

@@ -2,7 +2,7 @@
 
 Parameters have embed, mlp, heads, joined_kv, vocab and relpos_buckets; activations have batch (rows of any kind: prompts,
 responses, lanes), and mlp, heads, joined_kv and vocab too. Which axes of a mesh these are cut along, rules say, a list of
-(name, axes of the mesh); outside of `laid_out_by` nothing is cut, and nothing here does anything.
+(name, axes of the mesh); outside of `use_mesh` nothing is cut, and nothing here does anything.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def init(network: nn.Module):
   return run
 
 
-def of(network: nn.Module) -> Any:
+def logical_axes(network: nn.Module) -> Any:
   """Names of the axes of a network's parameters: a tree like that of `init`, with a tuple for each array."""
   variables = jax.eval_shape(lambda: _variables(network, jax.random.PRNGKey(0)))
   found = flax.traverse_util.flatten_dict(variables['params'])
@@ -50,7 +50,7 @@ def _variables(network: nn.Module, rng: jax.Array):
 
 
 @contextlib.contextmanager
-def laid_out_by(mesh: Mesh, rules: Rules) -> Iterator[None]:
+def use_mesh(mesh: Mesh, rules: Rules) -> Iterator[None]:
   """Within, arrays are cut over a mesh by these rules."""
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     yield
@@ -78,14 +78,14 @@ def spec(
   return PartitionSpec(*cuts)
 
 
-def are_laid_out() -> bool:
+def has_mesh() -> bool:
   """Whether there is a mesh, and rules."""
   return bool(nn.get_logical_axis_rules()) and flax.core.meta.global_mesh_defined()
 
 
-def lay_out(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """The same array, cut by the names of its axes."""
-  if not are_laid_out():
+  if not has_mesh():
     return x
   rules, mesh = nn.get_logical_axis_rules(), flax.core.meta.get_global_mesh()
   return jax.lax.with_sharding_constraint(x, spec(names, x.shape, rules, mesh.shape))
@@ -93,7 +93,7 @@ def lay_out(x: jax.Array, *names: str | None) -> jax.Array:
 
 def size_on_device(shape: Sequence[int], *names: str | None) -> int:
   """How many numbers each device has of an array of this shape, cut by the names of its axes."""
-  if not are_laid_out():
+  if not has_mesh():
     return math.prod(shape)
   rules, mesh = nn.get_logical_axis_rules(), flax.core.meta.get_global_mesh()
   cuts = jax.tree.leaves(tuple(spec(names, shape, rules, mesh.shape)))
@@ -102,4 +102,4 @@ def size_on_device(shape: Sequence[int], *names: str | None) -> int:
 
 def gather(weights: jax.Array, names: Names) -> jax.Array:
   """Weights as they are computed with: whole along `embed`, which is cut so that a device need not keep all of them."""
-  return lay_out(weights, *(None if name == 'embed' else name for name in names))
+  return constrain(weights, *(None if name == 'embed' else name for name in names))

@@ -84,7 +84,7 @@ class Dense(nn.Module):
       )
       multiply = _multiply_on_cpu if jax.default_backend() == 'cpu' else jnp.dot
       y = multiply(x, axes.gather(kernel.astype(self.dtype), self.kernel_axes))
-    y = axes.lay_out(y, 'batch', *[None] * (y.ndim - 2), cut)
+    y = axes.constrain(y, 'batch', *[None] * (y.ndim - 2), cut)
     if not self.use_bias:
       return y
     bias = partitioning.param_with_axes(
@@ -128,7 +128,7 @@ class Embed(nn.Module):
 
   def __call__(self, tokens: Int[Array, '*b']) -> Float[Array, '*b E']:
     x = self._table()[tokens]
-    return axes.lay_out(x, 'batch', *[None] * (x.ndim - 1))
+    return axes.constrain(x, 'batch', *[None] * (x.ndim - 1))
 
   def attend(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
     """Logits, summed up in float32 whatever the compute dtype."""
@@ -137,7 +137,7 @@ class Embed(nn.Module):
       logits = output_major(embedding, x)
     else:
       logits = jnp.dot(x.astype(self.dtype), embedding.T, preferred_element_type=jnp.float32)
-    return axes.lay_out(logits, 'batch', *[None] * (x.ndim - 2), 'vocab')
+    return axes.constrain(logits, 'batch', *[None] * (x.ndim - 2), 'vocab')
 
   def _table(self) -> Float[Array, 'V E']:
     return axes.gather(self.embedding.astype(self.dtype), ('vocab', 'embed'))
@@ -166,7 +166,7 @@ class RelativePositionBias(nn.Module):
     number = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
     buckets = jnp.asarray(self._buckets())[number]
     bias = jnp.asarray(embedding, self.dtype)[:, buckets][None]
-    return axes.lay_out(bias, None, 'heads', None, None)
+    return axes.constrain(bias, None, 'heads', None, None)
 
   def _near_sighted_init(self, key, shape, dtype) -> Float[Array, 'heads buckets']:
     """+1 within a head's window, −4 outside; windows in turn: next 5, previous 5, next 1, everything.
@@ -287,7 +287,7 @@ def append_to_cache(attention: nn.Module, new: Encoded, cache: Cache) -> Encoded
     whole = attention.get_variable('cache', name) if known else jnp.zeros(shape, x.dtype)
     if not cache.prepare:
       whole = jax.lax.dynamic_update_slice_in_dim(whole, x, cache.place, axis)
-    whole = axes.lay_out(whole, *PER_HEAD)
+    whole = axes.constrain(whole, *PER_HEAD)
     attention.put_variable('cache', name, whole)
     return whole
 
@@ -378,7 +378,7 @@ class _Attention(nn.Module):
 
   def _heads(self, x: Float[Array, 'N Q joined']) -> Float[Array, 'N heads Q d']:
     heads = x.reshape(*x.shape[:2], self.num_heads, self.head_dim).swapaxes(1, 2)
-    return axes.lay_out(heads, *PER_HEAD)
+    return axes.constrain(heads, *PER_HEAD)
 
   def read(self, x: Float[Array, 'N K E']) -> Encoded:
     """Keys and values in the layouts that a step of decoding reads as they lie, without copying."""

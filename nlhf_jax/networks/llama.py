@@ -280,7 +280,7 @@ class Attention(nn.Module):
       _rotate(self._project('key', x, cfg.num_kv_heads), rotation).transpose(0, 2, 3, 1),
       self._project('value', x, cfg.num_kv_heads).swapaxes(1, 2),
     )
-    read = layers.Encoded(*(axes.lay_out(x, *layers.PER_HEAD) for x in read))
+    read = layers.Encoded(*(axes.constrain(x, *layers.PER_HEAD) for x in read))
     if cache is not None:
       read = layers.append_to_cache(self, read, cache)
     parts = [_attend(query, read, mask)]

@@ -1,6 +1,6 @@
 """Checkpoints through orbax: a directory per step, written in the background, whole or not at all.
 
-A step's directory holds `default` (arrays: parameter sets, the optimizer's state, the key, the step) and `facts`: where the
+A step's directory holds `default` (arrays: parameter sets, the optimizer's state, the key, the step) and `metadata`: where the
 data stood, sums of metrics, the configuration, versions of packages, which reference the run is held to, and a fingerprint
 of every array. What is read is compared with these fingerprints, on whatever mesh it is read; a checkpoint that cannot be
 read, or not as it was written, is named, put aside, and the one before it taken.
@@ -24,11 +24,11 @@ from orbax.checkpoint import checkpoint_managers as managers
 from nlhf_jax.runtime import fingerprints
 from nlhf_jax.types import Params, TrainState
 
-_ARRAYS, _FACTS = 'default', 'facts'
+_ARRAYS, _METADATA = 'default', 'run_metadata'
 _PACKAGES = ('nlhf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
   """A checkpoint cannot be read, or not as it was written."""
 
 
@@ -84,13 +84,13 @@ class Writer:
       self._manager.close()
 
   def save(
-    self, state: TrainState, facts: dict[str, Any], metrics: dict[str, float] | None = None
+    self, state: TrainState, metadata: dict[str, Any], metrics: dict[str, float] | None = None
   ) -> None:
     """Saves a state; the reference is left out, since another run holds it. Returns before it is written.
 
     Args:
       state: what to save; it may be donated to the next step at once.
-      facts: what else a resumed run needs to know, in JSON.
+      metadata: what else a resumed run needs to know, in JSON.
       metrics: by which the best are kept.
 
     Raises:
@@ -105,10 +105,10 @@ class Writer:
         f'{self._directory} already holds step {latest}, so step {step} was not saved: '
         'name another --run_dir, or delete it.'
       )
-    facts = _signed(
-      facts | {'step': step, 'fingerprints': fingerprints.of_arrays(saved), 'versions': _versions()}
+    metadata = _signed(
+      metadata | {'step': step, 'fingerprints': fingerprints.fingerprint_arrays(saved), 'versions': _versions()}
     )
-    parts = {_ARRAYS: ocp.args.StandardSave(saved), _FACTS: ocp.args.JsonSave(facts)}
+    parts = {_ARRAYS: ocp.args.StandardSave(saved), _METADATA: ocp.args.JsonSave(metadata)}
     try:
       self._manager.save(step, args=ocp.args.Composite(**parts), metrics=metrics)
     except OSError as error:
@@ -147,23 +147,23 @@ def latest_step(directory: pathlib.Path) -> int | None:
   return max(steps(directory), default=None)
 
 
-def save(directory: pathlib.Path, state: TrainState, facts: dict[str, Any] | None = None) -> None:
+def save(directory: pathlib.Path, state: TrainState, metadata: dict[str, Any] | None = None) -> None:
   """Saves one state and waits until it is written. Raises as `Writer.save`."""
   with Writer(directory, Keep(last=None)) as writer:
-    writer.save(state, facts or {})
+    writer.save(state, metadata or {})
 
 
 def restore(
-  directory: pathlib.Path, like: TrainState, *, put_aside: bool = False
+  directory: pathlib.Path, like: TrainState, *, quarantine: bool = False
 ) -> tuple[TrainState, dict[str, Any]]:
-  """The newest whole state in a directory and its facts, in the shapes, types and shardings of `like`.
+  """The newest whole state in a directory and its metadata, in the shapes, types and shardings of `like`.
 
   The reference, which is not saved, is that of `like`.
 
   Args:
     directory: of all steps of a run.
     like: arrays or their shapes.
-    put_aside: move damaged checkpoints out of the way, to `damaged/` beside the directory, so that their steps can be
+    quarantine: move damaged checkpoints out of the way, to `damaged/` beside the directory, so that their steps can be
       saved again.
 
   Raises:
@@ -178,9 +178,9 @@ def restore(
     _compare(directory, found['opt_state'], expected['opt_state'], 'optimizer')
     return _read(path, expected)
 
-  saved, facts = _newest_whole(directory, read, put_aside)
+  saved, metadata = _newest_whole(directory, read, quarantine)
   params = like.params._replace(**{name: saved['params'][name] for name in saved['params']})
-  return TrainState(saved['step'], params, saved['opt_state'], saved['rng']), facts
+  return TrainState(saved['step'], params, saved['opt_state'], saved['rng']), metadata
 
 
 def restore_params(directory: pathlib.Path, like: Any, name: str) -> Params:
@@ -202,17 +202,17 @@ def restore_params(directory: pathlib.Path, like: Any, name: str) -> Params:
   return _newest_whole(directory, read)[0]['params'][name]
 
 
-def _newest_whole(directory: pathlib.Path, read, put_aside: bool = False) -> Any:
+def _newest_whole(directory: pathlib.Path, read, quarantine: bool = False) -> Any:
   """What `read` makes of the newest checkpoint that is not damaged."""
   damaged = []
   for step in reversed(steps(directory)):
     path = directory.resolve() / str(step)
     try:
       return _together(lambda path=path: read(path))
-    except DamagedError as error:
+    except CorruptCheckpointError as error:
       damaged.append(f'{path}: {error}')
       logging.warning('Checkpoint %s is damaged (%s): the one before it is taken.', path, error)
-    if put_aside:
+    if quarantine:
       _put_aside(path)
   if damaged:
     raise ValueError(f'No whole checkpoint in {directory}: {"; ".join(damaged)}.')
@@ -223,12 +223,12 @@ def _together(read: Callable[[], Any]) -> Any:
   """What every process reads; if it is damaged for one, it is so for all."""
   try:
     result, error = read(), None
-  except DamagedError as caught:
+  except CorruptCheckpointError as caught:
     result, error = None, caught
   if jax.process_count() > 1:
     whole = multihost_utils.process_allgather(np.array(error is None))
     if error is None and not whole.all():
-      error = DamagedError(f'process {int(np.argmin(whole))} cannot read its part')
+      error = CorruptCheckpointError(f'process {int(np.argmin(whole))} cannot read its part')
   if error is not None:
     raise error
   return result
@@ -244,9 +244,9 @@ def _put_aside(path: pathlib.Path) -> None:
     multihost_utils.sync_global_devices(f'put aside {path.name}')
 
 
-def _damage(error: Exception) -> DamagedError:
+def _damage(error: Exception) -> CorruptCheckpointError:
   text = ' '.join(str(error).split())
-  return DamagedError(f'{type(error).__name__}: {text[:200]}')
+  return CorruptCheckpointError(f'{type(error).__name__}: {text[:200]}')
 
 
 def _arrays_of(path: pathlib.Path) -> Any:
@@ -262,9 +262,9 @@ def _arrays_of(path: pathlib.Path) -> Any:
 
 
 def _read(path: pathlib.Path, like: Any, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:
-  """Arrays and facts of a checkpoint, compared with its fingerprints."""
+  """Arrays and metadata of a checkpoint, compared with its fingerprints."""
   try:
-    facts = _facts(path)
+    metadata = _read_metadata(path)
     abstract = jax.tree.map(_abstract, like)
     with _checkpointer() as checkpointer:
       restored = checkpointer.restore(
@@ -277,11 +277,11 @@ def _read(path: pathlib.Path, like: Any, *, partial: bool = False) -> tuple[Any,
       )
     # Orbax may give NumPy arrays, which every call of a compiled function would copy to the device.
     restored = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
-    written = facts['fingerprints']
-    for name, value in fingerprints.of_arrays(restored).items():
+    written = metadata['fingerprints']
+    for name, value in fingerprints.fingerprint_arrays(restored).items():
       if written.get(name) != value:
         raise ValueError(f'{name} is not what was written')
-    return restored, facts
+    return restored, metadata
   except Exception as error:
     raise _damage(error) from error
 
@@ -297,35 +297,35 @@ def _checkpointer() -> ocp.Checkpointer:
   return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def facts_of(directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
+def read_metadata(directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
   """What a checkpoint says beside its arrays; of the newest, or of a step.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    DamagedError: it cannot be read.
+    CorruptCheckpointError: it cannot be read.
   """
   found = latest_step(directory) if step is None else step
   if found is None:
     raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
   try:
-    return _facts(directory / str(found))
+    return _read_metadata(directory / str(found))
   except Exception as error:
     raise _damage(error) from error
 
 
-def _facts(path: pathlib.Path) -> dict[str, Any]:
+def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-    facts = checkpointer.restore(path / _FACTS)
+    metadata = checkpointer.restore(path / _METADATA)
   if (
-    facts['signature'] != _signed({k: v for k, v in facts.items() if k != 'signature'})['signature']
+    metadata['signature'] != _signed({k: v for k, v in metadata.items() if k != 'signature'})['signature']
   ):
-    raise ValueError('its facts are not what was written')
-  return facts
+    raise ValueError('its metadata are not what was written')
+  return metadata
 
 
-def _signed(facts: dict[str, Any]) -> dict[str, Any]:
-  text = json.dumps(facts, sort_keys=True)
-  return facts | {'signature': hashlib.sha256(text.encode()).hexdigest()}
+def _signed(metadata: dict[str, Any]) -> dict[str, Any]:
+  text = json.dumps(metadata, sort_keys=True)
+  return metadata | {'signature': hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _versions() -> dict[str, str]:

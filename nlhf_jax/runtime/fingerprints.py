@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def of_arrays(tree: Any) -> dict[str, int]:
+def fingerprint_arrays(tree: Any) -> dict[str, int]:
   """A number for each array, by its path: any change to any one entry changes it, however the array is laid out."""
   numbers = _sums_of_bits(jax.tree.map(_plain, tree))
   return {
@@ -17,9 +17,9 @@ def of_arrays(tree: Any) -> dict[str, int]:
   }
 
 
-def of_tree(tree: Any) -> str:
+def fingerprint_tree(tree: Any) -> str:
   """One for a whole tree."""
-  return hashlib.sha256(json.dumps(of_arrays(tree), sort_keys=True).encode()).hexdigest()[:16]
+  return hashlib.sha256(json.dumps(fingerprint_arrays(tree), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(x: jax.Array) -> jax.Array:

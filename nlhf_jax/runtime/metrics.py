@@ -14,7 +14,7 @@ class Writer:
   def __init__(self, run_dir: pathlib.Path, *, resume_step: int = 0):
     """Args: run_dir must exist; lines of steps after `resume_step` are dropped."""
     self._path = run_dir / 'metrics.jsonl'
-    kept = [row for row in read(self._path) if row['step'] <= resume_step]
+    kept = [row for row in read_rows(self._path) if row['step'] <= resume_step]
     partial = self._path.with_suffix('.partial')  # A kill in between loses nothing.
     partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     os.replace(partial, self._path)
@@ -38,7 +38,7 @@ class Writer:
       self._events.add_scalar(name, value, step)
 
 
-def read(path: pathlib.Path) -> list[dict[str, float | int | None]]:
+def read_rows(path: pathlib.Path) -> list[dict[str, float | int | None]]:
   """The rows of a metrics.jsonl; none where there is no file.
 
   A last line cut short by a kill is dropped.

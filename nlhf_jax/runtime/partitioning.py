@@ -37,7 +37,7 @@ class Devices(NamedTuple):
   tensor: int = 1
 
 
-def filled_in(devices: Devices, number: int) -> Devices:
+def resolve_devices(devices: Devices, number: int) -> Devices:
   """The same with what is left of so many devices in place of −1.
 
   Raises:
@@ -55,9 +55,9 @@ def filled_in(devices: Devices, number: int) -> Devices:
 
 
 def make_mesh(devices: Devices, among: Sequence[Any] | None = None) -> Mesh:
-  """A mesh of all devices of all processes, or of those in `among`. Raises as `filled_in`."""
+  """A mesh of all devices of all processes, or of those in `among`. Raises as `resolve_devices`."""
   among = jax.devices() if among is None else list(among)
-  sizes = filled_in(devices, len(among))
+  sizes = resolve_devices(devices, len(among))
   grid = mesh_utils.create_device_mesh(sizes, among, allow_split_physical_axes=True)
   return Mesh(grid, Devices._fields)
 
@@ -71,11 +71,11 @@ class Layout(NamedTuple):
   @contextlib.contextmanager
   def active(self) -> Iterator[None]:
     """Within, networks cut their activations over the mesh."""
-    with axes.laid_out_by(self.mesh, self.rules):
+    with axes.use_mesh(self.mesh, self.rules):
       yield
 
   @property
-  def everywhere(self) -> NamedSharding:
+  def replicated(self) -> NamedSharding:
     """Each device holds all of it."""
     return NamedSharding(self.mesh, PartitionSpec())
 
@@ -93,19 +93,19 @@ class Layout(NamedTuple):
         f'(data x fsdp): make BATCH_SIZE a multiple of {number}.'
       )
 
-  def of_params(self, shapes: Params, names: Any | None) -> Any:
+  def param_shardings(self, shapes: Params, names: Any | None) -> Any:
     """Shardings of parameters.
 
     Args:
       shapes: arrays, or their shapes.
-      names: of their axes, a tuple for each (`networks.axes.of`); None: they are not cut.
+      names: of their axes, a tuple for each (`networks.axes.logical_axes`); None: they are not cut.
     """
     if names is None:
-      return jax.tree.map(lambda _: self.everywhere, shapes)
+      return jax.tree.map(lambda _: self.replicated, shapes)
     cut = lambda x, n: NamedSharding(self.mesh, axes.spec(n, x.shape, self.rules, self.mesh.shape))
     return jax.tree.map(cut, shapes, names)
 
-  def of_state(self, state: TrainState, names: Any | None, base: Any | None = None) -> TrainState:
+  def state_shardings(self, state: TrainState, names: Any | None, base: Any | None = None) -> TrainState:
     """Shardings of a whole training state.
 
     Args:
@@ -113,10 +113,10 @@ class Layout(NamedTuple):
       names: of the axes of the trained parameters; None: nothing is cut.
       base: of those beneath adapters.
     """
-    of = lambda name, x: None if x is None else self.of_params(x, base if name == 'base' else names)
+    of = lambda name, x: None if x is None else self.param_shardings(x, base if name == 'base' else names)
     params = PolicyParams(**{name: of(name, x) for name, x in state.params._asdict().items()})
     moments = self._of_moments(state.opt_state, state.params.online, params.online)
-    return TrainState(self.everywhere, params, moments, self.everywhere)
+    return TrainState(self.replicated, params, moments, self.replicated)
 
   def _of_moments(self, opt_state: Any, params: Params, shardings: Any) -> Any:
     """What an optimizer keeps for a parameter is cut as that is; of factored moments, along the axes that are left.
@@ -138,7 +138,7 @@ class Layout(NamedTuple):
 
     return jax.tree_util.tree_map_with_path(cut, opt_state)
 
-  def place(self, batch: Any) -> Any:
+  def shard_rows(self, batch: Any) -> Any:
     """A batch that every process has read, its rows shared out: no two devices get the same ones, unless they share a model."""
     return put(batch, jax.tree.map(lambda _: self.rows, batch))
 
@@ -180,7 +180,7 @@ def on_host(x: Any) -> bool:
   return kind not in (None, 'device')
 
 
-def shapes(tree: Any, shardings: Any) -> Any:
+def with_shardings(tree: Any, shardings: Any) -> Any:
   """Shapes that know where their arrays would lie."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings

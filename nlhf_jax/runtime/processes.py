@@ -57,29 +57,29 @@ def join(
     ) from error
 
 
-def alone() -> bool:
+def is_single_process() -> bool:
   """Whether there are no others."""
   return not jax.distributed.is_initialized()
 
 
-def leave(status: int) -> None:
+def abort(status: int) -> None:
   """Ends one of many processes at once: the usual way out waits for the others, which may wait for this one."""
-  if not alone():
+  if not is_single_process():
     os._exit(status)
 
 
-def first() -> bool:
+def is_primary() -> bool:
   """Whether this is the process that writes what is not an array."""
   return jax.process_index() == 0
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
   """Waits until all processes have come to this place."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(where)
 
 
-def whole(tree: Any) -> Any:
+def gather(tree: Any) -> Any:
   """NumPy arrays of all rows, those of other processes too. All processes must ask."""
 
   def gather(x):

@@ -13,7 +13,7 @@ _CONFIG = 'config.gin'
 _MAY_CHANGE = re.compile(r'(MESH_\w+|REFERENCE_ON_HOST|SAVE_EVERY|KEEP_\w+) = ')
 
 
-def check(run_dir: pathlib.Path, config: str) -> None:
+def check_resumable(run_dir: pathlib.Path, config: str) -> None:
   """Refuses a directory that no run of this configuration can have. Writes nothing.
 
   A run may go on on another mesh, and with other checkpoints kept.
@@ -38,9 +38,9 @@ def check(run_dir: pathlib.Path, config: str) -> None:
       )
 
 
-def open(run_dir: pathlib.Path, config: str) -> None:
+def create(run_dir: pathlib.Path, config: str) -> None:
   """Makes the directory and writes its configuration, whole or not at all. Raises as `check`."""
-  check(run_dir, config)
+  check_resumable(run_dir, config)
   if (run_dir / _CONFIG).is_file():
     return
   run_dir.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def open(run_dir: pathlib.Path, config: str) -> None:
   os.replace(partial, run_dir / _CONFIG)
 
 
-def config(run_dir: pathlib.Path) -> str:
+def read_config(run_dir: pathlib.Path) -> str:
   """The configuration of a run.
 
   Raises:
@@ -64,7 +64,7 @@ def config(run_dir: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def whole(output_dir: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_directory(output_dir: str | pathlib.Path) -> Iterator[pathlib.Path]:
   """A directory to write into, which takes its name once all is written; what fails half-way leaves nothing.
 
   Raises:

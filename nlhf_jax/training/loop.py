@@ -125,7 +125,7 @@ def train(
   """
   _check(num_microbatches, ema_decay)
   steps = _Steps(algorithm, optimizer, num_microbatches, ema_decay, layout, state)
-  place = jax.device_put if layout is None else layout.place
+  place = jax.device_put if layout is None else layout.shard_rows
   window = _Window(sums)
   for step, batch in _read_ahead(batches, range(int(state.step), num_steps), place):
     clock = _Clock()
@@ -180,7 +180,7 @@ def programs(
   sample = jits.sample(algorithm.sample).lower(params, batch, rng).compile()
   rollout = jax.eval_shape(algorithm.sample, params, batch, rng)
   if layout is not None:
-    rollout = partitioning.shapes(rollout, jax.tree.map(lambda _: layout.rows, rollout))
+    rollout = partitioning.with_shardings(rollout, jax.tree.map(lambda _: layout.rows, rollout))
   function, weights = judge or _as_function(algorithm.judge, rollout)
   if function is None:
     judging, judged = (
@@ -191,7 +191,7 @@ def programs(
     judging = jax.jit(function).lower(weights, rollout).compile()
     judged = jax.eval_shape(function, weights, rollout)
   if layout is not None:
-    judged = partitioning.shapes(judged, jax.tree.map(lambda _: layout.rows, judged))
+    judged = partitioning.with_shardings(judged, jax.tree.map(lambda _: layout.rows, judged))
   trained = state.params.online, state.params.ema, state.opt_state
   update = jits.update(_update(algorithm, optimizer, num_microbatches, ema_decay))
   updating = update.lower(trained, state.params.base, judged).compile()
@@ -318,7 +318,7 @@ class _Jits:
     if layout is not None:
       where = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
       trained = where((state.params.online, state.params.ema, state.opt_state))
-      self._updated = trained, layout.everywhere
+      self._updated = trained, layout.replicated
 
   def sample(self, function):
     return jax.jit(

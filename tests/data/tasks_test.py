@@ -8,7 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data import electorate, extracts, pipeline, posts, summaries, tasks, vocabularies
+from nlhf_jax.judges import electorate
+from nlhf_jax.judges import extracts
+from nlhf_jax.data import pipeline
+from nlhf_jax.judges import posts
+from nlhf_jax.data import summaries
+from nlhf_jax.data import tasks
+from nlhf_jax.data import vocabularies
 from nlhf_jax.types import Comparison, Demonstration, Prompts
 
 LENGTHS = {'prompt_length': 64, 'response_length': 4}
@@ -49,7 +55,7 @@ def test_batches_follow_the_task_and_resume_where_they_stopped(corpus):
 def test_no_post_of_the_test_split_is_trained_on(corpus):
   for view in (summaries.demonstrations, summaries.comparisons):
     train, test = (
-      set(pipeline.everything(view(corpus), split=split, **LENGTHS).prompts.index.tolist())
+      set(pipeline.load_split(view(corpus), split=split, **LENGTHS).prompts.index.tolist())
       for split in ('train', 'test')
     )
     assert (len(train), len(test)) == (60, 20)
@@ -59,7 +65,7 @@ def test_no_post_of_the_test_split_is_trained_on(corpus):
 def test_an_unknown_split_and_too_large_a_batch_are_refused(corpus):
   task = summaries.prompts(corpus)
   with pytest.raises(ValueError, match="no split 'valid', but 'train', 'test'"):
-    pipeline.everything(task, split='valid', **LENGTHS)
+    pipeline.load_split(task, split='valid', **LENGTHS)
   with pytest.raises(ValueError, match='batch_size must not exceed'):
     next(pipeline.batches(task, split='test', batch_size=21, **LENGTHS))
 
@@ -114,7 +120,7 @@ def test_every_response_finds_its_number(corpus):
 
 
 def test_raters_read_the_sentences_behind_the_markers(corpus):
-  batch = pipeline.everything(summaries.demonstrations(corpus, per_post=1), split='test', **LENGTHS)
+  batch = pipeline.load_split(summaries.demonstrations(corpus, per_post=1), split='test', **LENGTHS)
   prompts = jax.tree.map(jax.numpy.asarray, batch.prompts)
   rendered = extracts.render(
     prompts, jax.numpy.asarray(batch.response.tokens), corpus.electorate.marker_ids, 30
@@ -140,7 +146,7 @@ def test_squality(test_data, sentencepiece, soft, sizes):
   """Three workers judge each pair: three hard labels, or one share of votes."""
   task = tasks.openai_comparisons(str(test_data / 'squality'), sentencepiece, soft_labels=soft)
   train, valid = (
-    pipeline.everything(task, split=split, prompt_length=512, response_length=256)
+    pipeline.load_split(task, split=split, prompt_length=512, response_length=256)
     for split in ('train', 'valid1')
   )
   assert (len(train.preference), len(valid.preference)) == sizes
@@ -154,7 +160,7 @@ def test_scitldr(test_data):
   corpus = summaries.scitldr(str(test_data / 'scitldr'), str(vocabulary))
   assert 1900 < len(corpus.splits['train']) <= 1992
   assert 580 < len(corpus.splits['test']) <= 619
-  batch = pipeline.everything(
+  batch = pipeline.load_split(
     summaries.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4
   )
   ids = np.asarray(batch.response.tokens)
@@ -169,7 +175,7 @@ def test_any_jsonl(tmp_path):
   task = tasks.jsonl_comparisons(str(file), vocabularies.byte())
   sizes = {
     split: len(
-      pipeline.everything(task, split=split, prompt_length=8, response_length=8).preference
+      pipeline.load_split(task, split=split, prompt_length=8, response_length=8).preference
     )
     for split in task.splits
   }
@@ -178,7 +184,7 @@ def test_any_jsonl(tmp_path):
   (tmp_path / 'd').mkdir()
   (tmp_path / 'd' / 'train.jsonl').write_text(json.dumps({'prompt': 'ab', 'response': 'c'}))
   demonstrations = tasks.jsonl_demonstrations(str(tmp_path / 'd'), vocabularies.byte())
-  batch = pipeline.everything(demonstrations, split='train', prompt_length=4, response_length=4)
+  batch = pipeline.load_split(demonstrations, split='train', prompt_length=4, response_length=4)
   assert isinstance(batch, Demonstration)
   np.testing.assert_array_equal(batch.prompts.tokens, [[ord('a') + 3, ord('b') + 3, 0, 0]])
   np.testing.assert_array_equal(batch.response.tokens, [[ord('c') + 3, 1, 0, 0]])
@@ -188,7 +194,7 @@ def test_tldr_files_are_demonstrations(test_data, sentencepiece):
   """Each file a split, the prompt as the paper has it, the human summary to imitate."""
   task = tasks.tldr_demonstrations(str(test_data / 'scitldr'), sentencepiece)
   assert set(task.splits) == {'train', 'valid'}
-  batch = pipeline.everything(task, split='valid', prompt_length=512, response_length=128)
+  batch = pipeline.load_split(task, split='valid', prompt_length=512, response_length=128)
   assert len(batch.prompts.tokens) == 619
   first = json.loads((test_data / 'scitldr' / 'valid.jsonl').open().readline())
   row = int(np.argmin(batch.prompts.index))
@@ -203,7 +209,7 @@ def test_prompts_of_a_task_come_once(tmp_path):
   rows = [{'prompt': f'p{n % 7}', 'chosen': 'yes', 'rejected': f'{n}'} for n in range(40)]
   (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   task = tasks.prompts_of(tasks.jsonl_comparisons(str(tmp_path), vocabularies.byte()))
-  prompts = pipeline.everything(task, split='train', prompt_length=4, response_length=4)
+  prompts = pipeline.load_split(task, split='train', prompt_length=4, response_length=4)
   assert isinstance(prompts, Prompts)
   assert sorted(prompts.index) == list(range(7))
   texts = {vocabularies.byte().decode([int(t) for t in p if t > 0]) for p in prompts.tokens}
@@ -244,7 +250,7 @@ def test_prompts_of_like_length_come_together(test_data, sentencepiece):
   lengths = {'prompt_length': 512, 'response_length': 128}
   options = {'split': 'train', 'batch_size': 16, **lengths}
   options |= {'num_prompt_lengths': 5, 'num_response_lengths': 3}
-  rows = pipeline.everything(task, split='train', **lengths)
+  rows = pipeline.load_split(task, split='train', **lengths)
   per_epoch = len(rows.prompts.index) // 16
   held = collections.Counter(rows.prompts.index.tolist())  # An abstract may be there twice.
   stream = pipeline.batches(task, seed=3, **options)

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tokenizers
 
 from nlhf_jax.data import tasks, vocabularies
-from nlhf_jax.runtime import hf
+from nlhf_jax.formats import hf
 
 
 @pytest.fixture

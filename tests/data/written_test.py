@@ -5,7 +5,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from nlhf_jax.data import electorate, pipeline, vocabularies, written
+from nlhf_jax.judges import electorate
+from nlhf_jax.data import pipeline
+from nlhf_jax.data import vocabularies
+from nlhf_jax.data import written
 from nlhf_jax.types import Prompts
 
 
@@ -53,7 +56,7 @@ def test_views_share_their_prompts(abstracts):
     written.comparisons(abstracts, 2),
     written.prompts(abstracts),
   ]
-  read = lambda task: pipeline.everything(
+  read = lambda task: pipeline.load_split(
     task, split='test', prompt_length=512, response_length=96, limit=20
   )
   demonstrations, comparisons, prompts = map(read, views)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from nlhf_jax.evaluation import exact, judges, report, win_rates
-from nlhf_jax.policy import as_rollout
+from nlhf_jax.evaluation import exact
+from nlhf_jax.evaluation import judge_accuracy
+from nlhf_jax.evaluation import report
+from nlhf_jax.evaluation import win_rates
+from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.types import Comparison, Prompts
 
 
@@ -124,7 +127,7 @@ def _comparisons(votes, first_lengths):
 def test_judges_are_scored_as_by_hand():
   comparisons = _comparisons([1.0, 0.0, 1.0, 0.5], [3, 3, 1, 2])
   answers = np.array([0.9, 0.6, 0.8, 0.5])
-  result = judges.test(lambda x, y, z: answers[np.asarray(x.index)], comparisons, batch_size=3)
+  result = judge_accuracy.measure(lambda x, y, z: answers[np.asarray(x.index)], comparisons, batch_size=3)
   assert result['accuracy']['mean'] == (1 + 0 + 1 + 0.5) / 4
   assert result['longer_wins']['mean'] == (1 + 0 + 0 + 0.5) / 4
   assert result['first_wins']['mean'] == (1 + 0 + 1 + 0.5) / 4

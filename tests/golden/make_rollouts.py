@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nlhf_jax import algorithms, policy, preference_model
+from nlhf_jax import algorithms
+from nlhf_jax.models import policy
+from nlhf_jax.models import preference_model
 from nlhf_jax.networks import decoding, layers
-from nlhf_jax.runtime import hf
+from nlhf_jax.formats import hf
 from nlhf_jax.training import loop
 from nlhf_jax.types import PolicyParams, Prompts
 
@@ -28,7 +30,7 @@ def step(
   family: str,
   execution: layers.Execution = layers.PLAIN,
   max_logits: int = 2**28,
-  num_seats: int = 0,
+  num_slots: int = 0,
 ) -> dict[str, np.ndarray]:
   """One step of Nash-MD: three prompts of unequal length, two pairs to each, up to nine tokens.
 
@@ -36,11 +38,11 @@ def step(
     family: a model of golden/hf.
     execution: of its layers.
     max_logits: of the policy.
-    num_seats: of its sampling.
+    num_slots: of its sampling.
   """
   network = hf.network(GOLDEN / 'hf' / family)
   network = type(network)(dataclasses.replace(network.config, execution=execution))
-  sampling = decoding.Sampling(max_length=9, num_seats=num_seats)
+  sampling = decoding.Sampling(max_length=9, num_slots=num_slots)
   model = policy.from_network(network, sampling, max_logits)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   online = hf.load(GOLDEN / 'hf' / family, shapes)

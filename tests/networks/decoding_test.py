@@ -240,7 +240,7 @@ def test_a_lane_draws_the_same_whatever_its_neighbours_do():
     (Sampling(0), 'max_length .* got 0'),
     (Sampling(4, temperature=-1.0), 'temperature .* got -1.0'),
     (Sampling(4, top_k=-2), 'top_k .* got -2'),
-    (Sampling(4, num_seats=-1), 'num_seats .* got -1'),
+    (Sampling(4, num_slots=-1), 'num_slots .* got -1'),
     (Sampling(4, top_p=0.0), 'top_p .* got 0.0'),
     (Sampling(4, top_p=1.5), 'top_p .* got 1.5'),
   ],

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import mixture, policy, preference_model
+from nlhf_jax.models import mixture
+from nlhf_jax.models import policy
+from nlhf_jax.models import preference_model
 from nlhf_jax.networks import decoding, llama
 from nlhf_jax.types import PolicyParams, Prompts
 

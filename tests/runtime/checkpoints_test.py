@@ -131,7 +131,7 @@ def test_facts_and_versions_are_saved_with_the_arrays(tmp_path):
   assert facts['sums']['loss'] == 0.1 + 0.2
   assert facts['step'] == 3
   assert facts['versions']['jax'] == jax.__version__
-  assert facts == checkpoints.facts_of(tmp_path) or np.isnan(facts['sums']['odd'])
+  assert facts == checkpoints.read_metadata(tmp_path) or np.isnan(facts['sums']['odd'])
 
 
 def test_a_failed_save_is_an_error_with_its_reason(tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_damage_is_named_or_does_no_harm(seed, two_saved, tmp_path, caplog):
   directory = tmp_path / 'run' / 'checkpoints'
   shutil.copytree(two_saved, directory)
   what = _damage(directory / '2', np.random.default_rng(seed))
-  found, _ = checkpoints.restore(directory, at(0), put_aside=True)
+  found, _ = checkpoints.restore(directory, at(0), quarantine=True)
   if int(found.step) == 1:
     assert f'{directory}/2 is damaged' in caplog.text, what
     assert [path.name for path in (directory.parent / 'damaged').iterdir()] == ['2']

@@ -41,7 +41,7 @@ def test_what_a_killed_run_wrote_is_not_doubled(tmp_path, monkeypatch, resume_st
   now = time.time
   monkeypatch.setattr(time, 'time', lambda: now() + 60)
   write(tmp_path, [(3, 30.0)], resume_step=resume_step)
-  rows = metrics.read(tmp_path / 'metrics.jsonl')
+  rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
   assert [(row['step'], row['loss']) for row in rows] == [*kept, (3, 30.0)]
   assert shown(tmp_path) == [*kept, (3, 30.0)]
 
@@ -61,7 +61,7 @@ def test_a_line_cut_short_is_dropped_at_the_end_alone(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
   write(tmp_path, [(2, 2.0)], resume_step=1)
-  assert [row['step'] for row in metrics.read(path)] == [1, 2]
+  assert [row['step'] for row in metrics.read_rows(path)] == [1, 2]
   damaged = '{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n'
   path.write_text(damaged)
   with pytest.raises(ValueError, match=r'metrics.jsonl:1 is no JSON.*delete that line'):

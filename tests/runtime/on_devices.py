@@ -16,10 +16,12 @@ import jax
 import numpy as np
 import optax
 
-from nlhf_jax import algorithms, policy
-from nlhf_jax import preference_model as pm
+from nlhf_jax import algorithms
+from nlhf_jax.models import policy
+from nlhf_jax.models import preference_model as pm
 from nlhf_jax.networks import axes, decoding, llama, t5
-from nlhf_jax.runtime import hlo, partitioning
+from nlhf_jax.planning import hlo
+from nlhf_jax.runtime import partitioning
 from nlhf_jax.training import loop
 from nlhf_jax.types import Prompts
 
@@ -99,7 +101,7 @@ class Setting:
 
   def shardings(self, layout):
     shapes = jax.eval_shape(self.state, self.start)
-    return layout.of_state(shapes, self.policy.axes())
+    return layout.state_shardings(shapes, self.policy.axes())
 
   def train(self, layout=None, num_microbatches=1):
     """The last state, the metrics of each step, and the responses that the last policy draws."""
@@ -107,7 +109,7 @@ class Setting:
     if layout is not None:
       shardings = self.shardings(layout)
       start = partitioning.put(start, shardings.params.online)
-      weights = partitioning.put(weights, layout.of_params(weights, self.judge.axes()))
+      weights = partitioning.put(weights, layout.param_shardings(weights, self.judge.axes()))
     rows = []
     state = loop.train(
       self.method(weights),
@@ -122,15 +124,15 @@ class Setting:
       layout=layout,
     )
     rows = [{k: v for k, v in row.items() if 'second' not in k} for row in rows]
-    prompts = next(batches()) if layout is None else layout.place(next(batches()))
+    prompts = next(batches()) if layout is None else layout.shard_rows(next(batches()))
     tokens = jax.jit(self.policy.sample)(state.params.online, prompts, jax.random.PRNGKey(3)).tokens
     return state, rows, np.asarray(tokens)
 
   def programs(self, layout):
     shardings = self.shardings(layout)
-    state = partitioning.shapes(jax.eval_shape(self.state, self.start), shardings)
+    state = partitioning.with_shardings(jax.eval_shape(self.state, self.start), shardings)
     prompts = next(batches())
-    prompts = partitioning.shapes(prompts, jax.tree.map(lambda _: layout.rows, prompts))
+    prompts = partitioning.with_shardings(prompts, jax.tree.map(lambda _: layout.rows, prompts))
     return loop.programs(
       self.method(self.weights), self.optimizer, state, prompts, ema_decay=0.9, layout=layout
     )

@@ -66,13 +66,13 @@ def nothing_large_is_gathered(phase, collectives):
   ],
 )
 def test_what_is_left_is_filled_in(devices, number, sizes):
-  assert partitioning.filled_in(devices, number) == sizes
+  assert partitioning.resolve_devices(devices, number) == sizes
 
 
 @pytest.mark.parametrize('devices', [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1)])
 def test_a_mesh_that_does_not_fit_is_refused(devices):
   with pytest.raises(ValueError, match=r'does not fit 4 devices: set MESH_DATA'):
-    partitioning.filled_in(partitioning.Devices(*devices), 4)
+    partitioning.resolve_devices(partitioning.Devices(*devices), 4)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 def test_outside_of_a_mesh_nothing_is_cut(tiny_policy, tiny_params):
   x = jax.numpy.ones((2, 3))
-  assert axes.lay_out(x, 'batch', 'embed') is x
+  assert axes.constrain(x, 'batch', 'embed') is x
   names = tiny_policy.axes()
   assert jax.tree.structure(names, is_leaf=lambda x: isinstance(x, tuple)) == jax.tree.structure(
     tiny_params[0]
@@ -133,6 +133,6 @@ def test_one_device_is_a_mesh(tiny_policy, tiny_params):
     shapes,
     jax.random.PRNGKey(0),
   )
-  shardings = layout.of_state(state, tiny_policy.axes())
+  shardings = layout.state_shardings(state, tiny_policy.axes())
   assert jax.tree.structure(shardings.opt_state) == jax.tree.structure(shapes)
   assert shardings.params.ema is None

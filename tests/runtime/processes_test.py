@@ -63,7 +63,7 @@ class Run:
     samples = json.loads(line.removeprefix('outcome').partition(' step ')[0])
     rows = map(json.loads, (self.directory / 'metrics.jsonl').read_text().splitlines())
     metrics = [{k: v for k, v in row.items() if 'second' not in k} for row in rows]
-    facts = checkpoints.facts_of(self.directory / 'checkpoints')
+    facts = checkpoints.read_metadata(self.directory / 'checkpoints')
     return samples, metrics, facts
 
 
@@ -160,4 +160,4 @@ def test_part_of_an_address_is_refused():
 
 
 def test_whole_is_numpy():
-  assert isinstance(processes.whole({'x': np.ones(2)})['x'], np.ndarray)
+  assert isinstance(processes.gather({'x': np.ones(2)})['x'], np.ndarray)

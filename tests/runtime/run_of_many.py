@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlhf_jax import algorithms, experiments, lora, policy
-from nlhf_jax import preference_model as pm
+from nlhf_jax import algorithms
+from nlhf_jax.training import experiment
+from nlhf_jax.models import lora
+from nlhf_jax.models import policy
+from nlhf_jax.models import preference_model as pm
 from nlhf_jax.networks import decoding, t5
 from nlhf_jax.runtime import checkpoints, partitioning, processes
 from nlhf_jax.training import optimizers
@@ -57,8 +60,8 @@ PROMPT = pm.RaterPrompt((2,), (3,), (4,), (5,))
 def experiment(num_steps: int, save_every: int, devices=partitioning.Devices()):  # noqa: B008
   model = policy.from_network(NETWORK, decoding.Sampling(max_length=5))
   method = lambda *needs: algorithms.nash_md_pg(*needs, tau=0.1, beta=0.3, num_samples=2)
-  judge = experiments.trained_preference(pm.in_encoder(NETWORK, PROMPT), fixed(1))
-  return experiments.Experiment(
+  judge = experiment.trained_preference(pm.in_encoder(NETWORK, PROMPT), fixed(1))
+  return experiment.Experiment(
     model,
     method,
     batches,
@@ -88,10 +91,10 @@ def comparisons(start: int):
     yield Comparison(prompts, policy.as_rollout(y), policy.as_rollout(alternative), preference)
 
 
-def of_kind(kind: str, *args) -> experiments.Experiment:
+def of_kind(kind: str, *args) -> experiment.Experiment:
   one = experiment(*args)
   if kind == 'by_rule':
-    return one._replace(feedback=experiments.exact_preference(by_rule))
+    return one._replace(feedback=experiment.exact_preference(by_rule))
   if kind == 'adapters':
     return one._replace(adapters=lora.Lora(rank=2))
   if kind == 'judge':
@@ -108,15 +111,15 @@ def of_kind(kind: str, *args) -> experiments.Experiment:
   return one
 
 
-def outcome(one: experiments.Experiment, run_dir: pathlib.Path, state) -> str:
+def outcome(one: experiment.Experiment, run_dir: pathlib.Path, state) -> str:
   """Samples of the policy, or what the test of the judge found."""
   if one.held_out is not None:
     found = json.loads((run_dir / 'judge.json').read_text())
     return json.dumps([found['log_loss'], found['position_bias'], found['accuracy']['mean']])
   prompts = Prompts(jnp.arange(2, 14, dtype=jnp.int32).reshape(2, 6), jnp.zeros(2, jnp.int32))
-  params = processes.whole(state.params.online)
+  params = processes.gather(state.params.online)
   if one.adapters is not None:
-    params = lora.merge(one.adapters, Adapted(processes.whole(state.params.base), params))
+    params = lora.merge(one.adapters, Adapted(processes.gather(state.params.base), params))
   sample = jax.jit(one.model.sample)(params, prompts, jax.random.PRNGKey(0))
   return json.dumps(np.asarray(sample.tokens).tolist())
 
@@ -129,12 +132,12 @@ def main(
   devices = partitioning.Devices(*map(int, mesh)) if mesh else partitioning.Devices()
   one, run_dir = of_kind(kind, int(num_steps), int(save_every), devices), pathlib.Path(run_dir)
   try:
-    state = experiments.train(one, run_dir, 'a configuration')
+    state = experiment.train(one, run_dir, 'a configuration')
   except RuntimeError as error:
     print(f'an exchange failed: {error}', file=sys.stderr, flush=True)
-    processes.leave(3)
-  found = outcome(one, run_dir, state) if processes.first() or one.held_out is None else ''
-  if processes.first():
+    processes.abort(3)
+  found = outcome(one, run_dir, state) if processes.is_primary() or one.held_out is None else ''
+  if processes.is_primary():
     print(f'outcome {found} step {int(state.step)}')
   return 0
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from nlhf_jax import algorithms
-from nlhf_jax.policy import as_rollout
+from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop, optimizers
 from nlhf_jax.types import Algorithm, Demonstration, Losses, Prompts

@@ -1,0 +1,205 @@
+"""What the command line takes: one parser for each sub-command. Gin flags are T5X's."""
+
+import argparse
+import re
+
+from nlhf_jax.cli import games as game_commands
+
+DEMO = 'configs/experiments/builtin'  # The experiment that `nlhf demo` runs if none is named.
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """What was asked for: the sub-command, its flags, and gin's bindings as NAME=VALUE.
+
+  Args:
+    argv: without the program's name.
+  """
+  bindings = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
+  rest = [a for a in argv if not a.startswith('--gin.')]
+  parser = argparse.ArgumentParser(
+    prog='nlhf',
+    description='Nash learning from human feedback, in JAX.',
+    epilog='Every sub-command has its own --help. Errors are one line; --traceback shows where they come from.',
+  )
+  commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+  for add in (
+    _add_demo,
+    _add_train,
+    _add_plan,
+    _add_win_rates,
+    _add_sample,
+    _add_report,
+    _add_export,
+    _add_import,
+  ):
+    add(commands)
+  game_commands.add_solve(commands, _command)
+  game_commands.add_rank(commands, _command)
+  # Flags may be written with hyphens or underscores.
+  args = parser.parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
+  args.bindings = bindings
+  return args
+
+
+def _underscored(match: re.Match) -> str:
+  return '--' + match[0][2:].replace('-', '_')
+
+
+def _add_demo(commands) -> None:
+  parser = _command(
+    commands,
+    'demo',
+    'Runs every stage of an experiment and compares the policies.',
+    'Each stage is a gin file of the experiment, run in the order of its stages.txt. Finished stages are not run again; '
+    'an interrupted one goes on where it stopped.',
+  )
+  _add_gin(parser)
+  parser.add_argument(
+    '--experiment', default=DEMO, help=f'directory of gin files (default: {DEMO})'
+  )
+  parser.add_argument('--run_dir', required=True, help='where the runs go, one directory each')
+
+
+def _add_train(commands) -> None:
+  parser = _command(
+    commands,
+    'train',
+    'Trains one model: a policy by any method, a preference model or a reward model.',
+    'The gin files say which. A run directory that holds a run of the same configuration is resumed; one of another '
+    'configuration is refused. SIGTERM makes it save and end. A run that starts from another (start_from), or is judged by one, looks for it beside '
+    'its own directory.',
+  )
+  _add_gin(parser)
+  parser.add_argument('--run_dir', required=True, help='where checkpoints and metrics go')
+  parser.add_argument(
+    '--dry_run', action='store_true', help='print shapes and memory, and train nothing'
+  )
+  group = parser.add_argument_group(
+    'many processes', 'Each is started with the same flags, and sees the same --run_dir.'
+  )
+  group.add_argument(
+    '--multihost',
+    action='store_true',
+    help='join the others by what the cluster says (TPU pods, SLURM, Open MPI, GKE)',
+  )
+  group.add_argument('--coordinator_address', help='HOST:PORT of the first process')
+  group.add_argument('--process_count', type=int)
+  group.add_argument('--process_index', type=int, help='from 0')
+
+
+def _add_plan(commands) -> None:
+  parser = _command(
+    commands,
+    'plan',
+    'Tells what a run would take on a mesh of devices that is not here.',
+    'Compiles a step for so many simulated devices and prints, for each of them: memory, operations, bytes sent by kind '
+    'and axes of the mesh, and the least time that these imply on named chips. Reads neither data nor weights, but gin files may ask where they would be.',
+  )
+  _add_gin(parser)
+  parser.add_argument(
+    '--mesh', default='', help='such as data=1,fsdp=8,tensor=4 (default: 1 of what is not named)'
+  )
+  parser.add_argument(
+    '--chips',
+    nargs='+',
+    choices=['v5e', 'v5p', 'h100', 'h200'],
+    default=['v5e', 'v5p', 'h100', 'h200'],
+    help='whose limits to tell (default: all)',
+  )
+  parser.add_argument('--output', help='a file for the same in JSON')
+
+
+def _add_win_rates(commands) -> None:
+  parser = _command(
+    commands,
+    'win-rates',
+    'Compares trained policies pair by pair.',
+    'Draws responses of every run to the same held-out prompts, lets the judge of the gin file compare them in both '
+    'orders, and writes win_rates.csv, win_rates.json, samples.jsonl and report.html. On tasks whose responses can be '
+    'enumerated it writes exact.json too: worst case, duality gap and KL, free of sampling noise.',
+  )
+  _add_gin(parser)
+  parser.add_argument(
+    '--run_dirs',
+    nargs='+',
+    required=True,
+    help='the runs; LABEL=DIR names one, DIR:ema is its averaged weights',
+  )
+  parser.add_argument('--output_dir', required=True, help='where tables and report go')
+
+
+def _add_sample(commands) -> None:
+  parser = _command(
+    commands,
+    'sample',
+    'Prints responses of a trained policy, or of the pre-trained one that the gin files start from.',
+    'Prompts come from --prompt, from a file with one prompt a line, or from the held-out prompts of --gin_file.',
+  )
+  _add_gin(parser)
+  parser.add_argument('--run_dir', help='the run; without it, the pre-trained model')
+  parser.add_argument('--prompt', action='append', help='a prompt (repeatable)')
+  parser.add_argument('--prompts_file', help='a file with one prompt a line')
+  parser.add_argument('--num_samples', type=int, default=1, help='responses to a prompt')
+  parser.add_argument('--seed', type=int, default=0)
+
+
+def _add_report(commands) -> None:
+  parser = _command(
+    commands,
+    'report',
+    'Writes report.html of a directory of runs: one self-contained page.',
+    'Reads what demo and win-rates left in the directory; what is missing is left out, and said.',
+  )
+  parser.add_argument('--run_dir', required=True, help='the directory')
+
+
+def _add_export(commands) -> None:
+  parser = _command(
+    commands,
+    'export',
+    'Writes a trained run in the format of another tool.',
+    'hf: config.json and safetensors, which transformers loads, adapters merged; t5x: a checkpoint_N that T5X resumes '
+    'from; peft: the adapters alone.',
+  )
+  parser.add_argument('--run_dir', required=True, help='the run')
+  parser.add_argument(
+    '--output_dir', required=True, help='where to; must not exist (t5x: gets a checkpoint_N)'
+  )
+  parser.add_argument('--to', choices=['hf', 't5x', 'peft'], default='hf', help='default: hf')
+  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], help='of the weights (hf)')
+  parser.add_argument(
+    '--base_model', help='model that the weights came from; hf: its tokenizer goes along'
+  )
+
+
+def _add_import(commands) -> None:
+  parser = _command(
+    commands,
+    'import',
+    'Writes the model of a GGUF file as config.json, safetensors and tokenizer.',
+    'The directory is then what START_FROM, NETWORK and VOCABULARY of a gin file name. Quantised weights are dequantised.',
+  )
+  parser.add_argument('--gguf_file', required=True, help='the file')
+  parser.add_argument('--output_dir', required=True, help='where to; must not exist')
+
+
+def _command(commands, name, summary, details) -> argparse.ArgumentParser:
+  parser = commands.add_parser(name, help=summary, description=f'{summary} {details}')
+  parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
+  return parser
+
+
+def _add_gin(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--data_dir', help='directory of the data; sets the macro DATA_DIR')
+  group = parser.add_argument_group('gin')
+  group.add_argument(
+    '--gin_file', action='append', default=[], help='a gin file (repeatable; the later wins)'
+  )
+  group.add_argument(
+    '--gin_search_paths', default='', help='comma-separated directories to look for gin files in'
+  )
+  group.add_argument(
+    '--gin.NAME',
+    metavar='VALUE',
+    help='a binding, such as --gin.TAU=0.01; strings need quotes inside',
+  )

@@ -1,0 +1,175 @@
+"""The command line of exact games: `nlhf solve` and `nlhf rank`."""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+
+def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
+  """Adds `nlhf solve`."""
+  parser = command(
+    commands,
+    'solve',
+    'Solves a preference game on a table by one or several algorithms.',
+    'Prints the policies, what they guarantee, how far from the exact equilibrium they are and who beats them. Games are '
+    'CSV files (labels in the first row and column, P(i ≻ j) or counts of wins) or names: section_3_2:0.1, appendix_a, '
+    'appendix_c_2, rock_paper_scissors:3, blotto:5,3, cyclic:9,0.',
+  )
+  parser.add_argument('--game', required=True, help='a CSV file or a name')
+  parser.add_argument(
+    '--algorithm',
+    nargs='+',
+    default=['nash_md'],
+    metavar='NAME',
+    help='nash_md, self_play, magnetic, mixed, best_response, nash_ema, egpo, nash_mp, omwu, fictitious_play, '
+    'reset_magnet (default: nash_md)',
+  )
+  parser.add_argument('--tau', type=float, default=0.1, help='τ, 0: none (default: 0.1)')
+  parser.add_argument('--reference', help='CSV of label,probability: μ (default: uniform)')
+  parser.add_argument('--num_steps', type=int, default=10_000, help='steps (default: 10000)')
+  parser.add_argument('--eta', type=float, help='step size η (default: what theory allows)')
+  parser.add_argument('--beta', type=float, help='weight of μ in the opponent of `mixed`')
+  parser.add_argument('--decay', type=float, help='of the average of `nash_ema` (default: 0.9)')
+  parser.add_argument(
+    '--num_samples', type=int, help='estimate payoffs from so many alternatives (default: exact)'
+  )
+  parser.add_argument(
+    '--votes', action='store_true', help='with --num_samples: votes of 0 or 1 in place of P'
+  )
+  parser.add_argument('--seed', type=int, default=0, help='of the estimates')
+  parser.add_argument('--output', help='JSON file for policies and curves')
+  parser.add_argument('--plot', help='image of the convergence curves')
+
+
+def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
+  """Adds `nlhf rank`."""
+  parser = command(
+    commands,
+    'rank',
+    'Ranks alternatives by maximal lottery, Borda, Elo and Copeland side by side.',
+    'A CSV of counts gives bootstrap intervals; one of shares, such as win_rates.csv, gives none.',
+  )
+  parser.add_argument('--game', required=True, help='a CSV file or a name, as for `nlhf solve`')
+  parser.add_argument('--num_resamples', type=int, default=200, help='of the bootstrap')
+  parser.add_argument('--seed', type=int, default=0, help='of the bootstrap')
+  parser.add_argument('--output', help='JSON file for the scores')
+
+
+def solve(args: argparse.Namespace) -> None:
+  """Runs `nlhf solve`."""
+  from rich import console
+
+  from nlhf_jax.games import game as games
+  from nlhf_jax.games import solvers, study
+  from nlhf_jax.runtime import progress
+
+  if args.votes and args.num_samples is None:
+    raise ValueError('--votes needs --num_samples.')
+  if args.num_samples is not None and args.num_samples < 1:
+    raise ValueError(f'--num_samples must be at least 1, got {args.num_samples}.')
+  table = _table(args.game)
+  game = games.make(table.preference, _reference(args.reference, table.labels), args.tau)
+  # A setting is for the solvers that have it; with one solver, it must be that one's.
+  settings = {'eta': args.eta, 'beta': args.beta, 'decay': args.decay}
+  algorithms = {
+    name: solvers.named(name, **_taken(name, settings, len(args.algorithm) > 1))
+    for name in args.algorithm
+  }
+  exact = args.num_samples is None
+  payoff = solvers.exact if exact else solvers.sampled(args.num_samples, args.votes)
+  with progress.bar('steps', args.num_steps * len(algorithms)) as advance:
+    found = study.run(
+      table.labels, game, algorithms, args.num_steps, payoff=payoff, seed=args.seed, advance=advance
+    )
+  for shown in study.tables(found):
+    console.Console().print(shown)
+  if args.output:
+    study.write_json(pathlib.Path(args.output), {'game': args.game, **study.to_json(found)})
+  if args.plot:
+    study.plot(found, pathlib.Path(args.plot))
+
+
+def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[str, float | None]:
+  from nlhf_jax.games import solvers
+
+  if not several or name not in solvers.NAMED:
+    return settings
+  takes = solvers.settings_of(name)
+  return {key: value for key, value in settings.items() if key in takes}
+
+
+def rank(args: argparse.Namespace) -> None:
+  """Runs `nlhf rank`."""
+  from rich import console, markup
+  from rich import table as rich_table
+
+  from nlhf_jax.votes import ranking
+  from nlhf_jax.games import study
+  from nlhf_jax.runtime import progress
+
+  table = _table(args.game)
+  with progress.bar('resamples', args.num_resamples if table.wins is not None else 0) as advance:
+    ranks = ranking.rank(table, num_resamples=args.num_resamples, seed=args.seed, advance=advance)
+  winner = ranking.condorcet_winner(table.preference)
+  smith = ranking.smith_set(table.preference)
+  facts = {
+    'condorcet_winner': None if winner is None else table.labels[winner],
+    'smith_set': [label for label, inside in zip(table.labels, smith, strict=True) if inside],
+    'num_cyclic_triples': ranking.num_cyclic_triples(table.preference),
+  }
+  shown = rich_table.Table(title=_facts_in_words(facts))
+  shown.add_column('alternative')
+  for name in ranks:
+    shown.add_column(name.replace('_', ' '), justify='right')
+  first = ranks['maximal_lottery'].scores + 1e-6 * ranks['borda'].scores
+  for i in sorted(range(len(table.labels)), key=lambda i: -first[i]):
+    cells = [_cell(name, result, i) for name, result in ranks.items()]
+    shown.add_row(markup.escape(table.labels[i]), *cells)
+  console.Console().print(shown)
+  if args.output:
+    scores = {
+      name: {k: None if v is None else v.tolist() for k, v in result._asdict().items()}
+      for name, result in ranks.items()
+    }
+    content = {'game': args.game, 'labels': list(table.labels), **facts, 'ranks': scores}
+    study.write_json(pathlib.Path(args.output), content)
+
+
+def _facts_in_words(facts) -> str:
+  winner = facts['condorcet_winner']
+  who = f'{winner} beats all others' if winner else 'no one beats all others'
+  cycles = facts['num_cyclic_triples']
+  return f'{who}; {cycles} cyclic triple{"" if cycles == 1 else "s"}; Smith set of {len(facts["smith_set"])}'
+
+
+def _cell(name: str, result, i: int) -> str:
+  digits = 0 if name == 'elo' else 3
+  text = f'{result.scores[i]:.{digits}f}'
+  if result.low is None:
+    return text
+  return f'{text} [{result.low[i]:.{digits}f}, {result.high[i]:.{digits}f}]'
+
+
+def _table(name: str):
+  from nlhf_jax.games import sources
+
+  return sources.named(name) or sources.read(pathlib.Path(name))
+
+
+def _reference(path: str | None, labels):
+  """μ from a CSV of label,probability."""
+  if path is None:
+    return None
+  import csv
+
+  if not pathlib.Path(path).is_file():
+    raise FileNotFoundError(f'No file {path}: name a CSV of label,probability with --reference.')
+  with open(path, newline='') as file:
+    rows = dict(line[:2] for line in csv.reader(file) if len(line) >= 2)
+  missing = [label for label in labels if label not in rows]
+  if missing:
+    raise ValueError(f'{path} has no probability for {missing[0]!r}.')
+  try:
+    return [float(rows[label]) for label in labels]
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}.') from error

@@ -1,0 +1,112 @@
+"""How well a judge predicts held-out votes: accuracy, log-loss, calibration error, raw position bias.
+
+Beside it two trivial judges that know nothing of the text: "the longer wins" and "the first wins". Intervals resample
+prompts, since comparisons of one prompt are not independent.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from nlhf_jax.models import preference_model
+from nlhf_jax.runtime import processes
+from nlhf_jax.types import Comparison, Params, PreferenceFn
+
+NUM_BINS = 10
+NUM_RESAMPLES = 2000
+
+
+def measure(judge: PreferenceFn, comparisons: Comparison, batch_size: int = 64) -> dict[str, Any]:
+  """Scores a judge on comparisons with known votes.
+
+  Args:
+    judge: P(y ≻ y'|x).
+    comparisons: one pair to a prompt row, with the share of votes for `response`.
+    batch_size: pairs to a call.
+
+  Returns:
+    `accuracy` (a tie of either side counts half), `log_loss` in nats, `calibration_error` (expected, over 10 bins of
+    equal width), `longer_wins` and `first_wins` (accuracies of the trivial judges), each accuracy with its 95 %
+    interval, and `num_comparisons`.
+  """
+  votes = np.asarray(comparisons.preference, np.float64)
+  predicted = _judge_all(judge, comparisons, batch_size)
+  lengths = [
+    np.asarray(x.mask).sum(axis=-1) for x in (comparisons.response, comparisons.alternative)
+  ]
+  longer = 0.5 + 0.5 * np.sign(lengths[0] - lengths[1])
+  groups = np.asarray(comparisons.prompts.index)
+  return {
+    'num_comparisons': int(votes.size),
+    'accuracy': _with_interval(agreement(predicted, votes), groups),
+    'log_loss': float(np.mean(log_loss(predicted, votes))),
+    'calibration_error': calibration_error(predicted, votes),
+    'longer_wins': _with_interval(agreement(longer, votes), groups),
+    'first_wins': _with_interval(agreement(np.ones_like(votes), votes), groups),
+  }
+
+
+def agreement(
+  predicted: Float[np.ndarray, 'N'], votes: Float[np.ndarray, 'N']
+) -> Float[np.ndarray, 'N']:
+  """1 where judge and majority favour the same side, 0 where opposite ones, 1/2 where either is undecided."""
+  return 0.5 + 0.5 * np.sign(predicted - 0.5) * np.sign(votes - 0.5)
+
+
+def log_loss(
+  predicted: Float[np.ndarray, 'N'], votes: Float[np.ndarray, 'N']
+) -> Float[np.ndarray, 'N']:
+  """Cross-entropy of the votes under the judge, in nats."""
+  p = np.clip(predicted, 1e-7, 1 - 1e-7)
+  return -votes * np.log(p) - (1 - votes) * np.log(1 - p)
+
+
+def calibration_error(predicted: Float[np.ndarray, 'N'], votes: Float[np.ndarray, 'N']) -> float:
+  """Expected calibration error: mean distance of prediction from votes, bin by bin, weighted by the bin's size."""
+  bins = np.minimum((predicted * NUM_BINS).astype(int), NUM_BINS - 1)
+  gaps = np.bincount(bins, predicted - votes, minlength=NUM_BINS)
+  return float(np.abs(gaps).sum() / votes.size)
+
+
+def position_bias(
+  model: preference_model.PreferenceModel,
+  params: Params,
+  comparisons: Comparison,
+  batch_size: int = 64,
+) -> float:
+  """How much the raw network favours the summary shown first, in [−½, ½]; the model itself cancels it."""
+
+  @jax.jit
+  def bias(params: Params, part: Comparison):
+    scores = model.scores(params, part.prompts, part.response.tokens, part.alternative.tokens)
+    return preference_model.position_bias(*scores)
+
+  size = comparisons.response.tokens.shape[0]
+  parts = (
+    jax.tree.map(lambda x: x[start : start + batch_size], comparisons)
+    for start in range(0, size, batch_size)
+  )
+  return float(np.mean(np.concatenate([processes.gather(bias(params, part)) for part in parts])))
+
+
+def _judge_all(judge, comparisons: Comparison, batch_size: int) -> Float[np.ndarray, 'N']:
+  answers = []
+  for start in range(0, comparisons.response.tokens.shape[0], batch_size):
+    part = jax.tree.map(lambda x, s=start: x[s : s + batch_size], comparisons)
+    answer = judge(part.prompts, part.response.tokens, part.alternative.tokens)
+    answers.append(processes.gather(answer))
+  return np.concatenate(answers).astype(np.float64)
+
+
+def _with_interval(
+  values: Float[np.ndarray, 'N'], groups: Int[np.ndarray, 'N'], seed: int = 0
+) -> dict[str, float]:
+  """Mean with a 95 % bootstrap interval over groups."""
+  _, group = np.unique(groups, return_inverse=True)
+  sums, sizes = np.bincount(group, values), np.bincount(group)
+  draws = np.random.default_rng(seed).integers(sums.size, size=(NUM_RESAMPLES, sums.size))
+  means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+  low, high = np.percentile(means, [2.5, 97.5])
+  return {'mean': float(values.mean()), 'low': float(low), 'high': float(high)}

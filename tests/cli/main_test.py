@@ -1,0 +1,254 @@
+"""The command line: a user's mistake is one line with a remedy, and leaves nothing behind."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from nlhf_jax.cli import main
+from nlhf_jax.models import policy
+from nlhf_jax.networks import decoding
+from nlhf_jax.formats import hf
+from nlhf_jax.formats import t5x
+
+SFT = '--gin_file=configs/experiments/builtin/sft.gin'
+MD = '--gin_file=configs/experiments/builtin/nash_md_pg.gin'
+SMALL = (
+  '--gin.CORPUS=@summaries.builtin()',
+  '--gin.summaries.builtin.num_train=40',
+  '--gin.summaries.builtin.num_test=12',
+  '--gin.BATCH_SIZE=8',
+  '--gin.WARMUP_STEPS=0',
+  '--gin.NUM_LAYERS=1',
+  '--gin.EMB_DIM=16',
+  '--gin.MLP_DIM=16',
+)
+
+
+def run(capsys, *argv):
+  status = main.main(list(argv))
+  return status, capsys.readouterr()
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """A directory of short runs: SFT, a judge, and one policy."""
+  root = tmp_path_factory.mktemp('runs')
+  for stage in ('sft', 'preference', 'nash_md_pg'):
+    averaged = ['--gin.EMA_DECAY=0.5'] if stage == 'nash_md_pg' else []
+    gin_file = f'--gin_file=configs/experiments/builtin/{stage}.gin'
+    argv = ['train', gin_file, f'--run_dir={root / stage}', '--gin.NUM_STEPS=2', *averaged, *SMALL]
+    assert main.main(argv) == 0
+  return root
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    ([SFT, '--data_dir=/nowhere'], 'No directory /nowhere: name the data with --data_dir.'),
+    ([SFT, '--gin.NUM_STEP=3'], 'No macro NUM_STEP in these gin files. Did you mean NUM_STEPS?'),
+    ([SFT, '--gin.algorithms.sfd.x=3'], 'Did you mean sft?'),
+    ([SFT, '--gin.t5.T5Config.emb_dims=3'], "doesn't have a parameter named 'emb_dims'"),
+    ([MD, '--gin.BETA=1.5'], 'No checkpoint in'),
+    (['--gin_file=configs/none.gin'], 'configs/none.gin'),
+    ([], 'No configuration: name a gin file with --gin_file'),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(argv, message, capsys, tmp_path):
+  status, output = run(capsys, 'train', f'--run_dir={tmp_path / "run"}', *argv)
+  (line,) = [x for x in output.err.splitlines() if x.startswith('nlhf')]
+  assert status == 2
+  assert message in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_beta_outside_the_unit_interval_leaves_no_run(runs, capsys):
+  status, output = run(
+    capsys, 'train', MD, f'--run_dir={runs / "bad"}', '--gin.BETA=1.5', '--gin.NUM_STEPS=2', *SMALL
+  )
+  assert status == 2
+  assert 'beta must be in [0, 1] (0: self-play, 1: the reference alone), got 1.5.' in output.err
+  assert not (runs / 'bad').exists()
+
+
+def test_a_vocabulary_that_does_not_match_is_named(runs, capsys):
+  bad = f'--run_dir={runs / "bad"}'
+  status, output = run(capsys, 'train', MD, bad, '--gin.VOCAB_SIZE=50', '--gin.NUM_STEPS=2', *SMALL)
+  assert status == 2
+  assert (
+    '(48, 16), the network expects (50, 16): the vocabularies differ: set VOCAB_SIZE = 48'
+    in output.err
+  )
+  assert not (runs / 'bad').exists()
+
+
+def test_a_directory_of_another_configuration_is_refused(runs, capsys):
+  argv = ['train', SFT, f'--run_dir={runs / "sft"}', '--gin.NUM_STEPS=3', *SMALL]
+  status, output = run(capsys, *argv)
+  assert status == 2
+  assert 'holds a run of another configuration' in output.err
+  assert 'NUM_STEPS = 2' in output.err
+
+
+@pytest.mark.parametrize('stage', ['sft', 'preference'])
+def test_a_finished_run_is_not_run_again(stage, runs):
+  """Nothing in its directory is touched; a judge is not tested again."""
+  before = {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')}
+  gin_file = f'--gin_file=configs/experiments/builtin/{stage}.gin'
+  argv = ['train', gin_file, f'--run_dir={runs / stage}', '--gin.NUM_STEPS=2', *SMALL]
+  assert main.main(argv) == 0
+  assert {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')} == before
+
+
+def test_a_method_without_its_reference_is_refused(runs, capsys):
+  argv = ['train', MD, f'--run_dir={runs / "bad"}', '--gin.NUM_STEPS=2', '--gin.START_FROM=None']
+  status, output = run(capsys, *argv, *SMALL)
+  assert status == 2
+  assert 'needs a reference: name the run to start from (START_FROM)' in output.err
+  assert not (runs / 'bad').exists()
+
+
+def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
+  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
+  flags = [
+    evaluation,
+    *(f for f in SMALL if 'summaries' in f),
+    '--gin.tournament.Evaluation.baseline=None',
+  ]
+  labelled = [f'SFT={runs / "sft"}', f'MD={runs / "nash_md_pg"}', f'MD*={runs / "nash_md_pg"}:ema']
+  argv = ['win-rates', *flags, f'--output_dir={tmp_path}', '--run_dirs', *labelled]
+  status, output = run(capsys, *argv)
+  assert status == 0, output.err
+  assert 'P(row ≻ column)' in output.out
+  rates = json.loads((tmp_path / 'win_rates.json').read_text())
+  assert rates['labels'] == ['SFT', 'MD', 'MD*']
+  exact = json.loads((tmp_path / 'exact.json').read_text())
+  # The sampled rate agrees with the exact one: same policies, same judge.
+  assert rates['mean'][1][0] == pytest.approx(exact['all']['preference']['mean'][1][0], abs=0.15)
+  kl = exact['all']['kl']['mean']
+  assert kl[0] == pytest.approx(0, abs=1e-9)
+  assert 0 < kl[2] < kl[1]  # The average has gone less far.
+  assert (tmp_path / 'report.html').is_file()
+  assert main.main(['report', f'--run_dir={tmp_path}']) == 0
+  argv = [
+    'sample',
+    *flags,
+    f'--run_dir={runs / "sft"}',
+    '--prompt=<s1> harbour flood',
+    '--num_samples=3',
+  ]
+  status, output = run(capsys, *argv)
+  answer = json.loads(output.out.splitlines()[-1])
+  assert answer['prompt'] == '<s1> harbour flood'
+  assert len(answer['responses']) == 3
+
+
+def test_a_set_that_a_run_lacks_is_named(runs, capsys):
+  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
+  status, output = run(capsys, 'sample', evaluation, f'--run_dir={runs / "sft"}:ema')
+  assert status == 2
+  assert "holds no parameter set 'ema': name one of ['online']" in output.err
+
+
+@pytest.mark.parametrize(
+  ('binding', 'tolerance'), [('ON_HOST=True', 0), ("DTYPE='bfloat16'", 0.05)]
+)
+def test_a_reference_kept_elsewhere_is_the_same(binding, tolerance, runs, capsys):
+  """Metrics of two steps; and what was so kept can be gone on from."""
+  run_dir = runs / f'reference_{binding.partition("=")[0]}'
+  flags = [f'--gin.REFERENCE_{binding}', '--gin.EMA_DECAY=0.5', '--gin.NUM_STEPS=2', *SMALL]
+  for _ in range(2):
+    status, output = run(capsys, 'train', MD, f'--run_dir={run_dir}', *flags)
+    assert status == 0, output.err
+  rows = [
+    json.loads((directory / 'metrics.jsonl').read_text().splitlines()[-1])
+    for directory in (run_dir, runs / 'nash_md_pg')
+  ]
+  for name in ('loss', 'kl_to_reference', 'preference', 'gradient_norm'):
+    assert rows[0][name] == pytest.approx(rows[1][name], abs=tolerance, rel=tolerance), name
+
+
+def test_a_judge_is_no_player(runs, capsys, tmp_path):
+  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
+  argv = [
+    'win-rates',
+    evaluation,
+    f'--output_dir={tmp_path}',
+    '--run_dirs',
+    str(runs / 'preference'),
+  ]
+  status, output = run(capsys, *argv)
+  assert status == 2
+  assert 'holds no policy but a judge' in output.err
+
+
+def test_a_dry_run_trains_nothing(capsys, tmp_path):
+  argv = ['train', SFT, f'--run_dir={tmp_path / "run"}', '--dry_run', '--gin.NUM_STEPS=2', *SMALL]
+  status, output = run(capsys, *argv)
+  assert status == 0
+  assert json.loads(output.out[output.out.index('{') :])['parameters'] > 0
+  assert not (tmp_path / 'run').exists()
+
+
+def test_configurations_are_found_from_anywhere(capsys, tmp_path, monkeypatch, caplog):
+  """Also where the repository lies on the path of modules, and `configs` could be taken for a package."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(main._ROOT)
+  argv = ['train', SFT, '--run_dir=run', '--dry_run', '--gin.NUM_STEPS=2', *SMALL]
+  status, output = run(capsys, *argv)
+  assert status == 0, output.err
+  assert 'Path not found' not in caplog.text
+
+
+def test_runs_are_exported(runs, capsys, tmp_path):
+  """The same weights in two other formats; what a run does not have is refused."""
+  status, _ = run(capsys, 'export', f'--run_dir={runs / "sft"}', f'--output_dir={tmp_path / "hf"}')
+  assert status == 0
+  network = hf.network(tmp_path / 'hf')
+  like = jax.eval_shape(policy.from_network(network, decoding.Sampling(4)).init, jax.random.key(0))
+  params = hf.load(tmp_path / 'hf', like)
+  to = lambda kind: (
+    'export',
+    f'--run_dir={runs / "sft"}',
+    f'--output_dir={tmp_path}',
+    f'--to={kind}',
+  )
+  status, _ = run(capsys, *to('t5x'))
+  assert status == 0
+  jax.tree.map(np.testing.assert_array_equal, t5x.load(tmp_path / 'checkpoint_2', like), params)
+  status, output = run(capsys, *to('peft'))
+  assert status == 2
+  assert 'trained no adapters: export it with --to=hf' in output.err
+
+
+def test_a_pretrained_model_answers_is_tuned_and_exported(
+  few_abstracts, chat_model, capsys, tmp_path
+):
+  """Through its chat template; adapters alone are saved, and leave merged or by themselves."""
+  files = [f'--gin_file=configs/experiments/smollm2/{name}.gin' for name in ('sft', 'evaluation')]
+  flags = [f'--data_dir={few_abstracts}', f"--gin.MODEL_DIR='{chat_model}'"]
+  status, output = run(capsys, 'sample', *files, *flags, '--prompt=Why?', '--num_samples=2')
+  assert status == 0
+  (line,) = map(json.loads, output.out.splitlines())
+  assert (line['prompt'], len(line['responses'])) == ('Why?', 2)
+  flags += ['--gin.NUM_STEPS=1', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=2']
+  tuned = f'--run_dir={tmp_path / "sft"}'
+  assert main.main(['train', files[0], *flags, tuned]) == 0
+  base = f'--base_model={chat_model}'
+  for kind in ('hf', 'peft'):
+    where = f'--output_dir={tmp_path / kind}'
+    assert run(capsys, 'export', tuned, where, f'--to={kind}', base)[0] == 0
+  assert (tmp_path / 'hf/tokenizer.json').is_file()
+  described = json.loads((tmp_path / 'peft/adapter_config.json').read_text())
+  assert described['base_model_name_or_path'] == str(chat_model)
+  assert 'model.layers.0.self_attn.q_proj' in described['target_modules']
+  factors = safetensors.numpy.load_file(tmp_path / 'peft/adapter_model.safetensors')
+  at = lambda factor: f'base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight'
+  before = safetensors.numpy.load_file(chat_model / 'model.safetensors')
+  after = safetensors.numpy.load_file(tmp_path / 'hf/model.safetensors')
+  name = 'model.layers.0.self_attn.q_proj.weight'
+  change = 2.0 * factors[at('B')] @ factors[at('A')]  # α/r of the experiment.
+  np.testing.assert_allclose(after[name] - before[name], change, atol=1e-6)
+  assert run(capsys, 'export', tuned, f'--output_dir={tmp_path}', '--to=t5x')[0] == 2

@@ -1,0 +1,263 @@
+"""Models of Hugging Face: logits equal theirs, files make the round trip bit by bit, and what is amiss is named."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from nlhf_jax.networks import decoding
+from nlhf_jax.formats import hf
+from nlhf_jax.formats import hf_models
+from tests.conftest import opened
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', 'llama', 'smollm2', 'qwen2_5', 'mistral')
+
+
+def _like(network):
+  dummy = jnp.ones((1, 2), jnp.int32)
+  init = lambda key: network.init(key, dummy, dummy, dummy, enable_dropout=False)['params']
+  return jax.eval_shape(init, jax.random.key(0))
+
+
+def _load(directory):
+  network = hf.network(directory)
+  return network, hf.load(directory, _like(network))
+
+
+def _logits(network, params, prompts, responses):
+  """In their vocabulary; prompts are padded with 0 already."""
+  words = np.arange(24)
+  moved = hf.moved_ids(network.config)
+  words[list(moved.values())] = list(moved)  # Their id → ours.
+  prompts = np.where(prompts > 0, words[prompts], 0)
+  responses = words[responses]
+  inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
+  apply = jax.jit(lambda *args: network.apply({'params': params}, *args, enable_dropout=False))
+  return np.asarray(apply(prompts, inputs, np.ones_like(inputs)))[..., words]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_logits_equal_recorded_ones(family):
+  network, params = _load(GOLDEN / 'hf' / family)
+  with np.load(GOLDEN / 'hf' / family / 'logits.npz', allow_pickle=False) as golden:
+    logits = _logits(network, params, golden['prompts'], golden['responses'])
+    np.testing.assert_allclose(logits, golden['logits'], atol=1e-4)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_logits_equal_live_ones_before_and_after_export(family, tmp_path):
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  path = GOLDEN / 'make_hf_models.py'
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  golden = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(golden)
+  model = golden.make_model(family, seed=int(np.random.default_rng().integers(2**31)))
+  model.save_pretrained(tmp_path / 'theirs')
+  network, params = _load(tmp_path / 'theirs')
+  inputs = golden.make_inputs(family, seed=7)
+  theirs = golden.logits_of(model, *inputs)
+  np.testing.assert_allclose(_logits(network, params, *inputs), theirs, atol=1e-4)
+  hf.save(params, network.config, tmp_path / 'ours')
+  again = type(model).from_pretrained(tmp_path / 'ours', attn_implementation='eager').eval()
+  np.testing.assert_allclose(golden.logits_of(again, *inputs), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize('family', ['llama', 'qwen2_5', 'mistral'])
+def test_cached_decoding_equals_uncached(family):
+  """Ragged prompts, and two lanes to each."""
+  network, params = _load(GOLDEN / 'hf' / family)
+  with np.load(GOLDEN / 'hf' / family / 'logits.npz', allow_pickle=False) as golden:
+    prompts = jnp.asarray(golden['prompts'])
+  responses = np.random.default_rng(0).integers(10, 24, (6, 8)).astype(np.int32)
+  inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
+  expected = jax.jit(network.apply)({'params': params}, prompts, inputs, responses)
+  step, cache = opened(decoding.of_network(network), params, prompts, 2, 8)
+  found = []
+  for token in inputs.T:
+    logits, cache = step(cache, jnp.asarray(token))
+    found.append(logits)
+  np.testing.assert_allclose(np.stack(found, axis=1), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_round_trips_are_exact(family, dtype, tmp_path):
+  """Cut into files, too; bfloat16 in and bfloat16 out."""
+  network, params = _load(GOLDEN / 'hf' / family)
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  hf.save(params, network.config, tmp_path / 'model', max_shard_bytes=4000)
+  assert len(list((tmp_path / 'model').glob('*.safetensors'))) > 2
+  again = hf.network(tmp_path / 'model')
+  assert vars(again.config) == vars(network.config)
+  loaded = hf.load(tmp_path / 'model', jax.eval_shape(lambda: params))
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype(dtype)}
+
+
+def test_each_device_reads_its_own_part(tmp_path):
+  """Rows of the embedding, of which two change places, and columns of the kernels."""
+  network, params = _load(GOLDEN / 'hf' / 'qwen2_5')
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('model',))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('model'))
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), params)
+  loaded = hf.load(GOLDEN / 'hf' / 'qwen2_5', like)
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  assert {x.sharding for x in jax.tree.leaves(loaded)} == {rows}
+  with safetensors.safe_open(GOLDEN / 'hf/qwen2_5/model.safetensors', 'np') as file:
+    stored = file.get_slice('model.embed_tokens.weight')
+    moved = hf.moved_ids(network.config)
+    read = lambda *rows: hf._moved_rows(stored, (slice(*rows), slice(0, 16)), moved)
+    whole, parts = read(0, 24), [read(n, n + 6) for n in range(0, 24, 6)]
+  np.testing.assert_array_equal(np.concatenate(parts), whole)
+  np.testing.assert_array_equal(whole, params['token_embedder']['embedding'])
+
+
+@pytest.fixture
+def broken(tmp_path):
+  """A model whose tensors a test may change before it is read."""
+  directory = tmp_path / 'model'
+  shutil.copytree(GOLDEN / 'hf' / 't5_1_0', directory)
+  tensors = safetensors.numpy.load_file(directory / 'model.safetensors')
+
+  def read(**changes):
+    for name, value in changes.items():
+      if value is None:
+        del tensors[name]
+      else:
+        tensors[name] = value
+    safetensors.numpy.save_file(tensors, directory / 'model.safetensors')
+    return _load(directory)
+
+  return read
+
+
+def test_a_missing_tensor_is_named(broken):
+  name = 'decoder.block.0.layer.1.EncDecAttention.k.weight'
+  path = 'decoder/layers_0/encoder_decoder_attention/key/kernel'
+  with pytest.raises(ValueError, match=rf'lacks the tensor {name}, our {path}'):
+    broken(**{name: None})
+
+
+def test_an_extra_tensor_is_named(broken):
+  with pytest.raises(ValueError, match=r'holds the tensor encoder\.extra\.weight'):
+    broken(**{'encoder.extra.weight': np.zeros(3, np.float32)})
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(broken):
+  with pytest.raises(ValueError, match=r'relative_attention_bias.*\(3, 30\).*\(3, 32\)'):
+    name = 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+    broken(**{name: np.zeros((30, 3), np.float32)})
+
+
+def test_a_second_name_of_the_embedding_is_no_tensor(broken):
+  """A tied output layer may be stored under both names, or once."""
+  _, params = broken(**{'lm_head.weight': np.zeros((24, 12), np.float32)})
+  assert 'logits_dense' not in params['decoder']
+
+
+def test_pickles_are_refused(tmp_path):
+  shutil.copy(GOLDEN / 'hf/t5_1_0/config.json', tmp_path)
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'\x80')
+  with pytest.raises(ValueError, match=r'is a pickle.*save_pretrained'):
+    _load(tmp_path)
+
+
+def test_a_shard_elsewhere_is_refused(tmp_path):
+  shutil.copy(GOLDEN / 'hf/t5_1_0/config.json', tmp_path)
+  index = {'weight_map': {'shared.weight': '../../secret.safetensors'}}
+  (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
+  with pytest.raises(ValueError, match='not a file beside it'):
+    _load(tmp_path)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+  shutil.copytree(GOLDEN / 'hf' / 'mistral', tmp_path / 'model')
+  (tmp_path / 'model/model-00002-of-00004.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match='model-00002-of-00004'):
+    _load(tmp_path / 'model')
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+  import huggingface_hub
+
+  def fail(*args, **kwargs):
+    raise ConnectionError('no route\nto host')
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
+  with pytest.raises(FileNotFoundError, match='hub has not given it') as caught:
+    hf.locate('some/model')
+  assert '\n' not in str(caught.value)
+  with pytest.raises(FileNotFoundError, match='No directory'):
+    hf.locate('/no/such/directory')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model_type': 'gpt2'}, "model_type 'gpt2'"),
+    ({'rope_parameters': {'rope_type': 'yarn'}}, "'yarn'"),
+    ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
+    ({'attention_bias': True}, 'attention_bias = True'),
+    ({'num_key_value_heads': 3}, 'num_heads = 4 is no multiple'),
+  ],
+)
+def test_what_the_networks_lack_is_refused(changes, message):
+  values = json.loads((GOLDEN / 'hf/llama/config.json').read_text())
+  with pytest.raises(ValueError, match=message):
+    hf_models.config_from_json({**values, **changes})
+
+
+def test_what_exists_is_not_written_over(tmp_path):
+  network, params = _load(GOLDEN / 'hf' / 'smollm2')
+  with pytest.raises(FileExistsError, match='name another directory'):
+    hf.save(params, network.config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('values', 'ids', 'found'),
+  [
+    ({'pad_token_id': 7, 'eos_token_id': 2}, {}, (7, 2)),
+    ({'pad_token_id': 2, 'eos_token_id': 2}, {}, (0, 2)),
+    ({'pad_token_id': 2, 'eos_token_id': [1, 2]}, {}, (0, 2)),
+    ({'pad_token_id': None}, {}, (0, 1)),
+    ({'eos_token_id': 2}, {'pad': 5}, (5, 2)),
+    ({'eos_token_id': [2, 3], 'pad_token_id': 4}, {'eos': 2}, (4, 2)),
+  ],
+)
+def test_what_ends_a_response_does_not_pad(values, ids, found):
+  assert hf.special_ids(values, hf.Ids(**ids)) == found
+
+
+@pytest.mark.parametrize(
+  ('pad_id', 'eos_id', 'order'),
+  [
+    (0, 1, [0, 1, 2, 3, 4]),
+    (0, 2, [0, 2, 1, 3, 4]),
+    (4, 2, [4, 2, 1, 3, 0]),
+    (1, 0, [1, 0, 2, 3, 4]),
+    (3, 0, [3, 0, 2, 1, 4]),
+    (1, 2, [1, 2, 0, 3, 4]),
+  ],
+)
+def test_padding_is_0_and_the_end_is_1(pad_id, eos_id, order):
+  words = np.arange(5)
+  moved = hf_models.moved_ids(pad_id, eos_id)
+  words[list(moved)] = list(moved.values())
+  assert words.tolist() == order
+
+
+def test_all_leaves_have_names_of_their_own():
+  for family in FAMILIES:
+    network = hf.network(GOLDEN / 'hf' / family)
+    paths = flax.traverse_util.flatten_dict(_like(network))
+    tensor_of = hf_models.tensor_for(network.config)
+    assert len({tensor_of(path).name for path in paths}) == len(paths)

@@ -1,0 +1,233 @@
+"""Our methods under T5X's trainer, where T5X is installed (requirements-t5x.txt)."""
+
+import functools
+import pathlib
+import re
+import subprocess
+import sys
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlhf_jax import algorithms
+from nlhf_jax.cli import main
+from nlhf_jax.models import policy
+from nlhf_jax.models import preference_model
+from nlhf_jax.models import reward_model
+from nlhf_jax.networks import decoding
+from nlhf_jax.models.preference_model import RaterPrompt
+from nlhf_jax.models.reward_model import RewardPrompt
+from nlhf_jax.training import loop
+from tests.conftest import tiny_network
+
+pytest.importorskip('t5x.train_state', reason='T5X is not installed: see requirements-t5x.txt')
+
+from t5x import adafactor
+
+from nlhf_jax.t5x_bridge import model
+from nlhf_jax.data import vocabularies
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHAPES = {'encoder_input_tokens': (4, 5), 'decoder_input_tokens': (4, 3)}
+SMALL = ('--gin.summaries.builtin.num_train=200', '--gin.summaries.builtin.num_test=20')
+NETWORK = tiny_network()
+POLICY = policy.from_network(NETWORK, decoding.Sampling(max_length=3))
+JUDGE = preference_model.in_encoder(NETWORK, RaterPrompt((2,), (3,), (4,), (5,)))
+REWARD = reward_model.in_encoder(NETWORK, RewardPrompt((2,), (3,), (4,)))
+PREFERENCE_FN = functools.partial(preference_model.preference_fn, JUDGE)
+REWARD_FN = functools.partial(reward_model.reward_fn, REWARD)
+# What is trained, the method, its feedback, and κ.
+METHODS = {
+  'sft': (POLICY, algorithms.sft, None, None),
+  'preference': (JUDGE, algorithms.preference, None, None),
+  'reward': (REWARD, algorithms.reward, None, None),
+  'rlhf': (POLICY, functools.partial(algorithms.rlhf, tau=0.1), REWARD_FN, None),
+  'nash_md_pg': (
+    POLICY,
+    functools.partial(algorithms.nash_md_pg, tau=0.1, beta=0.3, num_samples=2),
+    PREFERENCE_FN,
+    None,
+  ),
+  'nash_ema_pg': (POLICY, functools.partial(algorithms.nash_ema_pg, tau=0.1), PREFERENCE_FN, 0.5),
+  'inpo': (
+    POLICY,
+    functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=2),
+    PREFERENCE_FN,
+    None,
+  ),
+}
+
+
+def wrap(name):
+  model, method, feedback, ema_decay = METHODS[name]
+  vocabulary = vocabularies.byte()
+  return model.Model(
+    NETWORK,
+    vocabulary,
+    vocabulary,
+    adafactor.Adafactor(),
+    model=model,
+    algorithm=method,
+    feedback=feedback,
+    judge_module=None if feedback is None else NETWORK,
+    ema_decay=ema_decay,
+  )
+
+
+def batches(name):
+  """As T5X's input pipeline would give them."""
+  for number in range(100):
+    rng = np.random.default_rng(number)
+    tokens = lambda rng=rng: jnp.asarray(rng.integers(2, 6, (4, 3)), jnp.int32)
+    batch = {'encoder_input_tokens': jnp.asarray(rng.integers(2, 6, (4, 5)), jnp.int32)}
+    if name in ('sft', 'preference', 'reward'):
+      batch |= {'decoder_target_tokens': tokens()}
+    if name in ('preference', 'reward'):
+      batch |= {'alternative_tokens': tokens(), 'preference': jnp.asarray(rng.random(4))}
+    yield batch
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_four_steps_are_those_of_our_loop(name):
+  """The same weights, whoever drives, and the same other sets: averages, snapshots, the reference."""
+  model, method, feedback, ema_decay = METHODS[name]
+  wrapped, optimizer, rng = wrap(name), optax.sgd(0.5), jax.random.PRNGKey(3)
+  variables = flax.core.unfreeze(jax.jit(lambda: wrapped.get_initial_variables(rng, SHAPES))())
+  params = variables.pop('params')
+  mutables = {k: v for k, v in variables.items() if not k.endswith('_axes')}
+  judge = mutables.get('judge')
+  if 'reference' in mutables:  # A reference of its own, so that a mixture is one.
+    mutables['reference'] = jax.tree.map(lambda x: 1.5 * x, mutables['reference'])
+
+  needs = [] if feedback is None else [feedback(params=judge)]
+  ours = loop.init_state(
+    algorithm := method(model, *needs),
+    optimizer,
+    0,
+    online=params,
+    reference=mutables.get('reference'),
+    with_ema=ema_decay is not None,
+  )
+  base = ours.rng
+  quiet = loop.Hooks(lambda *_: None, lambda *_: None)
+  ours = loop.train(
+    algorithm,
+    optimizer,
+    ours,
+    map(model.as_batch, batches(name)),
+    quiet,
+    num_steps=4,
+    ema_decay=ema_decay,
+  )
+
+  @jax.jit
+  def update(params, opt_state, mutables, batch, key):
+    loss = lambda params: wrapped.loss_fn(params, batch, key, *([mutables] if mutables else []))
+    gradient, aux = jax.grad(loss, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradient, opt_state)
+    after = flax.core.unfreeze(aux[1]) if mutables else mutables
+    return optax.apply_updates(params, updates), opt_state, after
+
+  opt_state = optimizer.init(params)
+  for step, batch in zip(range(4), batches(name), strict=False):
+    key = loop.step_key(base, step)
+    params, opt_state, mutables = update(params, opt_state, mutables, batch, key)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, params, ours.params.online)
+  # T5X moves the other sets at the start of a step, the loop at its end.
+  moved = wrapped._moved_on(params, mutables, next(batches(name)))
+  for set_name in wrapped.sets:
+    jax.tree.map(close, moved[set_name], getattr(ours.params, set_name))
+
+
+def test_what_t5x_cannot_run_is_refused():
+  egpo = functools.partial(algorithms.egpo, tau=0.1)
+  vocabulary = vocabularies.byte()
+  make = functools.partial(
+    model.Model,
+    NETWORK,
+    vocabulary,
+    vocabulary,
+    adafactor.Adafactor(),
+    model=POLICY,
+    feedback=PREFERENCE_FN,
+    judge_module=NETWORK,
+  )
+  with pytest.raises(ValueError, match='one update a step, this method two'):
+    make(algorithm=egpo)
+  with pytest.raises(ValueError, match=r'set Model\.ema_decay'):
+    make(algorithm=functools.partial(algorithms.nash_ema_pg, tau=0.1))
+  averaged = wrap('nash_ema_pg')
+  variables = jax.eval_shape(lambda: averaged.get_initial_variables(jax.random.PRNGKey(0), SHAPES))
+  half = {'encoder_input_tokens': jnp.ones((2, 5), jnp.int32)}
+  with pytest.raises(ValueError, match='num_microbatches must be None'):
+    averaged.loss_fn(variables['params'], half, jax.random.PRNGKey(0), dict(variables))
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """SFT and a preference model of ours, two steps each, exported to T5X."""
+  root = tmp_path_factory.mktemp('t5x')
+  quick = ['--gin.NUM_STEPS=2', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=8', *SMALL]
+  for stage in ('sft', 'preference'):
+    gin_file = f'--gin_file={ROOT}/configs/experiments/builtin/{stage}.gin'
+    assert main.main(['train', gin_file, f'--run_dir={root}/runs/{stage}', *quick]) == 0
+    export = ['export', f'--run_dir={root}/runs/{stage}', f'--output_dir={root}/{stage}']
+    assert main.main([*export, '--to=t5x']) == 0
+  return root
+
+
+def run_job(start, name, devices, steps, *flags):
+  """`python -m t5x.train` as a user would call it; returns its losses in training."""
+  values = {
+    'MODEL_DIR': f"'{start}/{name}'",
+    'SFT': f"'{start}/sft'",
+    'JUDGE': f"'{start}/preference'",
+    'TRAIN_STEPS': steps,
+    'PERIOD': 2,
+    'BATCH_SIZE': 16,
+    'train/DatasetConfig.seed': 0,
+    'train.eval_steps': 1,
+  }
+  command = [sys.executable, '-m', 't5x.train', f'--gin_search_paths={ROOT}', '--alsologtostderr']
+  command += ['--gin_file=configs/t5x/nash_md_pg.gin', *SMALL, *flags]
+  command += [f'--gin.{key}={value}' for key, value in values.items()]
+  environment = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  done = subprocess.run(
+    command,
+    cwd=ROOT,
+    env=main.os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  lines = re.findall(r'\[(\d+)\] collection=train .*?\bloss=([-\d.e]+)', done.stderr)
+  return {int(step): float(loss) for step, loss in lines}
+
+
+def test_a_job_through_t5x_train_on_1_and_8_devices(start):
+  """One device, eight that divide the batch, and eight of which two share a model: the same losses; then it resumes."""
+  one = run_job(start, 'one', 1, 4)
+  assert one.keys() == {2, 4}
+  for name, flags in {'eight': (), 'four_by_two': ('--gin.MODEL_SUBMESH=(1, 2)',)}.items():
+    losses = run_job(start, name, 8, 4, *flags)
+    assert losses == pytest.approx(one, rel=1e-3, abs=1e-5)
+  assert run_job(start, 'eight', 8, 6).keys() == {6}
+
+
+def test_t5xs_network_in_place_of_ours(start):
+  """`nlhf train` on T5X's module, through gin, from weights that ours has trained; and its samples."""
+  gin_files = [
+    f'--gin_file={ROOT}/configs/experiments/builtin/nash_md_pg.gin',
+    f'--gin_file={ROOT}/configs/networks/t5x.gin',
+  ]
+  quick = ['--gin.NUM_STEPS=2', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=4', *SMALL]
+  run_dir = start / 'runs' / 'theirs'
+  assert main.main(['train', *gin_files, f'--run_dir={run_dir}', *quick]) == 0
+  assert (run_dir / 'checkpoints').is_dir()
