@@ -56,23 +56,17 @@ class Keep(NamedTuple):
 class Writer:
   """Saves the states of one run, in the background; use it as a context."""
 
-  def __init__(
-    self,
-    directory: pathlib.Path,
-    keep: Keep | None = None,
-    saved: Sequence[str] | None = None,
-  ):
+  def __init__(self, directory: pathlib.Path, keep: Keep | None = None):
     """Opens a directory.
 
     Args:
       directory: of all steps of the run, made if need be.
       keep: which of them stay; None: the default.
-      saved: names of the parameter sets that are saved besides θ (`parameter_sets.saved`); None: all that a state has.
 
     Raises:
       OSError: the directory cannot be made.
     """
-    self._directory, self._saved, keep = directory, saved, keep or Keep()
+    self._directory, keep = directory, keep or Keep()
     options = ocp.CheckpointManagerOptions(
       create=True, preservation_policy=keep.policy(), cleanup_tmp_directories=True
     )
@@ -96,7 +90,11 @@ class Writer:
       self._manager.close()
 
   def save(
-    self, state: TrainState, metadata: dict[str, Any], metrics: dict[str, float] | None = None
+    self,
+    state: TrainState,
+    metadata: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+    saved: Sequence[str] | None = None,
   ) -> None:
     """Saves a state. Returns before it is written.
 
@@ -104,13 +102,14 @@ class Writer:
       state: what to save; it may be donated to the next step at once.
       metadata: what else a resumed run needs to know, in JSON.
       metrics: by which the best are kept.
+      saved: names of the parameter sets that are saved besides θ (`parameter_sets.saved`); None: all that the state has.
 
     Raises:
       OSError: an earlier save has failed.
       ValueError: the directory holds this step, or a later one. Orbax would leave it as it is, and say nothing.
     """
     self.check()
-    step, arrays = int(state.step), _arrays(state, self._saved)
+    step, arrays = int(state.step), _arrays(state, saved)
     latest = self._manager.latest_step()
     if latest is not None and latest >= step:
       raise ValueError(
@@ -155,9 +154,9 @@ def save(
   metadata: dict[str, Any] | None = None,
   saved: Sequence[str] | None = None,
 ) -> None:
-  """Saves one state and waits until it is written. Arguments and errors as of `Writer` and `Writer.save`."""
-  with Writer(directory, Keep(last=None), saved) as writer:
-    writer.save(state, metadata or {})
+  """Saves one state and waits until it is written. Arguments and errors as of `Writer.save`."""
+  with Writer(directory, Keep(last=None)) as writer:
+    writer.save(state, metadata or {}, saved=saved)
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -186,7 +185,7 @@ def restore(
   Args:
     directory: of all steps of a run.
     like: arrays or their shapes.
-    saved: as of `Writer`.
+    saved: as of `Writer.save`.
     quarantine: move corrupt checkpoints to `quarantine/` beside the directory, so that their steps can be saved again.
 
   Raises:
