@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from nlhf_jax.types import Algorithm, Params, ParameterSet
+from nlhf_jax.types import Algorithm, ParameterSet, Params
 
 Sets = Mapping[str, ParameterSet]
 
