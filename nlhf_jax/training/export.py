@@ -5,9 +5,9 @@ import pathlib
 from nlhf_jax.formats import hf, peft, t5x
 from nlhf_jax.networks import t5
 from nlhf_jax.runtime import checkpoints
-from nlhf_jax.training import run as runs
 from nlhf_jax.training import weights
 from nlhf_jax.training.experiment import Experiment
+from nlhf_jax.training.resolve import resolve
 from nlhf_jax.types import TrainState
 
 
@@ -59,6 +59,6 @@ def export(
 
 
 def _newest_state(experiment: Experiment, run_dir: pathlib.Path) -> TrainState:
-  run = runs.resolve(experiment, run_dir.parent)
+  run = resolve(experiment, run_dir.parent)
   state, _ = checkpoints.restore(run_dir / 'checkpoints', run.state, saved=run.saved)
   return state
