@@ -11,7 +11,7 @@ Policy gradients: y ~ π_θ against an alternative y'.
 | nash_mp       | π_θ̄, and KL to π_θ̄        | preference  | π*_τ                                                         |
 | best_response | μ                         | preference  | μ exp(P(y ≻ μ)/τ)                                            |
 
-Contrasts: the log-ratio of y less that of y' is to be what their payoffs say.
+Pairwise: the log-ratio of y less that of y' is to be what their payoffs say.
 
 | method        | y, y' ~                   | judged against     | log-ratios to | fixed point                           |
 |---------------|---------------------------|--------------------|---------------|---------------------------------------|
@@ -25,6 +25,9 @@ Contrasts: the log-ratio of y less that of y' is to be what their payoffs say.
 
 Supervised: sft imitates demonstrations, preference and reward learn P and r from comparisons.
 
+A method names its parameter sets (`training.parameter_sets`), who draws its responses, and what its KL is measured against;
+with `reference(reset_every)` in place of a frozen μ each of them becomes a magnet method, whose stages end at τ = 0.
+
 On trees of tokens the per-token mixture of nash_md_pg and ipo_md is not the mixture of whole responses; their fixed
 point is that of the game played with the per-token one.
 
@@ -32,24 +35,25 @@ Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7; of each of the 
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax import pairwise
-from nlhf_jax import losses
-from nlhf_jax.models import mixture
-from nlhf_jax.models import preference_model
-from nlhf_jax.models import reward_model
+from nlhf_jax import losses, pairwise
+from nlhf_jax.models import mixture, preference_model, reward_model
+from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
   Algorithm,
+  Batch,
   Comparison,
-  Pair,
   Demonstration,
   Losses,
-  Params,
   MixtureWeights,
+  Pair,
+  ParameterSet,
+  Params,
   Policy,
   PolicyParams,
   PreferenceFn,
@@ -88,45 +92,50 @@ def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Scored:
     (response,) = policy.play(params, [mixture.ONLINE], prompts, rng, num_samples)
-    reference = policy.log_prob(params.reference, prompts, response.tokens)
-    return Scored(prompts, response, None, reference)
+    reference_logp = policy.log_prob(params.named('reference'), prompts, response.tokens)
+    return Scored(prompts, response, None, reference_logp)
 
-  def judge(rollout: Scored) -> Scored:
+  def score(rollout: Scored) -> Scored:
     reward = reward_fn(rollout.prompts, rollout.response.tokens)
     # The baseline spans the batch where a prompt has one response: rewards have no natural zero.
     group = num_samples if num_samples > 1 else reward.shape[0]
-    return rollout._replace(reward=reward, payoff=leave_one_out(reward, group))
+    return rollout._replace(reward=reward, advantage=leave_one_out(reward, group))
 
   def loss(params: Params, rollout: Scored) -> Losses:
     token_logp = policy.log_prob(params, rollout.prompts, rollout.response.tokens)
+    reference_logp, mask = rollout.reference_token_logp, rollout.response.mask
     result = losses.policy_gradient_loss(
-      token_logp, rollout.reference_token_logp, rollout.payoff, rollout.response.mask, tau=tau
+      token_logp, reference_logp, rollout.advantage, mask, tau=tau
     )
-    return result._replace(metrics=result.metrics | {'reward': rollout.reward})
+    kl = losses.kl_to_reference(token_logp, reference_logp, mask)
+    return _with_metrics(result, kl_to_reference=kl, reward=rollout.reward)
 
-  return Algorithm(policy.init, sample, judge, loss, frozenset({'reference'}))
+  sets = {'reference': parameter_sets.reference()}
+  return Algorithm(
+    policy.init, sample, score, loss, sets, mixtures=(mixture.ONLINE,), anchor=mixture.REFERENCE
+  )
 
 
-def self_play(policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1):
+def self_play(
+  policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
+) -> Algorithm:
   """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0."""
   return _policy_gradient(policy, preference_fn, mixture.ONLINE, tau, num_samples)
 
 
 def nash_md_pg(
-  policy: Policy,
-  preference_fn: PreferenceFn,
-  *,
-  tau: float,
-  beta: float,
-  num_samples: int = 1,
+  policy: Policy, preference_fn: PreferenceFn, *, tau: float, beta: float, num_samples: int = 1
 ) -> Algorithm:
   """The policy against its geometric mixture with the reference: y' ~ π_θ^{1−β} μ^β, per token."""
   return _policy_gradient(policy, preference_fn, mixture.between(beta), tau, num_samples)
 
 
-def nash_ema_pg(policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1):
-  """The policy against its past: y' ~ π_θ̄, θ̄ the exponential moving average of θ."""
-  return _policy_gradient(policy, preference_fn, mixture.EMA, tau, num_samples)
+def nash_ema_pg(
+  policy: Policy, preference_fn: PreferenceFn, *, tau: float, decay: float, num_samples: int = 1
+) -> Algorithm:
+  """The policy against its past: y' ~ π_θ̄, θ̄ the exponential moving average of θ with decay κ."""
+  sets = {'average': parameter_sets.average(decay)}
+  return _policy_gradient(policy, preference_fn, mixture.AVERAGE, tau, num_samples, sets)
 
 
 def best_response(
@@ -137,13 +146,20 @@ def best_response(
 
 
 def nash_mp(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, eta: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  eta: float,
+  decay: float,
+  num_samples: int = 1,
 ) -> Algorithm:
   """Nash Mirror Prox: against averaged weights θ̄, which the policy is held close to with strength τ/η.
 
   Args:
     policy, preference_fn, tau, num_samples: as everywhere.
     eta: η > 0, the step size of the proximal step; the larger, the looser the hold on π_θ̄.
+    decay: κ of the average, in [0, 1).
 
   Source: Tiapkin et al. (2025), arXiv:2505.19731, practical version.
   """
@@ -151,8 +167,11 @@ def nash_mp(
   _check_positive('eta', eta)
   hold = tau / eta
   # τ log(π/μ) + (τ/η) log(π/π_θ̄) is (τ + τ/η) times the log-ratio to a geometric mixture of the two.
-  anchor = {'reference': tau / (tau + hold), 'ema': hold / (tau + hold)}
-  return _policy_gradient(policy, preference_fn, mixture.EMA, tau + hold, num_samples, anchor)
+  anchor = {'reference': tau / (tau + hold), 'average': hold / (tau + hold)}
+  sets = {'average': parameter_sets.average(decay)}
+  return _policy_gradient(
+    policy, preference_fn, mixture.AVERAGE, tau + hold, num_samples, sets, anchor
+  )
 
 
 def _policy_gradient(
@@ -161,38 +180,38 @@ def _policy_gradient(
   alternative: MixtureWeights,
   tau: float,
   num_samples: int,
+  sets: Mapping[str, ParameterSet] | None = None,
   anchor: MixtureWeights = mixture.REFERENCE,
 ) -> Algorithm:
   _check_tau(tau)
+  mixtures = (mixture.ONLINE, alternative)
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Comparison:
-    players = [mixture.ONLINE, alternative]
-    response, other = policy.play(params, players, prompts, rng, num_samples)
-    logp = _logp_of_sets(policy, params, {'reference', *anchor}, prompts, response.tokens)
-    return Comparison(prompts, response, other, None, logp['reference'], pairwise.mix(anchor, logp))
+    response, other = policy.play(params, mixtures, prompts, rng, num_samples)
+    logp = {
+      name: policy.log_prob(params.named(name), prompts, response.tokens)
+      for name in sorted({'reference', *anchor})
+    }
+    anchor_logp = pairwise.mix(anchor, logp)
+    return Comparison(prompts, response, other, None, logp['reference'], anchor_logp)
 
-  def judge(comparison: Comparison) -> Comparison:
-    p = preference_fn(comparison.prompts, comparison.response.tokens, comparison.alternative.tokens)
-    return comparison._replace(preference=p)
+  def score(comparison: Comparison) -> Comparison:
+    tokens = comparison.response.tokens, comparison.alternative.tokens
+    return comparison._replace(preference=preference_fn(comparison.prompts, *tokens))
 
   def loss(params: Params, comparison: Comparison) -> Losses:
     token_logp = policy.log_prob(params, comparison.prompts, comparison.response.tokens)
-    payoff = (
-      leave_one_out(comparison.preference, num_samples)
-      if num_samples > 1
-      else comparison.preference - 0.5
-    )
+    p, mask = comparison.preference, comparison.response.mask
+    advantage = leave_one_out(p, num_samples) if num_samples > 1 else p - 0.5
     anchor_logp = comparison.anchor_token_logp
     if anchor_logp is None:
       anchor_logp = comparison.reference_token_logp
-    mask = comparison.response.mask
-    result = losses.policy_gradient_loss(token_logp, anchor_logp, payoff, mask, tau=tau)
-    kl = jnp.sum(jnp.where(mask, token_logp - comparison.reference_token_logp, 0), axis=-1)
-    seen = {'kl_to_reference': kl, 'preference': comparison.preference}
-    return result._replace(metrics=result.metrics | seen)
+    result = losses.policy_gradient_loss(token_logp, anchor_logp, advantage, mask, tau=tau)
+    kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
+    return _with_metrics(result, kl_to_reference=kl, preference=p)
 
-  plays = frozenset({'reference', *alternative, *anchor}) - {'online'}
-  return Algorithm(policy.init, sample, judge, loss, plays)
+  sets = {'reference': parameter_sets.reference()} | dict(sets or {})
+  return Algorithm(policy.init, sample, score, loss, sets, mixtures=mixtures, anchor=anchor)
 
 
 def online_ipo(
@@ -230,15 +249,25 @@ def inpo(
   _check_positive('tau', tau)
   if eta < tau:
     raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')
-  anchor = {'reference': tau / eta, 'past': 1 - tau / eta}
-  return _ipo(policy, preference_fn, mixture.PAST, eta, num_samples, anchor, refresh_every)
+  anchor = {'reference': tau / eta, 'snapshot': 1 - tau / eta}
+  sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
+  return _ipo(policy, preference_fn, mixture.SNAPSHOT, eta, num_samples, sets, anchor)
 
 
-def _ipo(policy, preference_fn, player, tau, num_samples, anchor=mixture.REFERENCE, refresh=None):
+def _ipo(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  drawn_from: MixtureWeights,
+  tau: float,
+  num_samples: int,
+  sets: Mapping[str, ParameterSet] | None = None,
+  anchor: MixtureWeights = mixture.REFERENCE,
+) -> Algorithm:
   _check_positive('tau', tau)
-  judge = pairwise.against_each_other(preference_fn)
+  payoff_fn = pairwise.against_each_other(preference_fn)
   loss = functools.partial(losses.squared_difference_loss, tau=tau)
-  return pairwise.make_algorithm(policy, [player] * 2, judge, anchor, loss, num_samples, refresh=refresh)
+  mixtures = (drawn_from, drawn_from)
+  return pairwise.make_algorithm(policy, mixtures, payoff_fn, anchor, loss, num_samples, sets)
 
 
 def egpo(
@@ -250,13 +279,12 @@ def egpo(
   """
   _check_positive('tau', tau)
   loss = functools.partial(losses.squared_difference_loss, tau=tau)
-  judge = pairwise.against_opponent(preference_fn, num_samples)
-
-  def make(opponent: MixtureWeights) -> Algorithm:
-    players = [mixture.ONLINE, mixture.ONLINE, opponent]
-    return pairwise.make_algorithm(policy, players, judge, mixture.REFERENCE, loss, num_samples)
-
-  return make(mixture.HALF)._replace(half_step=make(mixture.ONLINE).sample)
+  payoff_fn = pairwise.against_opponent(preference_fn, num_samples)
+  mixtures = (mixture.ONLINE, mixture.ONLINE, mixture.HALF_STEP)
+  sets = {'half_step': parameter_sets.half_step()}
+  return pairwise.make_algorithm(
+    policy, mixtures, payoff_fn, mixture.REFERENCE, loss, num_samples, sets
+  )
 
 
 def sppo(
@@ -290,17 +318,24 @@ def dno(
   """
   _check_positive('eta', eta)
 
-  def loss(log_ratio, payoff):
+  def loss(log_ratio: Float[Array, 'N 2'], payoff: Float[Array, 'N 2']) -> Losses:
     label = jax.nn.sigmoid(payoff[:, 0] - payoff[:, 1])
     return losses.logistic_difference_loss(log_ratio, label, scale=eta)
 
   return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples)
 
 
-def _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples) -> Algorithm:
-  judge = pairwise.against_opponent(preference_fn, num_samples)
-  players, anchor = [mixture.PAST] * 3, mixture.PAST
-  return pairwise.make_algorithm(policy, players, judge, anchor, loss, num_samples, refresh=refresh_every)
+def _from_snapshot(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  loss: pairwise.PairLoss,
+  refresh_every: int,
+  num_samples: int,
+) -> Algorithm:
+  payoff_fn = pairwise.against_opponent(preference_fn, num_samples)
+  mixtures, anchor = (mixture.SNAPSHOT,) * 3, mixture.SNAPSHOT
+  sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
+  return pairwise.make_algorithm(policy, mixtures, payoff_fn, anchor, loss, num_samples, sets)
 
 
 def dpo(policy: Policy, *, tau: float) -> Algorithm:
@@ -312,23 +347,25 @@ def dpo(policy: Policy, *, tau: float) -> Algorithm:
 
   def sample(params: PolicyParams, batch: Comparison, rng: PRNGKey) -> Pair:
     del rng
-    pair = batch.prompts, batch.response, batch.alternative
-    reference = pairwise.pair_logp(policy, params.reference, *pair)
+    responses = batch.prompts, batch.response, batch.alternative
+    reference_logp = pairwise.pair_logp(policy, params.named('reference'), *responses)
     payoff = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
-    return Pair(*pair, None, reference, reference, payoff)
+    return Pair(*responses, None, reference_logp, reference_logp, payoff)
 
   def loss(params: Params, batch: Pair) -> Losses:
-    pair = pairwise.pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
-    return losses.logistic_difference_loss(pair - batch.anchor_logp, batch.payoff[:, 0], scale=tau)
+    logp = pairwise.pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
+    return losses.logistic_difference_loss(logp - batch.anchor_logp, batch.payoff[:, 0], scale=tau)
 
-  plays = frozenset({'reference'})
-  return Algorithm(policy.init, sample, _as_sampled, loss, plays, reads=Comparison)
+  sets = {'reference': parameter_sets.reference()}
+  return Algorithm(
+    policy.init, sample, _as_sampled, loss, sets, reads=Comparison, anchor=mixture.REFERENCE
+  )
 
 
 def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:
-  """Payoff less the mean of the others in its group of consecutive rows: a baseline that its own sample cannot move.
+  """The advantage over the mean of the others in a group of consecutive rows: a baseline that its own sample cannot move.
 
-  Unbiased, and of lower variance than a constant. A group of one has no others: its payoff is returned as it is.
+  Unbiased, and of lower variance than with a constant. A group of one has no others: its payoff is returned as it is.
   """
   if group == 1:
     return payoff
@@ -337,18 +374,17 @@ def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:
   return (rows - others).reshape(-1)
 
 
-def _logp_of_sets(policy, params, names, prompts, tokens) -> dict[str, Float[Array, 'N T']]:
-  """Log-probs of responses under several parameter sets."""
-  return {name: policy.log_prob(getattr(params, name), prompts, tokens) for name in sorted(names)}
+def _with_metrics(result: Losses, **metrics: Float[Array, 'N']) -> Losses:
+  return result._replace(metrics=result.metrics | metrics)
 
 
-def _as_read(params: PolicyParams, batch, rng: PRNGKey):
+def _as_read(params: PolicyParams, batch: Batch, rng: PRNGKey) -> Batch:
   """Supervised methods learn from the batch as it was read."""
   del params, rng
   return batch
 
 
-def _as_sampled(batch):
+def _as_sampled(batch: Batch) -> Batch:
   return batch
 
 

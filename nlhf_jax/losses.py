@@ -43,37 +43,43 @@ def pairwise_loss(logit: Float[Array, 'N'], preference: Float[Array, 'N']) -> Lo
 
 def policy_gradient_loss(
   token_logp: Float[Array, 'N T'],
-  reference_token_logp: Float[Array, 'N T'],
-  payoff: Float[Array, 'N'],
+  anchor_token_logp: Float[Array, 'N T'],
+  advantage: Float[Array, 'N'],
   mask: Bool[Array, 'N T'],
   *,
   tau: float,
 ) -> Losses:
   """Score-function loss of the regularised game.
 
-  Its gradient is an unbiased estimate of −∇_θ E_{y ~ π_θ}[payoff(y) − τ log(π_θ(y)/μ(y))]. With payoff
-  P(y ≻ y'|x) − 1/2 and y' ~ π' it ascends P(π_θ ≻ π') − τ KL(π_θ ‖ μ), and the choice of π' names the algorithm.
-  With payoff R(x, y) it is RLHF. A token answers for the KL of itself and of what follows (reward-to-go): tokens
-  before it cannot depend on it, so leaving them out costs no bias and saves variance.
+  Its gradient is an unbiased estimate of −∇_θ E_{y ~ π_θ}[advantage(y) − τ log(π_θ(y)/π_a(y))], with π_a the anchor, which
+  is μ for most methods. With the advantage P(y ≻ y'|x) − 1/2 and y' ~ π' it ascends P(π_θ ≻ π') − τ KL(π_θ ‖ π_a), and the
+  choice of π' names the algorithm. With R(x, y) less a baseline it is RLHF. A token answers for the KL of itself and of what
+  follows (reward-to-go): tokens before it cannot depend on it, so leaving them out costs no bias and saves variance.
 
   Args:
     token_logp: log π_θ(y_t|x, y_<t) in nats; differentiated.
-    reference_token_logp: log μ(y_t|x, y_<t) in nats; held constant.
-    payoff: of the whole response, less any baseline that does not depend on it; held constant.
+    anchor_token_logp: log π_a(y_t|x, y_<t) in nats, up to a constant; held constant.
+    advantage: payoff of the complete response less a baseline that does not depend on it; held constant.
     mask: True up to and including EOS.
     tau: τ ≥ 0, in units of payoff per nat.
 
   Source: Munos et al. (2024), arXiv:2312.00886, eq. 13 (preference) and eq. 16 (reward).
   """
-  log_ratio = jnp.where(mask, token_logp - reference_token_logp, 0)
+  log_ratio = jnp.where(mask, token_logp - anchor_token_logp, 0)
   kl_to_go = jnp.cumsum(log_ratio[:, ::-1], axis=-1)[:, ::-1]
-  advantage = jax.lax.stop_gradient(payoff[:, None] - tau * kl_to_go)
-  value = -jnp.sum(jnp.where(mask, advantage * token_logp, 0), axis=-1)
-  metrics = {
-    'kl_to_reference': jnp.sum(log_ratio, axis=-1),
-    'entropy': -jnp.sum(jnp.where(mask, token_logp, 0), axis=-1),
-  }
-  return Losses(value, jnp.ones_like(value), metrics)
+  token_advantage = jax.lax.stop_gradient(advantage[:, None] - tau * kl_to_go)
+  value = -jnp.sum(jnp.where(mask, token_advantage * token_logp, 0), axis=-1)
+  entropy = -jnp.sum(jnp.where(mask, token_logp, 0), axis=-1)
+  return Losses(value, jnp.ones_like(value), {'entropy': entropy})
+
+
+def kl_to_reference(
+  token_logp: Float[Array, 'N T'],
+  reference_token_logp: Float[Array, 'N T'],
+  mask: Bool[Array, 'N T'],
+) -> Float[Array, 'N']:
+  """log(π_θ(y|x)/μ(y|x)) in nats: of samples of π_θ, unbiased estimates of KL(π_θ‖μ)."""
+  return jnp.sum(jnp.where(mask, token_logp - reference_token_logp, 0), axis=-1)
 
 
 def squared_difference_loss(

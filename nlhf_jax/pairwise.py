@@ -1,20 +1,23 @@
-"""The skeleton of methods that compare two responses: a loss on their log-ratios to an anchor and on their payoffs.
+"""Methods that compare two responses: a loss on their log-ratios to an anchor and on their payoffs.
 
 The anchor is what ratios are taken against: μ, a snapshot, or a geometric mixture of parameter sets. Payoffs are
 preferences of y and of y' over a common opponent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
   Algorithm,
-  Pair,
   Losses,
-  Params,
   MixtureWeights,
+  Pair,
+  ParameterSet,
+  Params,
   Policy,
   PolicyParams,
   PreferenceFn,
@@ -23,63 +26,78 @@ from nlhf_jax.types import (
   Rollout,
 )
 
-# (prompts, y, y', y'' or None) -> payoffs of y and y', [N, 2].
-PayoffFn = Callable[..., Array]
+# Log-ratios and payoffs, each of y and of y' [N, 2], to the loss of each pair.
+PairLoss = Callable[[Array, Array], Losses]
+
+
+class PayoffFn(Protocol):
+  """What y and y' are worth, in [0, 1]."""
+
+  def __call__(
+    self,
+    prompts: Prompts,
+    response: Int[Array, 'N T'],
+    alternative: Int[Array, 'N T'],
+    opponent: Int[Array, 'N T'] | None,
+  ) -> Float[Array, 'N 2']: ...
 
 
 def make_algorithm(
   policy: Policy,
-  players: Sequence[MixtureWeights],
-  judge: PayoffFn,
+  mixtures: Sequence[MixtureWeights],
+  payoff_fn: PayoffFn,
   anchor: MixtureWeights,
-  loss: Callable[..., Losses],
+  loss: PairLoss,
   num_samples: int,
-  refresh: int | None = None,
+  sets: Mapping[str, ParameterSet] | None = None,
 ) -> Algorithm:
   """A method that learns from pairs.
 
   Args:
     policy: π_θ.
-    players: who draws y, y' and, if there is a third, y''.
-    judge: gives the payoffs.
+    mixtures: who draws y, y' and, if there is a third, y''.
+    payoff_fn: gives the payoffs.
     anchor: what log-ratios are taken against, as weights of parameter sets.
-    loss: (log-ratios [N, 2], payoffs [N, 2]) -> Losses.
+    loss: of log-ratios and payoffs.
     num_samples: pairs of each prompt.
-    refresh: updates between two moves of the set 'past' to θ; None: never.
+    sets: parameter sets besides θ and μ.
   """
+  mixtures = tuple(mixtures)
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Pair:
-    y, y2, *opponent = policy.play(params, players, prompts, rng, num_samples)
+    y, y2, *opponent = policy.play(params, mixtures, prompts, rng, num_samples)
     logp = {}
     for name in sorted({'reference', *anchor}):
-      if policy.whole and list(players[:2]) == [{name: 1.0}] * 2:  # Who drew them has said it.
+      # Whoever drew both with these weights alone has their log-probs already.
+      if policy.untruncated and mixtures[:2] == ({name: 1.0},) * 2:
         logp[name] = jnp.stack([jnp.sum(x.token_logp, axis=-1) for x in (y, y2)], axis=-1)
       else:
-        logp[name] = pair_logp(policy, getattr(params, name), prompts, y, y2)
+        logp[name] = pair_logp(policy, params.named(name), prompts, y, y2)
     third = opponent[0] if opponent else None
     return Pair(prompts, y, y2, third, logp['reference'], mix(anchor, logp))
 
-  def judge_all(batch: Pair) -> Pair:
+  def score(batch: Pair) -> Pair:
     third = None if batch.opponent is None else batch.opponent.tokens
     tokens = batch.response.tokens, batch.alternative.tokens, third
-    return batch._replace(payoff=judge(batch.prompts, *tokens))
+    return batch._replace(payoff=payoff_fn(batch.prompts, *tokens))
 
-  def loss_of(params: Params, batch: Pair) -> Losses:
-    pair = pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
-    result = loss(pair - batch.anchor_logp, batch.payoff)
-    # Of whoever was sampled: π_θ, a mixture or a snapshot.
-    sampled = jnp.sum(batch.response.token_logp, axis=-1)
-    seen = {
-      'kl_to_reference': sampled - batch.reference_logp[:, 0],
-      'entropy': -sampled,
-      'preference': batch.payoff[:, 0],
-    }
-    return result._replace(metrics=result.metrics | seen)
+  def pair_loss(params: Params, batch: Pair) -> Losses:
+    logp = pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
+    result = loss(logp - batch.anchor_logp, batch.payoff)
+    return result._replace(metrics=result.metrics | _metrics(batch))
 
-  plays = frozenset({'reference', *anchor, *(name for player in players for name in player)})
-  return Algorithm(
-    policy.init, sample, judge_all, loss_of, plays - {'online', 'half'}, refresh_every=refresh
-  )
+  sets = {'reference': parameter_sets.reference()} | dict(sets or {})
+  return Algorithm(policy.init, sample, score, pair_loss, sets, mixtures=mixtures, anchor=anchor)
+
+
+def _metrics(batch: Pair) -> dict[str, Float[Array, 'N']]:
+  """Of whoever was sampled: π_θ, a mixture or a snapshot."""
+  logp = jnp.sum(batch.response.token_logp, axis=-1)
+  return {
+    'kl_to_reference': logp - batch.reference_logp[:, 0],
+    'entropy': -logp,
+    'preference': batch.payoff[:, 0],
+  }
 
 
 def against_each_other(preference_fn: PreferenceFn) -> PayoffFn:
@@ -97,7 +115,7 @@ def against_opponent(preference_fn: PreferenceFn, num_samples: int) -> PayoffFn:
   """Payoffs of y and y' against all k of y''.
 
   Each other's samples would not do in place of y'': given the pair, the estimate would lean towards their own
-  comparison, and a contrast would see the payoffs' difference too large.
+  comparison, and a loss on the pair would see the payoffs' difference too large.
   """
 
   def payoffs(prompts, response, alternative, opponent):
@@ -136,6 +154,6 @@ def pair_logp(
   return logp.reshape(both.shape[:-1]).swapaxes(1, 2).reshape(-1, 2)
 
 
-def mix(anchor: MixtureWeights, logp: dict[str, Array]) -> Array:
+def mix(weights: MixtureWeights, logp: Mapping[str, Array]) -> Array:
   """Log-probs of a geometric mixture, up to a constant."""
-  return sum(weight * logp[name] for name, weight in anchor.items())
+  return sum(weight * logp[name] for name, weight in weights.items())

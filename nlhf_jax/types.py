@@ -7,7 +7,7 @@ Symbols: x prompt, y response, y' alternative, π_θ policy, μ reference, P(y �
 are in nats. In every vocabulary token 0 is padding, and what decoders start from, and token 1 ends a response.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -221,7 +221,7 @@ class PlayFn(Protocol):
   def __call__(
     self,
     params: PolicyParams,
-    mixtures: 'list[MixtureWeights]',
+    mixtures: Sequence[MixtureWeights],
     prompts: Prompts,
     rng: PRNGKey,
     num_samples: int = 1,
@@ -255,3 +255,7 @@ class Algorithm(NamedTuple):
   sets: Mapping[str, ParameterSet] = {}
   # What its batches are: Prompts, Demonstration or Comparison.
   reads: type = Prompts
+  # Who draws y, y' and, if there is a third, y''. Empty: responses are read.
+  mixtures: tuple[MixtureWeights, ...] = ()
+  # What log-ratios and KLs are measured against. None: nothing.
+  anchor: MixtureWeights | None = None

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 
 from nlhf_jax.types import Adapted, Params, PolicyParams, PRNGKey
 
-Model = TypeVar(
-  'Model'
-)  # A named tuple of functions of parameters: a policy, a preference or a reward model.
+# A named tuple of functions of parameters: a policy, a preference or a reward model.
+Model = TypeVar('Model')
 
 
 class Lora(NamedTuple):
@@ -46,7 +45,7 @@ def adapt(model: Model, lora: Lora) -> Model:
   }
   return model._replace(
     init=lambda rng: init(lora, jax.eval_shape(model.init, rng), rng),
-    axes=model.axes and (lambda: _axes(lora, model.axes())),
+    axes=model.axes and (lambda: _logical_axes(lora, model.axes())),
     **functions,
   )
 
@@ -76,8 +75,8 @@ def init(lora: Lora, base: Params, rng: PRNGKey) -> Params:
   return flax.traverse_util.unflatten_dict(result)
 
 
-def _axes(lora: Lora, base: Any) -> Any:
-  """Names of the axes of adapters: those of the kernel, less the rank."""
+def _logical_axes(lora: Lora, base: Any) -> Any:
+  """Logical axes of adapters: those of the kernel, less the rank."""
   names = {}
   for path, (rows, columns) in _kernels(lora, base).items():
     names |= {(*path, 'a'): (rows, None), (*path, 'b'): (None, columns)}
@@ -100,7 +99,15 @@ def merge(lora: Lora, params: Adapted) -> Params:
 def _merge_all(lora: Lora, params: Adapted | PolicyParams) -> Any:
   if isinstance(params, Adapted):
     return merge(lora, params)
-  return PolicyParams(*(None if one is None else merge(lora, one) for one in params))
+  sets = {name: _merge_members(lora, x) for name, x in params.sets.items()}
+  return PolicyParams(merge(lora, params.online), sets)
+
+
+def _merge_members(lora: Lora, params: Adapted | tuple[Adapted, ...]) -> Any:
+  """Of a set, or of every member of a ring."""
+  return (
+    merge(lora, params) if isinstance(params, Adapted) else tuple(merge(lora, x) for x in params)
+  )
 
 
 def _kernels(lora: Lora, base: Params) -> dict[tuple[str, ...], Any]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from nlhf_jax.types import Algorithm, Params, ParameterSet
+from nlhf_jax.types import Algorithm, ParameterSet, Params
 
 Sets = Mapping[str, ParameterSet]
 
@@ -107,15 +107,17 @@ def start(sets: Sets, online: Params, given: Mapping[str, Params]) -> dict[str, 
   Args:
     sets: what they are.
     online: θ at the start.
-    given: those that the run is given.
+    given: those that the run is given; one that moves and is not given starts at θ.
   """
   kept = {name: x for name, x in sets.items() if not x.half_step}
   result = {}
   for name, x in kept.items():
     if x.start is not None:
       result[name] = jax.tree.map(jnp.copy, x.start(online))
+    elif x.move is not None:
+      result[name] = jax.tree.map(jnp.copy, given.get(name, online))
     elif name in given:
-      result[name] = given[name] if x.move is None else jax.tree.map(jnp.copy, given[name])
+      result[name] = given[name]
   return result
 
 

@@ -1,0 +1,225 @@
+"""What an experiment names, found: weights, judges, method, mesh. Reads what other runs left, writes nothing."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from nlhf_jax.evaluation import judge_accuracy
+from nlhf_jax.models import lora, preference_model, reward_model
+from nlhf_jax.runtime import checkpoints, fingerprints, partitioning, processes
+from nlhf_jax.training import loop, parameter_sets, weights
+from nlhf_jax.training.experiment import (
+  Experiment,
+  Feedback,
+  FeedbackSource,
+  Model,
+  trained_model,
+)
+from nlhf_jax.types import (
+  Adapted,
+  Algorithm,
+  Batch,
+  Comparison,
+  Params,
+  PolicyParams,
+  PreferenceFn,
+  TrainState,
+)
+
+
+class Run(NamedTuple):
+  """An experiment whose weights, method and mesh have been found: what training takes."""
+
+  algorithm: Algorithm
+  optimizer: optax.GradientTransformation
+  # Before the first step.
+  state: TrainState
+  # start -> batches from that number on.
+  batches: Callable[..., Iterator[Batch]]
+  num_steps: int
+  num_microbatches: int
+  # Steps.
+  log_every: int
+  save_every: int | None
+  # The sets besides θ that checkpoints hold.
+  saved: tuple[str, ...]
+  keep: checkpoints.Keep
+  # Which reference the run is held to: where it came from, and its fingerprint. None: it has none.
+  reference: dict[str, str] | None
+  # How well the model, if it is a judge that is to be tested, predicts held-out votes.
+  test_judge: Callable[[PolicyParams], dict[str, Any]] | None
+  layout: partitioning.Layout | None
+
+
+def resolve(
+  experiment: Experiment, runs: pathlib.Path, layout: partitioning.Layout | None = None
+) -> Run:
+  """Finds all that an experiment names; reads what other runs left, writes nothing.
+
+  Args:
+    experiment: what to run.
+    runs: the directory of the runs that it names.
+    layout: the mesh; None: one device.
+
+  Raises:
+    FileNotFoundError: a run or a file that it names is not there.
+    ValueError: the method needs a reference and the run starts from nothing; shapes differ.
+  """
+  feedback = []
+  if experiment.feedback is not None:
+    feedback = [bind_feedback(experiment.feedback, runs, layout)]
+  algorithm = build_algorithm(experiment, *feedback)
+  start = None
+  if experiment.adapters is not None or experiment.start_from is not None:
+    start = weights.load_params(experiment.model, experiment.start_from, runs, layout)
+  shardings = None if layout is None else state_shardings(experiment, algorithm, layout)
+  state = _first_state(experiment, algorithm, start, shardings)
+  test_judge = None
+  if experiment.held_out is not None:
+    test_judge = functools.partial(
+      _test_judge, experiment.model, experiment.adapters, experiment.held_out
+    )
+  return Run(
+    algorithm,
+    experiment.optimizer,
+    state,
+    experiment.batches,
+    experiment.num_steps,
+    experiment.num_microbatches,
+    experiment.log_every,
+    experiment.save_every,
+    tuple(parameter_sets.saved(algorithm.sets)),
+    experiment.keep,
+    _reference_of(experiment, algorithm, state),
+    test_judge,
+    layout,
+  )
+
+
+def build_algorithm(experiment: Experiment, *feedback: Feedback) -> Algorithm:
+  """The method with its feedback, and with the experiment's own parameter sets.
+
+  Raises:
+    ValueError: it needs what the experiment does not give.
+  """
+  algorithm = experiment.algorithm(trained_model(experiment), *feedback)
+  algorithm = parameter_sets.extend(algorithm, experiment.sets)
+  reference = algorithm.sets.get('reference')
+  if reference is None:
+    return algorithm
+  if experiment.start_from is None:
+    raise ValueError('This method needs a reference: set start_from to the run to start from.')
+  if reference.move is not None and (experiment.reference_dtype or experiment.reference_on_host):
+    raise ValueError(
+      'A reference that is reset is kept as θ is: leave reference_dtype and reference_on_host at their defaults.'
+    )
+  return algorithm
+
+
+def bind_feedback(
+  feedback: Feedback | FeedbackSource,
+  runs: pathlib.Path,
+  layout: partitioning.Layout | None = None,
+) -> Feedback:
+  """A judge or a reward, with the weights that its run trained; of any kind, on any number of processes."""
+  if isinstance(feedback, FeedbackSource):
+    params = weights.load_params(feedback.model, feedback.run, runs, layout, feedback.dtype)
+    return feedback.feedback(params)
+  return feedback if processes.is_single_process() else _on_all_rows(feedback, layout)
+
+
+def _on_all_rows(feedback: Feedback, layout: partitioning.Layout) -> Feedback:
+  """Feedback that may run on the host: each of many processes gives it on all rows, and keeps its own."""
+
+  def give(prompts, *responses):
+    return layout.shard_rows(np.asarray(feedback(*processes.gather((prompts, *responses)))))
+
+  return give
+
+
+def state_shardings(
+  experiment: Experiment, algorithm: Algorithm, layout: partitioning.Layout
+) -> TrainState:
+  """How the run's arrays are sharded."""
+  logical_axes = lambda model: model.axes and model.axes()
+  trained, base = logical_axes(trained_model(experiment)), logical_axes(experiment.model)
+  state = layout.state_shardings(state_shapes(experiment, algorithm), trained, base)
+  if not experiment.reference_on_host or 'reference' not in state.params.sets:
+    return state
+  to_host = lambda x: x.with_memory_kind('pinned_host')
+  reference = jax.tree.map(to_host, state.params.sets['reference'])
+  sets = {**state.params.sets, 'reference': reference}
+  return state._replace(params=state.params._replace(sets=sets))
+
+
+def state_shapes(experiment: Experiment, algorithm: Algorithm) -> TrainState:
+  """Shapes of the run's arrays."""
+  first = functools.partial(_first_state, experiment, algorithm)
+  return jax.eval_shape(first, weights.shapes_of(experiment.model))
+
+
+def _first_state(
+  experiment: Experiment,
+  algorithm: Algorithm,
+  start: Params | None,
+  shardings: TrainState | None = None,
+) -> TrainState:
+  """The state before the first step, from the parameters that the run starts from."""
+  adapted = experiment.adapters is not None
+  given = {}
+  if 'reference' in algorithm.sets and not adapted:
+    given = {'reference': start}
+    if experiment.reference_dtype is not None:
+      given = {'reference': weights.cast(start, experiment.reference_dtype)}
+    if shardings is not None:
+      given = partitioning.put(given, {'reference': shardings.params.sets['reference']})
+  return loop.init_state(
+    algorithm,
+    experiment.optimizer,
+    experiment.seed,
+    online=None if adapted else start,
+    given=given,
+    base=start if adapted else None,
+    shardings=shardings,
+  )
+
+
+def _reference_of(
+  experiment: Experiment, algorithm: Algorithm, state: TrainState
+) -> dict[str, str] | None:
+  """Which reference the run is held to."""
+  reference = state.params.sets.get('reference', state.params.base)
+  if 'reference' not in algorithm.sets and state.params.base is None:
+    return None
+  name = experiment.start_from if isinstance(experiment.start_from, str) else 'a file'
+  fingerprint = fingerprints.fingerprint_tree(partitioning.to_device(reference))
+  return {'from': name, 'fingerprint': fingerprint}
+
+
+def judge_of(model: Model, params: Params) -> PreferenceFn:
+  """A trained preference or reward model as a judge."""
+  if isinstance(model, preference_model.PreferenceModel):
+    return preference_model.preference_fn(model, params)
+  return reward_model.bradley_terry(reward_model.reward_fn(model, params))
+
+
+def _test_judge(
+  model: Model,
+  adapters: lora.Lora | None,
+  held_out: Callable[[], Comparison],
+  params: PolicyParams,
+) -> dict[str, Any]:
+  """How well a trained judge predicts held-out votes."""
+  merged = params.online
+  if adapters is not None:
+    merged = lora.merge(adapters, Adapted(params.base, merged))
+  comparisons = held_out()
+  result = judge_accuracy.measure(judge_of(model, merged), comparisons)
+  if isinstance(model, preference_model.PreferenceModel):
+    result['position_bias'] = judge_accuracy.position_bias(model, merged, comparisons)
+  return result

@@ -1,0 +1,146 @@
+"""Trains a run to its end, and goes on where it stopped.
+
+A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and TensorBoard events.
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from nlhf_jax.runtime import (
+  checkpoints,
+  metrics,
+  partitioning,
+  processes,
+  progress,
+  run_directory,
+)
+from nlhf_jax.training import loop
+from nlhf_jax.training.experiment import Experiment
+from nlhf_jax.training.resolve import Run, resolve
+from nlhf_jax.types import TrainState
+
+_JUDGE = 'judge.json'
+
+
+def train(
+  experiment: Experiment,
+  run_dir: pathlib.Path,
+  fields: Mapping[str, Any],
+  config: str = '',
+) -> TrainState:
+  """Trains to the end, from the newest intact checkpoint if there is one; or until the process is asked to end.
+
+  On many processes each calls this. The primary one alone writes what is not an array.
+
+  Args:
+    experiment: what to run.
+    run_dir: made if need be, once everything it depends on has been found.
+    fields: what identifies the run, by name; a directory of other ones is refused.
+    config: text of the configuration, which is kept with the run.
+
+  Returns:
+    The state; its step is below `num_steps` if the process was asked to end.
+
+  Raises:
+    ValueError: the directory holds a run of other fields, or of another reference.
+    OSError: a checkpoint could not be written.
+  """
+  run_directory.check_resumable(run_dir, fields)
+  layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
+  with layout.active(), processes.termination() as stop:
+    run = resolve(experiment, run_dir.parent, layout)
+    if processes.is_primary():
+      run_directory.create(run_dir, config, fields)
+    processes.barrier('the run directory exists')
+    state, sums = _resume(run, run_dir)
+    untested = run.test_judge is not None and not (run_dir / _JUDGE).exists()
+    if int(state.step) < run.num_steps or untested:
+      state = _continue(run, run_dir, state, sums, fields, stop)
+    if untested and int(state.step) == run.num_steps:
+      _write_judge_test(run_dir, run.test_judge(state.params))
+  return state
+
+
+def _continue(run: Run, run_dir, state: TrainState, sums, fields, stop) -> TrainState:
+  """From a state to the last step, with reports and checkpoints on the way."""
+  latest, start = {}, int(state.step)
+  with (
+    _reports(run_dir, start, run.num_steps) as (log, advance),
+    checkpoints.Writer(run_dir / 'checkpoints', run.keep) as writer,
+  ):
+
+    def keep_and_log(step, means):
+      latest.update(means)
+      log(step, means)
+
+    def check_and_advance(steps):
+      writer.check()
+      advance(steps)
+
+    def save(state, sums):
+      metadata = {'fields': dict(fields), 'reference': run.reference}
+      metadata |= {'next_batch': int(state.step), 'sums': sums}
+      writer.save(state, metadata, latest or None, saved=run.saved)
+
+    try:
+      return loop.train(
+        run.algorithm,
+        run.optimizer,
+        state,
+        run.batches(start=start),
+        loop.Hooks(keep_and_log, save, check_and_advance, stop),
+        num_steps=run.num_steps,
+        num_microbatches=run.num_microbatches,
+        log_every=run.log_every,
+        save_every=run.save_every,
+        layout=run.layout,
+        sums=sums,
+      )
+    except loop.NonFiniteError as error:
+      raise FloatingPointError(f'{error} Its batch: {_keep_batch(run_dir, error)}.') from error
+
+
+@contextlib.contextmanager
+def _reports(run_dir: pathlib.Path, start: int, num_steps: int):
+  """What logs metrics and what advances the bar; on all processes but the primary one they do nothing."""
+  if not processes.is_primary():
+    yield lambda step, means: None, lambda steps: None
+    return
+  with (
+    metrics.Writer(run_dir, resume_step=start) as writer,
+    progress.bar(run_dir.name, num_steps, done=start) as advance,
+  ):
+    yield writer.scalars, advance
+
+
+def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any] | None]:
+  """The newest intact checkpoint's state and sums of metrics; if there is none, the first state."""
+  directory = run_dir / 'checkpoints'
+  if checkpoints.latest_step(directory) is None:
+    return run.state, None
+  state, metadata = checkpoints.restore(directory, run.state, saved=run.saved, quarantine=True)
+  if metadata['reference'] != run.reference:
+    raise ValueError(
+      f'{run_dir} was trained against another reference ({metadata["reference"]}) than it would be now '
+      f'({run.reference}): restore the run that it starts from, or name another --run_dir.'
+    )
+  return state, metadata['sums']
+
+
+def _write_judge_test(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
+  if processes.is_primary():
+    (run_dir / _JUDGE).write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Path:
+  path = run_dir / f'not_finite_at_step_{error.step}.npz'
+  leaves, _ = jax.tree_util.tree_flatten_with_path(processes.gather(error.batch))
+  if processes.is_primary():
+    np.savez(path, **{jax.tree_util.keystr(key): leaf for key, leaf in leaves})
+  return path

@@ -1,0 +1,192 @@
+"""One step of a method as compiled programs: sample, score, update; the sets besides θ then move."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlhf_jax.runtime import partitioning
+from nlhf_jax.training import parameter_sets
+from nlhf_jax.types import (
+  EOS,
+  Adapted,
+  Algorithm,
+  Batch,
+  Losses,
+  Params,
+  PolicyParams,
+  PRNGKey,
+  Rollout,
+  TrainState,
+)
+
+
+class Clock:
+  """Seconds of each phase of a step; waits for the device, so that work counts where it was asked for."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, phase: str, result: Any) -> None:
+    jax.block_until_ready(result)
+    now = time.perf_counter()
+    self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+    self._last = now
+
+
+def step_key(rng: PRNGKey, step: int) -> PRNGKey:
+  """The sampling key of one step, split over its lanes: no two steps share one."""
+  return jax.random.fold_in(rng, step)
+
+
+class Trained(NamedTuple):
+  """What an update changes, and may overwrite."""
+
+  online: Params
+  # The sets that move.
+  sets: dict[str, Params]
+  opt_state: Any
+
+
+class Steps:
+  """One iteration of a method: sample, score, update; twice where it has a half-step."""
+
+  def __init__(
+    self,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int = 1,
+    layout: partitioning.Layout | None = None,
+    state: TrainState | None = None,
+  ):
+    """Compiles nothing yet. On a mesh, results are sharded as their inputs are, which `state` tells."""
+    self._algorithm, self._layout = algorithm, layout
+    self.half_step = parameter_sets.half_step_name(algorithm.sets)
+    rows, updated = {}, {}
+    if layout is not None:
+      trained = jax.tree.map(lambda x: x.sharding, self.trained(state))
+      rows, updated = (
+        {'out_shardings': layout.rows},
+        {'out_shardings': (trained, layout.replicated)},
+      )
+    update = _make_update(algorithm, optimizer, num_microbatches)
+    self.sample = jax.jit(algorithm.sample, **rows)
+    self.update = jax.jit(update, donate_argnums=0, **updated)
+    self.half_update = jax.jit(update, **updated)
+
+  def __call__(
+    self, state: TrainState, batch: Batch, clock: 'Clock'
+  ) -> tuple[TrainState, Batch, dict[str, jax.Array]]:
+    """The next state, the rollout that it was trained on, and its metrics."""
+    rng, half = step_key(state.rng, int(state.step)), None
+    if self.half_step is not None:
+      first, rng = jax.random.split(rng)
+      trained, *_ = self._run(self.half_update, state, None, batch, first, clock)
+      half = trained.online
+    trained, rollout, metrics = self._run(self.update, state, half, batch, rng, clock)
+    sets = {**state.params.sets, **trained.sets}
+    params = PolicyParams(trained.online, sets, state.params.base)
+    return TrainState(state.step + 1, params, trained.opt_state, state.rng), rollout, metrics
+
+  def trained(self, state: TrainState) -> Trained:
+    """What an update takes for its first argument."""
+    names = parameter_sets.moving(self._algorithm.sets)
+    sets = {name: state.params.sets[name] for name in names}
+    return Trained(state.params.online, sets, state.opt_state)
+
+  def played(self, params: PolicyParams, half: Params | None = None) -> PolicyParams:
+    """The sets as the model takes them: on the device, adapters on their base, with the half-step if there is one."""
+    sets = dict(params.sets)
+    if self._layout is not None:
+      sets = {name: partitioning.to_device(x) for name, x in sets.items()}
+    if self.half_step is not None:
+      sets[self.half_step] = params.online if half is None else half
+    return _over_base(params._replace(sets=sets))
+
+  def _run(self, update, state: TrainState, half: Params | None, batch, rng, clock):
+    rollout = self.sample(self.played(state.params, half), batch, rng)
+    clock.lap('sample', rollout)
+    rollout = self._algorithm.score(rollout)
+    clock.lap('score', rollout)
+    trained, metrics = update(self.trained(state), state.params.base, rollout, state.step)
+    clock.lap('update', metrics)
+    return trained, rollout, metrics
+
+
+def _over_base(params: PolicyParams) -> PolicyParams:
+  """Adapters, if that is what the sets are, on their base; a frozen μ is the base without any."""
+  if params.base is None:
+    return params
+  on = lambda adapters: Adapted(params.base, adapters)
+  sets = {
+    name: tuple(map(on, x)) if isinstance(x, tuple) else on(x) for name, x in params.sets.items()
+  }
+  return PolicyParams(on(params.online), {'reference': on(None)} | sets)
+
+
+def _make_update(
+  algorithm: Algorithm, optimizer: optax.GradientTransformation, num_microbatches: int
+):
+  """One step of the optimizer on one batch, after which the sets move."""
+
+  def update(trained: Trained, base: Params | None, rollout: Batch, step: jax.Array):
+    over_base = lambda params: params if base is None else Adapted(base, params)
+    loss = lambda params, part: algorithm.loss(over_base(params), part)
+    gradient, metrics = accumulate(loss, trained.online, rollout, num_microbatches)
+    updates, opt_state = optimizer.update(gradient, trained.opt_state, trained.online)
+    online = optax.apply_updates(trained.online, updates)
+    sets = parameter_sets.move(algorithm.sets, trained.sets, online, step + 1)
+    metrics |= response_metrics(rollout.response)
+    metrics |= {'gradient_norm': optax.global_norm(gradient)}
+    return Trained(online, sets, opt_state), metrics
+
+  return update
+
+
+def accumulate(
+  loss: Callable[[Params, Batch], Losses], params: Params, rollout: Batch, num_microbatches: int
+) -> tuple[Params, dict[str, jax.Array]]:
+  """Gradient of Σ value / Σ weight over the complete batch, in `num_microbatches` parts of it.
+
+  Numerators and denominators are added up apart, so that parts of unequal weight still make the full batch's mean.
+  """
+
+  def total(params, part):
+    result = loss(params, part)
+    sums = {name: jnp.sum(x) for name, x in result.metrics.items()}
+    return jnp.sum(result.value), (jnp.sum(result.weight), jnp.float32(result.value.size), sums)
+
+  def add(carry, part):
+    (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params, part)
+    return jax.tree.map(jnp.add, carry, (gradient, value, aux)), None
+
+  num_prompts = rollout.prompts.tokens.shape[0]
+  if num_prompts % num_microbatches:
+    raise ValueError(
+      f'A batch of {num_prompts} prompts does not divide into {num_microbatches} microbatches: '
+      'make the batch size a multiple of num_microbatches.'
+    )
+
+  def split(x):
+    """Every n-th prompt with its rows, so that each device has some of every part."""
+    x = x.reshape(num_prompts // num_microbatches, num_microbatches, -1, *x.shape[1:])
+    return x.swapaxes(0, 1).reshape(num_microbatches, -1, *x.shape[3:])
+
+  parts = jax.tree.map(split, rollout)
+  first = jax.tree.map(lambda x: x[0], parts)
+  (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params, first)
+  rest = jax.tree.map(lambda x: x[1:], parts)
+  (gradient, value, (weight, rows, sums)), _ = jax.lax.scan(add, (gradient, value, aux), rest)
+  gradient = jax.tree.map(lambda g: g / weight, gradient)
+  return gradient, {'loss': value / weight} | {name: x / rows for name, x in sums.items()}
+
+
+def response_metrics(response: Rollout) -> dict[str, jax.Array]:
+  """Mean length, and the share that ended by themselves: whose last counted token is EOS."""
+  lengths = jnp.sum(response.mask, axis=-1)
+  last = jnp.take_along_axis(response.tokens, jnp.maximum(lengths - 1, 0)[:, None], axis=-1)
+  return {'response_length': jnp.mean(lengths), 'eos_rate': jnp.mean(last == EOS)}

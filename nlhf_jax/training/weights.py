@@ -1,0 +1,57 @@
+"""Parameters that runs start from and judge by: their shapes, where they are sharded, and how they are found."""
+
+import functools
+import pathlib
+
+import jax
+
+from nlhf_jax.runtime import partitioning
+from nlhf_jax.training.experiment import Experiment, Model, Start, as_start, from_run
+from nlhf_jax.types import Params
+
+
+def shapes_of(
+  model: Model, layout: partitioning.Layout | None = None, dtype: str | None = None
+) -> Params:
+  """Shapes of a model's parameters, with their shardings on a mesh.
+
+  Args:
+    model: whose they are.
+    layout: the mesh; None: no shardings.
+    dtype: that they are kept in; None: the network's own.
+  """
+  like = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+  if dtype is not None:
+    like = jax.eval_shape(functools.partial(cast, dtype=dtype), like)
+  if layout is None:
+    return like
+  logical_axes = model.axes and model.axes()
+  return partitioning.with_shardings(like, layout.param_shardings(like, logical_axes))
+
+
+def load_params(
+  model: Model,
+  start: str | Start | None,
+  runs: pathlib.Path,
+  layout: partitioning.Layout | None = None,
+  dtype: str | None = None,
+) -> Params:
+  """Parameters to start from, or to judge by, checked against the model's shapes; sharded over a mesh, if there is one."""
+  like = shapes_of(model, layout)
+  params = as_start(start)(like, runs)
+  if layout is not None:
+    params = partitioning.put(params, jax.tree.map(lambda x: x.sharding, like))
+  return params if dtype is None else cast(params, dtype)
+
+
+def trained_params(
+  experiment: Experiment, run_dir: pathlib.Path, parameters: str = 'online'
+) -> Params:
+  """What an experiment has trained, adapters merged: this set of its checkpoints."""
+  start = from_run(run_dir.name, experiment.adapters, experiment.start_from, parameters)
+  return load_params(experiment.model, start, run_dir.parent)
+
+
+def cast(params: Params, dtype: str) -> Params:
+  """The same in another type."""
+  return jax.tree.map(lambda x: x.astype(dtype), params)
