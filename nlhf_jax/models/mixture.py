@@ -1,8 +1,8 @@
-"""The geometric mixture π_θ^{1−β} μ^β, token by token, and several players decoded in one loop.
+"""The geometric mixture π_θ^{1−β} μ^β, token by token, and several mixtures decoded in one loop.
 
-A player is a mixture of parameter sets, {'online': 1 − β, 'reference': β}; a plain policy is a mixture of one. Each
-set keeps a cache of its own, over the lanes of just those players that use it: the reference's keys and values are
-never the policy's. Lanes are laid out [B, players, k], so that all lanes of a prompt share its prefill.
+A mixture is the weights of parameter sets, {'online': 1 − β, 'reference': β}; a plain policy is a mixture of one. Each
+set keeps a cache of its own, over the lanes of just those mixtures that use it: the reference's keys and values are
+never the policy's. Lanes are in the order [B, mixtures, k], so that all lanes of a prompt share its prefill.
 
 Source: Munos et al. (2024), arXiv:2312.00886, section 7: log π̃^β(y_t|·) = (1−β) log π_θ + β log μ + C per token.
 """
@@ -16,13 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.networks import decoding
+from nlhf_jax.networks.decoding import loop, slots
+from nlhf_jax.networks.network import Decoder
 from nlhf_jax.types import MixtureWeights, PolicyParams, PRNGKey, Prompts, Rollout
 
 ONLINE: MixtureWeights = {'online': 1.0}
-EMA: MixtureWeights = {'ema': 1.0}
 REFERENCE: MixtureWeights = {'reference': 1.0}
-PAST: MixtureWeights = {'past': 1.0}
-HALF: MixtureWeights = {'half': 1.0}
+AVERAGE: MixtureWeights = {'average': 1.0}
+SNAPSHOT: MixtureWeights = {'snapshot': 1.0}
+HALF_STEP: MixtureWeights = {'half_step': 1.0}
 
 
 def between(beta: float) -> MixtureWeights:
@@ -43,59 +45,107 @@ def mix_logits(
   return sum(w * x for w, x in zip(weights, logits, strict=True))
 
 
-class _Table(NamedTuple):
-  """Who plays with which parameter set: {set: [player, …]}, and how many lanes a player has per prompt."""
-
-  players: tuple[MixtureWeights, ...]
-  num_samples: int
-  users: dict[str, list[int]]
-
-
 def play(
-  decoder: decoding.Decoder,
+  decoder: Decoder,
   sampling: decoding.Sampling,
   params: PolicyParams,
-  players: Sequence[MixtureWeights],
+  mixtures: Sequence[MixtureWeights],
   prompts: Prompts,
   rng: PRNGKey,
   num_samples: int = 1,
 ) -> tuple[Rollout, ...]:
-  """Draws responses of every player to every prompt in one decoding loop.
+  """Draws responses of every mixture to every prompt in one decoding loop.
 
-  Each parameter set runs once per step, on the lanes of all players that use it.
+  Each parameter set runs once per step, on the lanes of all mixtures that use it.
 
   Args:
     decoder: the network's functions.
     sampling: temperature, truncation and length; applied to the mixture, after mixing.
-    params: parameter sets, by the names that the players use.
-    players: mixtures to play; static.
+    params: parameter sets, by the names that the mixtures use.
+    mixtures: static.
     prompts: B prompts.
     rng: key of this call; lanes split it.
-    num_samples: responses k of each player to each prompt.
+    num_samples: responses k of each mixture to each prompt.
 
   Returns:
-    One rollout per player, of N = B·k rows.
-  """
-  _check_players(players, params)
-  users: dict[str, list[int]] = {}
-  for number, player in enumerate(players):
-    for name in player:
-      users.setdefault(name, []).append(number)
-  table = _Table(tuple(players), num_samples, users)
-  encoded = {name: decoder.encode(getattr(params, name), prompts.tokens) for name in users}
-  num_prompts, num_lanes = prompts.tokens.shape[0], len(players) * num_samples
-  in_turns = 0 < sampling.num_slots < num_prompts
-  seats = sampling.num_slots if in_turns else num_prompts
+    One rollout per mixture, of N = B·k rows.
 
-  room = sampling.max_length
-  if decoder.grow is not None and not in_turns:
-    room = decoding.stages(room)[0]
+  Raises:
+    ValueError: weights are not positive or do not add up to 1, or a parameter set is missing.
+  """
+  _check(mixtures, params)
+  table = _Table(tuple(mixtures), num_samples)
+  num_prompts, num_lanes = prompts.tokens.shape[0], len(mixtures) * num_samples
+  queues = 0 < sampling.num_slots < num_prompts
+  capacity = sampling.max_length
+  if decoder.grow is not None and not queues:
+    capacity = loop.stages(capacity)[0]
+  num_slots = sampling.num_slots if queues else num_prompts
+  step, encoded, caches = _prepare(decoder, table, params, prompts, num_slots, capacity)
+  if queues:
+    rollout = slots.sample(step, encoded, caches, num_lanes, rng, sampling)
+  else:
+    together = lambda caches, tokens: step(encoded, caches, tokens, None)
+    grow = decoder.grow and (lambda caches, n: {k: decoder.grow(x, n) for k, x in caches.items()})
+    rollout = loop.sample(together, caches, num_prompts * num_lanes, rng, sampling, grow)
+  return tuple(
+    jax.tree.map(lambda x, number=number: table.lanes(x, [number]), rollout)
+    for number in range(len(mixtures))
+  )
+
+
+class _Table(NamedTuple):
+  """Which mixtures use which parameter set; all lanes are [B, mixtures, k], those of a set [B, users, k]."""
+
+  mixtures: tuple[MixtureWeights, ...]
+  # k
+  num_samples: int
+
+  @property
+  def users(self) -> dict[str, list[int]]:
+    """The numbers of the mixtures that use each set."""
+    result: dict[str, list[int]] = {}
+    for number, weights in enumerate(self.mixtures):
+      for name in weights:
+        result.setdefault(name, []).append(number)
+    return result
+
+  def lanes(self, x: Array, numbers: list[int]) -> Array:
+    """The rows of some mixtures."""
+    rows = x.reshape(-1, len(self.mixtures), self.num_samples, *x.shape[1:])
+    return rows[:, jnp.array(numbers)].reshape(-1, *x.shape[1:])
+
+  def mix(self, logits: dict[str, Float[Array, 'lanes V']]) -> Float[Array, 'L V']:
+    """Mixes the networks' logits, each over its own lanes, into the logits of all lanes."""
+    users, k = self.users, self.num_samples
+    by_set = {name: x.reshape(-1, len(users[name]), k, x.shape[-1]) for name, x in logits.items()}
+    mixed = [
+      mix_logits(
+        [by_set[name][:, users[name].index(number)] for name in weights], list(weights.values())
+      )
+      for number, weights in enumerate(self.mixtures)
+    ]
+    stacked = jnp.stack(mixed, axis=1)  # [B, mixtures, k, V]
+    return stacked.reshape(-1, stacked.shape[-1])
+
+
+def _prepare(
+  decoder: Decoder,
+  table: _Table,
+  params: PolicyParams,
+  prompts: Prompts,
+  num_slots: int,
+  capacity: int,
+) -> tuple[slots.Step, dict[str, Any], dict[str, Any]]:
+  """A step of all lanes, what it reads of the prompts, and empty caches for `num_slots` prompts; by parameter set."""
+  users = table.users
+  encoded = {name: decoder.encode(params.named(name), prompts.tokens) for name in users}
   weights, caches = {}, {}
   for name, numbers in users.items():
-    lanes = seats * len(numbers) * num_samples
-    weights[name] = decoder.weights(getattr(params, name), lanes)
-    reads = jax.tree.map(lambda x: x[:seats], encoded[name])
-    caches[name] = decoder.empty(weights[name], reads, lanes, room)
+    lanes = num_slots * len(numbers) * table.num_samples
+    weights[name] = decoder.weights(params.named(name), lanes)
+    own = jax.tree.map(lambda x: x[:num_slots], encoded[name])
+    caches[name] = decoder.empty(weights[name], own, lanes, capacity)
 
   def step(
     encoded: dict[str, Any],
@@ -105,49 +155,28 @@ def play(
   ) -> tuple[Float[Array, 'L V'], dict[str, Any]]:
     logits, new = {}, {}
     for name, numbers in users.items():
-      own = lambda x, numbers=numbers: x if x is None else _lanes_of(table, x, numbers)
+      own = lambda x, numbers=numbers: x if x is None else table.lanes(x, numbers)
       inputs = encoded[name], caches[name], own(tokens), own(positions)
       logits[name], new[name] = decoder.step(weights[name], *inputs)
-    return _combine(table, logits), new
+    return table.mix(logits), new
 
-  if in_turns:
-    rollout = decoding.sample_with_slots(step, encoded, caches, num_lanes, rng, sampling)
-  else:
-    together = lambda caches, tokens: step(encoded, caches, tokens, None)
-    grow = decoder.grow and (lambda caches, n: {k: decoder.grow(x, n) for k, x in caches.items()})
-    rollout = decoding.sample(together, caches, num_prompts * num_lanes, rng, sampling, grow)
-  return tuple(
-    jax.tree.map(lambda x, number=number: _lanes_of(table, x, [number]), rollout)
-    for number in range(len(players))
-  )
+  return step, encoded, caches
 
 
-def _combine(table: _Table, logits: dict[str, Float[Array, 'lanes V']]) -> Float[Array, 'L V']:
-  """Mixes the networks' logits, each over its own lanes, into the logits of all lanes."""
-  k = table.num_samples
-  by_set = {
-    name: x.reshape(-1, len(table.users[name]), k, x.shape[-1]) for name, x in logits.items()
-  }
-  mixed = [
-    mix_logits(
-      [by_set[name][:, table.users[name].index(number)] for name in player], list(player.values())
-    )
-    for number, player in enumerate(table.players)
-  ]
-  stacked = jnp.stack(mixed, axis=1)  # [B, players, k, V]
-  return stacked.reshape(-1, stacked.shape[-1])
+def _check(mixtures: Sequence[MixtureWeights], params: PolicyParams) -> None:
+  for weights in mixtures:
+    if not math.isclose(sum(weights.values()), 1.0) or min(weights.values()) <= 0:
+      raise ValueError(f'A mixture needs positive weights that add up to 1, got {dict(weights)}.')
+    for name in weights:
+      if not _has(params, name):
+        known = ', '.join(['online', *sorted(params.sets)])
+        raise ValueError(
+          f'Mixture {dict(weights)} needs the parameter set {name!r}; this run has {known}.'
+        )
 
 
-def _lanes_of(table: _Table, x: Array, numbers: list[int]) -> Array:
-  """The rows of some players."""
-  lanes = x.reshape(-1, len(table.players), table.num_samples, *x.shape[1:])
-  return lanes[:, jnp.array(numbers)].reshape(-1, *x.shape[1:])
-
-
-def _check_players(players: Sequence[MixtureWeights], params: PolicyParams) -> None:
-  for player in players:
-    if not math.isclose(sum(player.values()), 1.0) or min(player.values()) <= 0:
-      raise ValueError(f'A player needs positive weights that add up to 1, got {player}.')
-    for name in player:
-      if getattr(params, name, None) is None:
-        raise ValueError(f'MixtureWeights {player} needs the parameter set {name!r}, which this run lacks.')
+def _has(params: PolicyParams, name: str) -> bool:
+  try:
+    return params.named(name) is not None
+  except (KeyError, IndexError):
+    return False

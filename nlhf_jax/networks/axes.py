@@ -1,14 +1,14 @@
-"""Names of the axes of arrays; T5X's, where it has them. Networks say what an axis is, not where it lies.
+"""Names of the axes of arrays; T5X's, where it has them. Networks say what an axis is, not how it is sharded.
 
 Parameters have embed, mlp, heads, joined_kv, vocab and relpos_buckets; activations have batch (rows of any kind: prompts,
-responses, lanes), and mlp, heads, joined_kv and vocab too. Which axes of a mesh these are cut along, rules say, a list of
-(name, axes of the mesh); outside of `use_mesh` nothing is cut, and nothing here does anything.
+responses, lanes), and mlp, heads, joined_kv and vocab too. Rules, a list of (name, axes of the mesh), say which axes of a
+mesh each is sharded over; outside of `use_mesh` nothing is sharded, and nothing here does anything.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax.core.meta
 import flax.linen as nn
@@ -18,20 +18,30 @@ import jax.numpy as jnp
 from flax.linen import partitioning
 from jax.sharding import Mesh, PartitionSpec
 
-Names = tuple[str | None, ...]  # Of an array's axes; None: an axis that is never cut.
+from nlhf_jax.types import Params, PRNGKey
+
+# Of an array's axes; None: an axis that is never sharded.
+Names = tuple[str | None, ...]
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 
-def init(network: nn.Module):
+@runtime_checkable
+class HasInit(Protocol):
+  """A Linen module."""
+
+  def init(self, rngs: PRNGKey, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def init(network: HasInit) -> Callable[[PRNGKey], Params]:
   """rng -> parameters of a network with T5X's call signature."""
 
-  def run(rng: jax.Array):
+  def run(rng: PRNGKey) -> Params:
     return _variables(network, rng)['params']
 
   return run
 
 
-def logical_axes(network: nn.Module) -> Any:
+def logical_axes(network: HasInit) -> Any:
   """Names of the axes of a network's parameters: a tree like that of `init`, with a tuple for each array."""
   variables = jax.eval_shape(lambda: _variables(network, jax.random.PRNGKey(0)))
   found = flax.traverse_util.flatten_dict(variables['params'])
@@ -44,38 +54,16 @@ def logical_axes(network: nn.Module) -> Any:
   return flax.traverse_util.unflatten_dict(known)
 
 
-def _variables(network: nn.Module, rng: jax.Array):
+def _variables(network: HasInit, rng: PRNGKey) -> Any:
   dummy = jnp.ones((1, 2), jnp.int32)
   return network.init(rng, dummy, dummy, dummy, enable_dropout=False)
 
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: Rules) -> Iterator[None]:
-  """Within, arrays are cut over a mesh by these rules."""
+  """Within, arrays are sharded over a mesh by these rules."""
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     yield
-
-
-def spec(
-  names: Names, shape: Sequence[int], rules: Rules, mesh_shape: Mapping[str, int]
-) -> PartitionSpec:
-  """How an array is cut. An axis that does not divide evenly stays whole, and no axis of the mesh is used twice.
-
-  Args:
-    names: of the array's axes.
-    shape: of the array.
-    rules: the first that names an axis counts.
-    mesh_shape: devices along each axis of the mesh.
-  """
-  by_name, used, cuts = dict(reversed(rules)), set(), []
-  for name, size in zip(names, shape, strict=True):
-    axes = by_name.get(name) or ()
-    axes = (axes,) if isinstance(axes, str) else tuple(axes)
-    axes = tuple(axis for axis in axes if mesh_shape.get(axis, 1) > 1)
-    whole = size % math.prod(mesh_shape[axis] for axis in axes) or used & set(axes)
-    cuts.append(None if whole or not axes else axes)
-    used |= set() if whole else set(axes)
-  return PartitionSpec(*cuts)
 
 
 def has_mesh() -> bool:
@@ -83,23 +71,47 @@ def has_mesh() -> bool:
   return bool(nn.get_logical_axis_rules()) and flax.core.meta.global_mesh_defined()
 
 
+def spec(
+  names: Names, shape: Sequence[int], rules: Rules, mesh_shape: Mapping[str, int]
+) -> PartitionSpec:
+  """How an array is sharded.
+
+  An axis that does not divide evenly is not sharded, and no axis of the mesh is used twice.
+
+  Args:
+    names: of the array's axes.
+    shape: of the array.
+    rules: the first that names an axis counts.
+    mesh_shape: devices along each axis of the mesh.
+  """
+  by_name, used, entries = dict(reversed(rules)), set(), []
+  for name, size in zip(names, shape, strict=True):
+    axes = by_name.get(name) or ()
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    axes = tuple(axis for axis in axes if mesh_shape.get(axis, 1) > 1)
+    uneven = size % math.prod(mesh_shape[axis] for axis in axes) or used & set(axes)
+    entries.append(None if uneven or not axes else axes)
+    used |= set() if uneven else set(axes)
+  return PartitionSpec(*entries)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """The same array, cut by the names of its axes."""
+  """The same array, sharded by the names of its axes."""
   if not has_mesh():
     return x
   rules, mesh = nn.get_logical_axis_rules(), flax.core.meta.get_global_mesh()
   return jax.lax.with_sharding_constraint(x, spec(names, x.shape, rules, mesh.shape))
 
 
+def gather(weights: jax.Array, names: Names) -> jax.Array:
+  """Weights as they are computed with: complete along `embed`, which is sharded so that no device need keep all of them."""
+  return constrain(weights, *(None if name == 'embed' else name for name in names))
+
+
 def size_on_device(shape: Sequence[int], *names: str | None) -> int:
-  """How many numbers each device has of an array of this shape, cut by the names of its axes."""
+  """How many numbers each device has of an array of this shape, sharded by the names of its axes."""
   if not has_mesh():
     return math.prod(shape)
   rules, mesh = nn.get_logical_axis_rules(), flax.core.meta.get_global_mesh()
-  cuts = jax.tree.leaves(tuple(spec(names, shape, rules, mesh.shape)))
-  return math.prod(shape) // math.prod(mesh.shape[axis] for axis in cuts)
-
-
-def gather(weights: jax.Array, names: Names) -> jax.Array:
-  """Weights as they are computed with: whole along `embed`, which is cut so that a device need not keep all of them."""
-  return constrain(weights, *(None if name == 'embed' else name for name in names))
+  over = jax.tree.leaves(tuple(spec(names, shape, rules, mesh.shape)))
+  return math.prod(shape) // math.prod(mesh.shape[axis] for axis in over)

@@ -1,9 +1,9 @@
 """Llama and its kin (SmolLM2, Qwen2.5, Mistral) in Flax Linen, with the method signatures of `t5`.
 
-A decoder-only network is one stack over a prompt and its response. Here its pass is cut in two. `encode` runs the prompt
+A decoder-only network is one stack over a prompt and its response. Here its pass has two parts. `encode` runs the prompt
 and gives its keys and values; `decode` runs responses, whose queries read those and their own. So the k responses to a
-prompt share its pass and its cache, prompts need no padding on the left, and whatever works with T5 works with this.
-The cut lies before the prompt's last token: that is what a response's stream starts with, where T5's starts with token 0.
+prompt share its pass and its cache, prompts need no padding on the left, and what works with T5 works with this.
+The second part begins with the prompt's last token: a response's inputs start with it, where T5's start with PAD.
 
 Source: Touvron et al. (2023), arXiv:2302.13971; Su et al. (2021), arXiv:2104.09864 (rotary positions); Ainslie et al.
 (2023), arXiv:2305.13245 (grouped-query attention).
@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.networks import axes, layers
+from nlhf_jax.networks import attention, axes, layers, network
+from nlhf_jax.networks import cache as kv_cache
+from nlhf_jax.types import PAD
 
 
 class RopeScaling(NamedTuple):
@@ -33,25 +35,30 @@ class RopeScaling(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-  """The sizes of a decoder-only network; token 0 is padding, and 1 ends a response, whatever its own vocabulary says."""
+  """The sizes of a decoder-only network."""
 
   vocab_size: int
-  dtype: Any = jnp.float32  # Of activations; parameters and logits are float32.
+  # Of activations; parameters and logits are float32.
+  dtype: Any = jnp.float32
   emb_dim: int = 576
   num_heads: int = 9
-  num_kv_heads: int = 3  # Each serves num_heads / num_kv_heads heads of queries.
+  # Each serves num_heads / num_kv_heads heads of queries.
+  num_kv_heads: int = 3
   num_layers: int = 30
   head_dim: int = 64
   mlp_dim: int = 1536
   rope_base: float = 1e4
   rope_scaling: RopeScaling | None = None
   norm_epsilon: float = 1e-5
-  qkv_bias: bool = False  # Qwen2.5 has biases on queries, keys and values.
-  sliding_window: int | None = None  # Mistral 7B 0.1: a token sees so many, itself included.
+  # Qwen2.5 has biases on queries, keys and values.
+  qkv_bias: bool = False
+  # Tokens that a token sees, itself included (Mistral 7B 0.1); None: all.
+  sliding_window: int | None = None
   logits_via_embedding: bool = False
-  execution: layers.Execution = layers.PLAIN  # Whether layers are scanned and rematerialised.
-  # Ids of padding and of the end in the network's own vocabulary. They change places with 0 and 1 where weights are read or
-  # written (runtime/hf.py) and in the tokenizer (data/vocabularies.py), so that one convention holds everywhere.
+  # Whether layers are scanned and rematerialised.
+  execution: layers.Execution = layers.PLAIN
+  # Ids of padding and of the end in the network's own vocabulary. They change places with PAD and EOS where weights are
+  # read or written (formats/hf.py) and in the tokenizer (data/vocabularies.py), so that one convention holds everywhere.
   pad_id: int = 0
   eos_id: int = 1
 
@@ -85,14 +92,16 @@ class Transformer(nn.Module):
     encoder_input_tokens: Int[Array, 'B S'],
     encoder_segment_ids: None = None,
     enable_dropout: bool = False,
-  ) -> tuple[layers.Encoded, ...]:
+  ) -> tuple[kv_cache.KeysAndValues, ...]:
     """Keys and values of prompts, one per layer; those of padding are never read."""
     del encoder_segment_ids, enable_dropout  # There is neither packing nor dropout.
     x = self.token_embedder(encoder_input_tokens)
     return self.decoder.encode(x)
 
-  def read(self, encoded: tuple[layers.Encoded, ...]) -> tuple[layers.Encoded, ...]:
-    """What `decode` reads of the prompts: here, what `encode` makes; of T5, keys and values made of that."""
+  def precompute(
+    self, encoded: tuple[kv_cache.KeysAndValues, ...]
+  ) -> tuple[kv_cache.KeysAndValues, ...]:
+    """The same: `encode` made keys and values already."""
     return encoded
 
   def decode(self, *args: Any, **kwargs: Any) -> Float[Array, 'N T V']:
@@ -100,14 +109,14 @@ class Transformer(nn.Module):
     return self.logits(self.decode_hidden(*args, **kwargs))
 
   def logits(self, hidden: Float[Array, '*b E']) -> Float[Array, '*b V']:
-    """What the next token is likely to be, from what `decode_hidden` makes."""
+    """Of the next token, from what `decode_hidden` makes."""
     if self.config.logits_via_embedding:
       return self.token_embedder.attend(hidden)
     return self.decoder.logits(hidden)
 
   def decode_hidden(
     self,
-    encoded: tuple[layers.Encoded, ...],
+    encoded: tuple[kv_cache.KeysAndValues, ...],
     encoder_input_tokens: Int[Array, 'B S'],
     decoder_input_tokens: Int[Array, 'N T'],
     decoder_target_tokens: Int[Array, 'N T'],
@@ -116,14 +125,14 @@ class Transformer(nn.Module):
     max_decode_length: int | None = None,
     decoder_positions: Int[Array, 'N T'] | None = None,
   ) -> Float[Array, 'N T E']:
-    """What logits are made of; where the target is padding it means nothing.
+    """What logits are made of; meaningless where the target is padding.
 
     Args:
       encoded: what `encode` made of the prompts.
       encoder_input_tokens: the prompts, of at least one token each.
-      decoder_input_tokens: the responses, moved right by one. The first of them is not looked at: the prompt's last
-        token stands there.
-      decoder_target_tokens, enable_dropout: as T5's; not looked at.
+      decoder_input_tokens: the responses, moved right by one. The first is ignored: the prompt's last token takes its
+        place.
+      decoder_target_tokens, enable_dropout: as T5's; ignored.
       decode: the inputs are the next positions (usually one), those before them are in the collection `cache`, which
         the first such call makes.
       max_decode_length: positions of that cache.
@@ -133,14 +142,19 @@ class Transformer(nn.Module):
       ValueError: N is no multiple of B.
     """
     del decoder_target_tokens, enable_dropout
-    layers.check_rows(decoder_input_tokens, encoder_input_tokens)
+    network.check_rows(decoder_input_tokens, encoder_input_tokens)
     prompts = encoder_input_tokens
-    last = jnp.sum(prompts > 0, axis=-1) - 1
+    last = jnp.sum(prompts != PAD, axis=-1) - 1
     start = self.token_embedder(jnp.take_along_axis(prompts, last[:, None], axis=-1))
     x = self.token_embedder(decoder_input_tokens)
     if decode:
       return self.decoder.extend(x, encoded, start, last, decoder_positions, max_decode_length)
     return self.decoder(x, encoded, start, last)
+
+  @nn.nowrap
+  def incremental(self) -> network.Decoder:
+    """Its decoder, whose cache grows."""
+    return network.cached_decoder(self)
 
   def __call__(
     self,
@@ -169,11 +183,11 @@ class Decoder(nn.Module):
     if not cfg.logits_via_embedding:
       self.logits_dense = layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32)
 
-  def encode(self, x: Float[Array, 'B S E']) -> tuple[layers.Encoded, ...]:
+  def encode(self, x: Float[Array, 'B S E']) -> tuple[kv_cache.KeysAndValues, ...]:
     positions = jnp.arange(x.shape[1])[None]
     mask = _sees(_distances(x.shape[1]), positions, self.config.sliding_window)
-    alone = [None] * self.config.num_layers
-    _, encoded = layers.run(self.layers, x, alone, self.config.execution, positions, mask)
+    nothing = [None] * self.config.num_layers
+    _, encoded = layers.run(self.layers, x, nothing, self.config.execution, positions, mask)
     return tuple(encoded)
 
   def logits(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
@@ -182,11 +196,11 @@ class Decoder(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'N T E'],
-    encoded: tuple[layers.Encoded, ...],
+    encoded: tuple[kv_cache.KeysAndValues, ...],
     start: Float[Array, 'B 1 E'],
     last: Int[Array, 'B'],
   ) -> Float[Array, 'N T E']:
-    """Whole responses.
+    """Complete responses.
 
     Args:
       x: embedded inputs; the response's first is replaced by `start`.
@@ -197,26 +211,26 @@ class Decoder(nn.Module):
     queries = jnp.arange(x.shape[1])[None]
     x, positions, prompt_mask = self._place(x, queries, encoded, start, last)
     mask = _sees(_distances(x.shape[1]), queries, self.config.sliding_window)
-    how = self.config.execution
-    x, _ = layers.run(self.layers, x, encoded, how, positions, mask, prompt_mask)
+    execution = self.config.execution
+    x, _ = layers.run(self.layers, x, encoded, execution, positions, mask, prompt_mask)
     return self.decoder_norm(x)
 
   def extend(
     self,
     x: Float[Array, 'N Q E'],
-    encoded: tuple[layers.Encoded, ...],
+    encoded: tuple[kv_cache.KeysAndValues, ...],
     start: Float[Array, 'B 1 E'],
     last: Int[Array, 'B'],
-    queries: Int[Array, 'N 1'] | None,
+    queries: Int[Array, 'N Q'] | None,
     max_decode_length: int | None,
   ) -> Float[Array, 'N Q E']:
     """The next positions of responses whose beginnings are in the cache; arguments as in `__call__`, and:
 
     queries: the new positions, counted in the response.
     """
-    cache, queries, ages = layers.open_cache(self, x.shape[1], max_decode_length, queries)
-    x, positions, prompt_mask = self._place(x, queries, encoded, start, last)
-    mask = _sees(ages, queries, self.config.sliding_window)
+    cache = kv_cache.advance(self, x.shape[1], max_decode_length, queries)
+    x, positions, prompt_mask = self._place(x, cache.positions, encoded, start, last)
+    mask = _sees(cache.ages, cache.positions, self.config.sliding_window)
     for layer, prompt in zip(self.layers, encoded, strict=True):
       x, _ = layer(x, prompt, positions, mask, prompt_mask, cache)
     return self.decoder_norm(x)
@@ -239,18 +253,18 @@ class DecoderLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'N Q E'],
-    prompt: layers.Encoded | None,
+    prompt: kv_cache.KeysAndValues | None,
     positions: Int[Array, '#N Q'],
     mask: Bool[Array, '#N Q K'],
     prompt_mask: Bool[Array, 'B M S'] | None = None,
-    cache: layers.Cache | None = None,
-  ) -> tuple[Float[Array, 'N Q E'], layers.Encoded]:
+    cache: kv_cache.Cache | None = None,
+  ) -> tuple[Float[Array, 'N Q E'], kv_cache.KeysAndValues]:
     """The next layer's input, and this one's keys and values of `x`."""
     cfg = self.config
     norm = lambda name: layers.LayerNorm(cfg.dtype, cfg.norm_epsilon, name=name)
     y = norm('pre_self_attention_layer_norm')(x)
-    attention = Attention(cfg, name='self_attention')
-    y, encoded = attention(y, positions, mask, prompt, prompt_mask, cache)
+    attend = Attention(cfg, name='self_attention')
+    y, encoded = attend(y, positions, mask, prompt, prompt_mask, cache)
     x = x + y
     y = norm('pre_mlp_layer_norm')(x)
     mlp = layers.MlpBlock(cfg.mlp_dim, ('silu', 'linear'), 0.0, cfg.dtype, name='mlp')
@@ -268,27 +282,27 @@ class Attention(nn.Module):
     x: Float[Array, 'N Q E'],
     positions: Int[Array, '#N Q'],
     mask: Bool[Array, '#N Q K'],
-    prompt: layers.Encoded | None,
+    prompt: kv_cache.KeysAndValues | None,
     prompt_mask: Bool[Array, 'B M S'] | None,
-    cache: layers.Cache | None,
-  ) -> tuple[Float[Array, 'N Q E'], layers.Encoded]:
+    cache: kv_cache.Cache | None,
+  ) -> tuple[Float[Array, 'N Q E'], kv_cache.KeysAndValues]:
     cfg = self.config
     rotation = _rotation(positions, cfg)
     scale = 1 / math.sqrt(cfg.head_dim)
     query = _grouped(_rotate(self._project('query', x, cfg.num_heads), rotation) * scale, cfg)
-    read = layers.Encoded(
+    own = kv_cache.KeysAndValues(
       _rotate(self._project('key', x, cfg.num_kv_heads), rotation).transpose(0, 2, 3, 1),
       self._project('value', x, cfg.num_kv_heads).swapaxes(1, 2),
     )
-    read = layers.Encoded(*(axes.constrain(x, *layers.PER_HEAD) for x in read))
+    own = kv_cache.KeysAndValues(*(axes.constrain(x, *kv_cache.PER_HEAD) for x in own))
     if cache is not None:
-      read = layers.append_to_cache(self, read, cache)
-    parts = [_attend(query, read, mask)]
+      own = kv_cache.append(self, own, cache)
+    parts = [_attend(query, own, mask)]
     if prompt is not None:
       parts.append(_attend_shared(query, prompt, prompt_mask))
     attended = _join(parts).astype(cfg.dtype).transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     out = layers.Dense(cfg.emb_dim, ('joined_kv', 'embed'), cfg.dtype, name='out')(attended)
-    return out, read
+    return out, own
 
   def _project(
     self, name: str, x: Float[Array, 'N Q E'], heads: int
@@ -316,22 +330,22 @@ class _Part(NamedTuple):
 
 
 def _attend(
-  query: Float[Array, 'N G R Q d'], read: layers.Encoded, mask: Bool[Array, '#N #Q K']
+  query: Float[Array, 'N G R Q d'], inputs: kv_cache.KeysAndValues, mask: Bool[Array, '#N #Q K']
 ) -> _Part:
   size = query.shape
   rows = query.reshape(*size[:2], -1, size[-1])  # All that read one head, in one product.
-  logits = jnp.matmul(rows, read.key, preferred_element_type=jnp.float32)
-  logits = jnp.where(mask[:, None, None], logits.reshape(*size[:-1], -1), layers.MASKED)
+  logits = jnp.matmul(rows, inputs.key, preferred_element_type=jnp.float32)
+  logits = jnp.where(mask[:, None, None], logits.reshape(*size[:-1], -1), attention.MASKED)
   # Any constant in place of the largest gives the same attention, so that no gradient is lost.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   weights = jnp.exp(logits - largest[..., None])
-  rows = weights.reshape(*size[:2], -1, weights.shape[-1]).astype(read.value.dtype)
-  total = jnp.matmul(rows, read.value, preferred_element_type=jnp.float32)
+  rows = weights.reshape(*size[:2], -1, weights.shape[-1]).astype(inputs.value.dtype)
+  total = jnp.matmul(rows, inputs.value, preferred_element_type=jnp.float32)
   return _Part(total.reshape(size), jnp.sum(weights, axis=-1), largest)
 
 
 def _attend_shared(
-  query: Float[Array, 'N G R Q d'], prompt: layers.Encoded, mask: Bool[Array, 'B M S']
+  query: Float[Array, 'N G R Q d'], prompt: kv_cache.KeysAndValues, mask: Bool[Array, 'B M S']
 ) -> _Part:
   """Onto the prompts: the k rows that answer one are folded into its length of queries."""
   size, num_prompts = query.shape, prompt.key.shape[0]
@@ -355,7 +369,7 @@ def _join(parts: list[_Part]) -> Float[Array, 'N G R Q d']:
 
 
 def _distances(length: int) -> Int[Array, 'length length']:
-  """How many positions each key lies before each query."""
+  """How many positions each key stands before each query."""
   positions = jnp.arange(length)
   return positions[:, None] - positions
 
@@ -394,9 +408,10 @@ def _frequencies(config: LlamaConfig) -> Float[np.ndarray, 'h']:
   scaling = config.rope_scaling
   if scaling is None:
     return frequencies.astype(np.float32)
-  turns = scaling.original_length * frequencies / (2 * np.pi)  # Within the original context.
+  # Within the original context.
+  rotations = scaling.original_length * frequencies / (2 * np.pi)
   low, high = scaling.low_freq_factor, scaling.high_freq_factor
-  kept = np.clip((turns - low) / (high - low), 0, 1)
+  kept = np.clip((rotations - low) / (high - low), 0, 1)
   return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
 
 
@@ -404,8 +419,8 @@ def _rotate(
   x: Float[Array, 'N Q heads d'],
   rotation: tuple[Float[Array, '#N Q 1 h'], Float[Array, '#N Q 1 h']],
 ) -> Float[Array, 'N Q heads d']:
-  """Turns the pairs (x_i, x_{i + d/2}), in float32."""
+  """Rotates the pairs (x_i, x_{i + d/2}), in float32."""
   cos, sin = rotation
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.networks import layers
+from nlhf_jax.networks import attention, layers, network, position_bias
+from nlhf_jax.networks import cache as kv_cache
+from nlhf_jax.types import PAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,8 @@ class T5Config:
   """The sizes of a T5; the defaults are T5X's."""
 
   vocab_size: int
-  dtype: Any = jnp.float32  # Of activations; parameters and logits are float32.
+  # Of activations; parameters and logits are float32.
+  dtype: Any = jnp.float32
   emb_dim: int = 512
   num_heads: int = 8
   num_encoder_layers: int = 6
@@ -30,9 +33,10 @@ class T5Config:
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
-  # Not T5X's:
-  local_init: bool = False  # The encoder starts near-sighted. For training from scratch.
-  execution: layers.Execution = layers.PLAIN  # Whether layers are scanned and rematerialised.
+  # Not T5X's: the encoder starts near-sighted, for training from scratch.
+  local_init: bool = False
+  # Not T5X's: whether layers are scanned and rematerialised.
+  execution: layers.Execution = layers.PLAIN
 
   def __post_init__(self):
     layers.check_execution(self.execution)
@@ -44,7 +48,7 @@ class T5Config:
 
 
 class Transformer(nn.Module):
-  """An encoder reads prompts, a decoder predicts responses; token 0 is padding.
+  """An encoder reads prompts, a decoder predicts responses.
 
   The decoder's batch may be a multiple k of the encoder's: its rows i·k … i·k + k − 1 then read
   prompt i.
@@ -71,26 +75,23 @@ class Transformer(nn.Module):
     x = self.token_embedder(encoder_input_tokens)
     return self.encoder(x, mask, deterministic=not enable_dropout)
 
-  def read(self, encoded: Float[Array, 'B S E']) -> tuple[layers.Encoded, ...]:
-    """Keys and values of the encoder's output, for each layer of the decoder: takes its place in `decode`.
-
-    What decodes token by token need not compute them at each.
-    """
-    return self.decoder.read(encoded)
+  def precompute(self, encoded: Float[Array, 'B S E']) -> tuple[kv_cache.KeysAndValues, ...]:
+    """Keys and values of the encoder's output for each layer of the decoder, which steps need not compute again."""
+    return self.decoder.precompute(encoded)
 
   def decode(self, *args: Any, **kwargs: Any) -> Float[Array, 'N T V']:
     """Logits of each target, float32; arguments as those of `decode_hidden`."""
     return self.logits(self.decode_hidden(*args, **kwargs))
 
   def logits(self, hidden: Float[Array, '*b E']) -> Float[Array, '*b V']:
-    """What the next token is likely to be, from what `decode_hidden` makes."""
+    """Of the next token, from what `decode_hidden` makes."""
     if self.config.logits_via_embedding:
       return self.token_embedder.attend(hidden) / jnp.sqrt(self.config.emb_dim)
     return self.decoder.logits(hidden)
 
   def decode_hidden(
     self,
-    encoded: Float[Array, 'B S E'] | tuple[layers.Encoded, ...],
+    encoded: Float[Array, 'B S E'] | tuple[kv_cache.KeysAndValues, ...],
     encoder_input_tokens: Int[Array, 'B S'],
     decoder_input_tokens: Int[Array, 'N T'],
     decoder_target_tokens: Int[Array, 'N T'],
@@ -101,7 +102,7 @@ class Transformer(nn.Module):
     decode: bool = False,
     max_decode_length: int | None = None,
   ) -> Float[Array, 'N T E']:
-    """What logits are made of; where the target is padding it means nothing.
+    """What logits are made of; meaningless where the target is padding.
 
     With decode=True the inputs are the next positions (usually one), those before them are in the
     collection `cache`. The first such call makes it, with `max_decode_length` positions; as in T5X,
@@ -111,7 +112,7 @@ class Transformer(nn.Module):
     Raises:
       ValueError: N is no multiple of B.
     """
-    layers.check_rows(decoder_input_tokens, encoder_input_tokens)
+    network.check_rows(decoder_input_tokens, encoder_input_tokens)
     cross_mask = _padding_mask(encoder_input_tokens)
     if decoder_segment_ids is not None and not decode:
       folded = decoder_segment_ids.reshape(encoder_input_tokens.shape[0], -1)
@@ -121,6 +122,11 @@ class Transformer(nn.Module):
       return self.decoder.extend(x, encoded, cross_mask, decoder_positions, max_decode_length)
     mask = _decoder_mask(decoder_target_tokens, decoder_segment_ids)
     return self.decoder(x, encoded, mask, cross_mask, not enable_dropout)
+
+  @nn.nowrap
+  def incremental(self) -> network.Decoder:
+    """Its decoder, whose cache grows."""
+    return network.cached_decoder(self)
 
   def __call__(
     self,
@@ -192,7 +198,7 @@ class EncoderLayer(nn.Module):
     dropout = lambda x: _dropout(cfg)(x, deterministic)
     y = layers.LayerNorm(cfg.dtype, name='pre_attention_layer_norm')(x)
     x = x + dropout(
-      layers.SelfAttention(**_heads(cfg), name='attention')(y, mask, bias, deterministic)
+      attention.SelfAttention(**_heads(cfg), name='attention')(y, mask, bias, deterministic)
     )
     y = layers.LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
     return x + dropout(_mlp(cfg, name='mlp')(y, deterministic)), nothing
@@ -212,9 +218,9 @@ class Decoder(nn.Module):
     if not cfg.logits_via_embedding:
       self.logits_dense = layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32)
 
-  def read(self, encoded: Float[Array, 'B S E']) -> tuple[layers.Encoded, ...]:
+  def precompute(self, encoded: Float[Array, 'B S E']) -> tuple[kv_cache.KeysAndValues, ...]:
     """Keys and values of the encoder's output, for each layer."""
-    return tuple(layer.encoder_decoder_attention.read(encoded) for layer in self.layers)
+    return tuple(layer.encoder_decoder_attention.keys_and_values(encoded) for layer in self.layers)
 
   def logits(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
     return self.logits_dense(x)
@@ -222,12 +228,12 @@ class Decoder(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'N T E'],
-    encoded: Float[Array, 'B S E'] | tuple[layers.Encoded, ...],
+    encoded: Float[Array, 'B S E'] | tuple[kv_cache.KeysAndValues, ...],
     mask: Bool[Array, 'N 1 T T'],
     cross_mask: Bool[Array, 'B 1 M S'],
     deterministic: bool,
   ) -> Float[Array, 'N T E']:
-    """Whole responses."""
+    """Complete responses."""
     cfg = self.config
     bias = self.relpos_bias(_distances(x.shape[1]))
     x = self.dropout(x, deterministic)
@@ -238,15 +244,15 @@ class Decoder(nn.Module):
   def extend(
     self,
     x: Float[Array, 'N Q E'],
-    encoded: Float[Array, 'B S E'] | tuple[layers.Encoded, ...],
+    encoded: Float[Array, 'B S E'] | tuple[kv_cache.KeysAndValues, ...],
     cross_mask: Bool[Array, 'B 1 1 S'],
     positions: Int[Array, 'N 1'] | None,
     max_decode_length: int | None,
   ) -> Float[Array, 'N Q E']:
     """The next positions of responses whose beginnings are in the cache."""
-    cache, positions, ages = layers.open_cache(self, x.shape[1], max_decode_length, positions)
-    mask = (ages <= positions[..., None])[:, None]
-    bias = self.relpos_bias(-ages)
+    cache = kv_cache.advance(self, x.shape[1], max_decode_length, positions)
+    mask = (cache.ages <= cache.positions[..., None])[:, None]
+    bias = self.relpos_bias(-cache.ages)
     for layer, own in zip(self.layers, self._each(encoded), strict=True):
       x, _ = layer(x, own, mask, cross_mask, bias, True, cache)
     return self.decoder_norm(x)
@@ -264,9 +270,9 @@ class DecoderLayer(nn.Module):
   def setup(self):
     cfg = self.config
     self.pre_self_attention_layer_norm = layers.LayerNorm(cfg.dtype)
-    self.self_attention = layers.SelfAttention(**_heads(cfg))
+    self.self_attention = attention.SelfAttention(**_heads(cfg))
     self.pre_cross_attention_layer_norm = layers.LayerNorm(cfg.dtype)
-    self.encoder_decoder_attention = layers.CrossAttention(**_heads(cfg))
+    self.encoder_decoder_attention = attention.CrossAttention(**_heads(cfg))
     self.pre_mlp_layer_norm = layers.LayerNorm(cfg.dtype)
     self.mlp = _mlp(cfg)
     self.dropout = _dropout(cfg)
@@ -274,12 +280,12 @@ class DecoderLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'N T E'],
-    encoded: Float[Array, 'B S E'] | layers.Encoded,
+    encoded: Float[Array, 'B S E'] | kv_cache.KeysAndValues,
     mask: Bool[Array, '#N 1 T K'],
     cross_mask: Bool[Array, 'B 1 M S'],
     bias: Float[Array, '1 heads T K'],
     deterministic: bool,
-    cache: layers.Cache | None = None,
+    cache: kv_cache.Cache | None = None,
   ) -> tuple[Float[Array, 'N T E'], None]:
     dropout = lambda x: self.dropout(x, deterministic)
     y = self.pre_self_attention_layer_norm(x)
@@ -305,8 +311,8 @@ def _mlp(cfg: T5Config, name: str | None = None) -> layers.MlpBlock:
   return layers.MlpBlock(cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name=name)
 
 
-def _position_bias(cfg: T5Config, bidirectional: bool) -> layers.RelativePositionBias:
-  return layers.RelativePositionBias(
+def _position_bias(cfg: T5Config, bidirectional: bool) -> position_bias.RelativePositionBias:
+  return position_bias.RelativePositionBias(
     cfg.num_heads,
     bidirectional,
     dtype=cfg.dtype,
@@ -315,7 +321,7 @@ def _position_bias(cfg: T5Config, bidirectional: bool) -> layers.RelativePositio
 
 
 def _distances(length: int) -> Int[Array, 'length length']:
-  """How many positions each key lies after each query."""
+  """How many positions each key stands after each query."""
   positions = jnp.arange(length)
   return positions[None] - positions[:, None]
 
@@ -326,7 +332,7 @@ def _dropout(cfg: T5Config) -> nn.Dropout:
 
 
 def _padding_mask(tokens: Int[Array, 'B S']) -> Bool[Array, 'B 1 1 S']:
-  return (tokens > 0)[:, None, None]
+  return (tokens != PAD)[:, None, None]
 
 
 def _same_segment(queries: Int[Array, 'B Q'], keys: Int[Array, 'B K']) -> Bool[Array, 'B 1 Q K']:

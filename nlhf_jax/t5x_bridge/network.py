@@ -1,23 +1,26 @@
-"""A network module of T5X's, in place of ours: `NETWORK = @t5x_module.T5XModule()` in a gin file.
+"""A network module of T5X's, in place of ours: `NETWORK = @network.T5XModule()` in a gin file.
 
 T5X's decoders take one row for each prompt, need a call of their own to make their cache, and compute the keys and
 values of the encoder's output at every step: what is missing is added here, what is slow stays slow.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.networks import layers
+from nlhf_jax.networks import network
 
 
 class T5XModule(nn.Module):
-  """`encode` and `decode` as this package calls them, over a module with T5X's; the parameter tree is the module's.
+  """The `Network` of a module with T5X's `encode` and `decode`; the parameter tree is the module's.
 
   Like ours, the decoder's batch may be a multiple k of the encoder's: its rows i·k … i·k + k − 1 then read prompt i.
   """
 
-  module: nn.Module  # Such as t5x.examples.t5.network.Transformer.
+  # Such as t5x.examples.t5.network.Transformer.
+  module: nn.Module
 
   def setup(self):
     nn.share_scope(self, self.module)
@@ -37,7 +40,31 @@ class T5XModule(nn.Module):
       encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout
     )
 
-  def decode(
+  def precompute(self, encoded: Float[Array, 'B S E']) -> Float[Array, 'B S E']:
+    """The same: T5X's decoders take the encoder's output itself."""
+    return encoded
+
+  def logits(self, hidden: Float[Array, '*b V']) -> Float[Array, '*b V']:
+    """The same: `decode_hidden` gives logits."""
+    return hidden
+
+  def decode(self, *args: Any, **kwargs: Any) -> Float[Array, 'N T V']:
+    """Logits of each target; arguments as those of `decode_hidden`."""
+    return self.logits(self.decode_hidden(*args, **kwargs))
+
+  @nn.nowrap
+  def incremental(self) -> network.Decoder:
+    """A decoder whose cache does not grow, and whose lanes all begin together."""
+    decoder = network.cached_decoder(self, transposes=False)
+
+    def step(params, encoded, cache, tokens, positions=None):
+      if positions is not None:
+        raise ValueError('A network of T5X decodes all lanes side by side: set num_slots = 0.')
+      return decoder.step(params, encoded, cache, tokens, None)
+
+    return decoder._replace(step=step, grow=None)
+
+  def decode_hidden(
     self,
     encoded: Float[Array, 'B S E'],
     encoder_input_tokens: Int[Array, 'B S'],
@@ -50,12 +77,14 @@ class T5XModule(nn.Module):
     decode: bool = False,
     max_decode_length: int | None = None,
   ) -> Float[Array, 'N T V']:
-    """Logits of each target; the first call with decode=True and `max_decode_length` makes the cache, and decodes.
+    """Logits of each target, since T5X's decoders return nothing else.
+
+    The first call with decode=True and `max_decode_length` makes the cache, and decodes.
 
     Raises:
       ValueError: N is no multiple of B.
     """
-    layers.check_rows(decoder_input_tokens, encoder_input_tokens)
+    network.check_rows(decoder_input_tokens, encoder_input_tokens)
     rows = decoder_input_tokens.shape[0]
     lanes = rows // encoder_input_tokens.shape[0]
     each = lambda x: None if x is None else jnp.repeat(x, lanes, axis=0)
