@@ -1,7 +1,7 @@
-"""What a compiled program does, by its text: its operations, and what its devices send to each other.
+"""What a compiled program does, by its text: its operations, and the bytes that its devices send to each other.
 
-XLA's own cost analysis counts the body of a loop once and says nothing of exchanges; here both are counted as often as
-they happen. The text is that of one device, so sizes are a device's.
+XLA's own cost analysis counts the body of a loop once and says nothing of collectives; here both are counted as often as
+they run. The text is that of one device, so sizes are a device's.
 """
 
 import collections
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BITS = {'pred': 8, 'bf16': 16, 'f16': 16, 's4': 4, 'u4': 4}  # Of others the name says it.
+# Of other types the name has the number.
+_BITS = {'pred': 8, 'bf16': 16, 'f16': 16, 's4': 4, 'u4': 4}
 _SHAPE = re.compile(r'\b(pred|bf16|[fsuc]\d+\w*)\[([\d,]*)\]')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
@@ -25,20 +26,26 @@ _KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collectiv
 class Collective(NamedTuple):
   """One exchange between devices."""
 
-  kind: str  # all-reduce, all-gather, reduce-scatter, all-to-all or collective-permute.
-  axes: tuple[str, ...]  # Of the mesh, along which devices exchange.
-  shapes: tuple[tuple[int, ...], ...]  # Of what a device then has.
-  sent: float  # Bytes that a device sends, each time.
-  times: float  # How often it happens in a run of the program.
+  # all-reduce, all-gather, reduce-scatter, all-to-all or collective-permute.
+  kind: str
+  # Of the mesh, along which devices exchange.
+  axes: tuple[str, ...]
+  # Of what a device then has.
+  shapes: tuple[tuple[int, ...], ...]
+  # By one device, each time.
+  bytes_sent: float
+  # How often it runs in a run of the program.
+  times: float
 
 
 class Work(NamedTuple):
   """What one device does in a run of a program."""
 
-  operations: float  # Of products of matrices; a multiplication and an addition are two.
-  carried: (
-    float  # Bytes that loops that may end early read from one turn to the next: weights and caches.
-  )
+  # Of products of matrices; a multiplication and an addition are two.
+  operations: float
+  # Bytes that loops that may end early read in each of their iterations: weights and caches.
+  carried: float
+  # Those that send anything.
   collectives: list[Collective]
 
 
@@ -48,7 +55,7 @@ def work(text: str, mesh: Mapping[str, int], loop_length: int) -> Work:
   Args:
     text: of the program (`Compiled.as_text`).
     mesh: devices along each of its axes, in order.
-    loop_length: how often loops run that may end early, all together: tokens of the longest response.
+    loop_length: iterations of loops that may end early, all together: tokens of the longest response.
   """
   parsed = _parse(text)
   times = _times(parsed, loop_length)
@@ -64,14 +71,14 @@ def work(text: str, mesh: Mapping[str, int], loop_length: int) -> Work:
       kind = instruction.kind.removesuffix('-start')
       if kind in _KINDS:
         collectives.append(_collective(kind, instruction, mesh, times[name]))
-  return Work(operations, carried, [x for x in collectives if x.sent])
+  return Work(operations, carried, [x for x in collectives if x.bytes_sent])
 
 
 def by_kind_and_axes(collectives: Iterable[Collective]) -> dict[tuple[str, str], float]:
   """Bytes that a device sends, by kind and axes."""
   total = collections.Counter()
   for x in collectives:
-    total[x.kind, ' x '.join(x.axes)] += x.sent * x.times
+    total[x.kind, ' x '.join(x.axes)] += x.bytes_sent * x.times
   return dict(total)
 
 
@@ -149,10 +156,9 @@ def _operations(instruction: _Instruction, shapes: dict[str, str]) -> float:
   """2 · entries of the result · length of what is summed over, of a product."""
   if instruction.kind != 'dot':
     return 0.0
-  first = re.match(r'%?([\w.-]+)', re.sub(r'^\w+\[[^\]]*\](?:\{[^}]*\})? ', '', instruction.rest))[
-    1
-  ]
-  ((_, left),) = _arrays(shapes[first])
+  # Operands may have their shapes before their names.
+  operands = re.sub(r'^\w+\[[^\]]*\](?:\{[^}]*\})? ', '', instruction.rest)
+  ((_, left),) = _arrays(shapes[re.match(r'%?([\w.-]+)', operands)[1]])
   summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.rest)
   length = math.prod(left[n] for n in _dims(summed[1])) if summed else 1
   ((_, result),) = _arrays(instruction.shape)
@@ -173,9 +179,9 @@ def _collective(
   else:
     groups = replica_groups(instruction.rest, math.prod(mesh.values()))
     number = groups.shape[1]
-    # A ring's share: everything but its own part goes round once, or twice to be summed up and given back.
-    parts = {'all-reduce': 2.0, 'reduce-scatter': float(number)}.get(kind, 1.0)
-    sent = parts * (number - 1) / number * size
+    # In a ring all shards but a device's own go round once, or twice to be summed and returned.
+    rounds = {'all-reduce': 2.0, 'reduce-scatter': float(number)}.get(kind, 1.0)
+    sent = rounds * (number - 1) / number * size
   return Collective(kind, _axes(groups, mesh), tuple(dims for _, dims in arrays), sent, times)
 
 
@@ -202,7 +208,7 @@ def replica_groups(text: str, num_devices: int) -> np.ndarray:
 
 
 def _iota(text: str) -> np.ndarray:
-  """[4,2]<=[2,4]T(1,0): numbers in order, as [2, 4], transposed, as [4, 2]."""
+  """[4,2]<=[2,4]T(1,0): numbers in order, in shape [2, 4], transposed, in shape [4, 2]."""
   result, _, source = text.rpartition('<=')
   dims, _, order = source.partition('T')
   dims = _dims(dims.strip('[]'))

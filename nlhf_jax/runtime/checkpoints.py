@@ -1,47 +1,45 @@
-"""Checkpoints through orbax: a directory per step, written in the background, whole or not at all.
+"""Checkpoints through orbax: a directory per step, written in the background, completely or not at all.
 
-A step's directory holds `default` (arrays: parameter sets, the optimizer's state, the key, the step) and `metadata`: where the
-data stood, sums of metrics, the configuration, versions of packages, which reference the run is held to, and a fingerprint
-of every array. What is read is compared with these fingerprints, on whatever mesh it is read; a checkpoint that cannot be
-read, or not as it was written, is named, put aside, and the one before it taken.
+A step's directory holds arrays (parameter sets, the optimizer's state, the key, the step) and metadata: where the data
+stood, sums of metrics, versions of packages, which reference the run is held to, and a fingerprint of every array. What
+is read is compared with these fingerprints, however it is sharded; a checkpoint that cannot be read, or not as it was
+written, is named, moved to quarantine, and the one before it taken.
 """
 
-import hashlib
-import importlib.metadata
-import json
 import logging
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
-from nlhf_jax.runtime import fingerprints
-from nlhf_jax.types import Params, TrainState
+from nlhf_jax.runtime import checkpoint_files, processes
+from nlhf_jax.runtime.checkpoint_files import CorruptCheckpointError
+from nlhf_jax.types import Params, PolicyParams, TrainState
 
-_ARRAYS, _METADATA = 'default', 'run_metadata'
-_PACKAGES = ('nlhf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-class CorruptCheckpointError(Exception):
-  """A checkpoint cannot be read, or not as it was written."""
+_T = TypeVar('_T')
 
 
 class Keep(NamedTuple):
   """Which checkpoints stay; any reason will do."""
 
-  last: int | None = 2  # The newest; None: all.
-  every: int | None = None  # Those whose step is a multiple of it.
-  best: int = 0  # Those with the best metric.
-  metric: str = 'loss'  # Of the log lines.
-  highest: bool = False  # Whether more is better.
+  # The newest; None: all.
+  last: int | None = 2
+  # Those whose step is a multiple of it.
+  every: int | None = None
+  # Those with the best metric.
+  best: int = 0
+  # Of the log lines.
+  metric: str = 'loss'
+  # Whether more is better.
+  highest: bool = False
 
   def policy(self) -> Any:
+    """The same for orbax."""
     if self.last is None:
       return managers.LatestN()
     reasons = [managers.LatestN(self.last)]
@@ -59,7 +57,15 @@ class Writer:
   """Saves the states of one run, in the background; use it as a context."""
 
   def __init__(self, directory: pathlib.Path, keep: Keep | None = None):
-    """Args: directory of all steps of the run, made if need be; keep: which of them stay; None: the default."""
+    """Opens a directory.
+
+    Args:
+      directory: of all steps of the run, made if need be.
+      keep: which of them stay; None: the default.
+
+    Raises:
+      OSError: the directory cannot be made.
+    """
     self._directory, keep = directory, keep or Keep()
     options = ocp.CheckpointManagerOptions(
       create=True, preservation_policy=keep.policy(), cleanup_tmp_directories=True
@@ -78,51 +84,58 @@ class Writer:
     try:
       self.wait()
     except OSError:
-      if kind is None:  # Else that error is the one to tell of.
+      if kind is None:  # Else that error is the one to report.
         raise
     finally:
       self._manager.close()
 
   def save(
-    self, state: TrainState, metadata: dict[str, Any], metrics: dict[str, float] | None = None
+    self,
+    state: TrainState,
+    metadata: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+    saved: Sequence[str] | None = None,
   ) -> None:
-    """Saves a state; the reference is left out, since another run holds it. Returns before it is written.
+    """Saves a state. Returns before it is written.
 
     Args:
       state: what to save; it may be donated to the next step at once.
       metadata: what else a resumed run needs to know, in JSON.
       metrics: by which the best are kept.
+      saved: names of the parameter sets that are saved besides θ (`parameter_sets.saved`); None: all that the state has.
 
     Raises:
       OSError: an earlier save has failed.
       ValueError: the directory holds this step, or a later one. Orbax would leave it as it is, and say nothing.
     """
     self.check()
-    step, saved = int(state.step), _saved(state)
+    step, arrays = int(state.step), _arrays(state, saved)
     latest = self._manager.latest_step()
     if latest is not None and latest >= step:
       raise ValueError(
         f'{self._directory} already holds step {latest}, so step {step} was not saved: '
-        'name another --run_dir, or delete it.'
+        'name another run_dir, or delete it.'
       )
-    metadata = _signed(
-      metadata | {'step': step, 'fingerprints': fingerprints.fingerprint_arrays(saved), 'versions': _versions()}
-    )
-    parts = {_ARRAYS: ocp.args.StandardSave(saved), _METADATA: ocp.args.JsonSave(metadata)}
+    items = {
+      checkpoint_files.ARRAYS: ocp.args.StandardSave(arrays),
+      checkpoint_files.METADATA: ocp.args.JsonSave(
+        checkpoint_files.describe(arrays, step, metadata)
+      ),
+    }
     try:
-      self._manager.save(step, args=ocp.args.Composite(**parts), metrics=metrics)
+      self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
     except OSError as error:
       raise self._failed(error) from error
 
   def check(self) -> None:
     """Raises OSError, with the reason, where a save has failed."""
-    self._surely(self._manager.check_for_errors)
+    self._raise_failure(self._manager.check_for_errors)
 
   def wait(self) -> None:
     """Returns once all is written. Raises as `check`."""
-    self._surely(self._manager.wait_until_finished)
+    self._raise_failure(self._manager.wait_until_finished)
 
-  def _surely(self, ask: Callable[[], None]) -> None:
+  def _raise_failure(self, ask: Callable[[], None]) -> None:
     try:
       ask()
     except Exception as error:  # Whatever a background thread died of.
@@ -131,8 +144,19 @@ class Writer:
   def _failed(self, error: Exception) -> OSError:
     return OSError(
       f'Saving to {self._directory} failed ({" ".join(str(error).split()) or type(error).__name__}): '
-      'see to its space and permissions, then run again; the run goes on from its newest whole checkpoint.'
+      'see to its space and permissions, then run again; the run goes on from its newest intact checkpoint.'
     )
+
+
+def save(
+  directory: pathlib.Path,
+  state: TrainState,
+  metadata: dict[str, Any] | None = None,
+  saved: Sequence[str] | None = None,
+) -> None:
+  """Saves one state and waits until it is written. Arguments and errors as of `Writer.save`."""
+  with Writer(directory, Keep(last=None)) as writer:
+    writer.save(state, metadata or {}, saved=saved)
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -147,234 +171,135 @@ def latest_step(directory: pathlib.Path) -> int | None:
   return max(steps(directory), default=None)
 
 
-def save(directory: pathlib.Path, state: TrainState, metadata: dict[str, Any] | None = None) -> None:
-  """Saves one state and waits until it is written. Raises as `Writer.save`."""
-  with Writer(directory, Keep(last=None)) as writer:
-    writer.save(state, metadata or {})
-
-
 def restore(
-  directory: pathlib.Path, like: TrainState, *, quarantine: bool = False
+  directory: pathlib.Path,
+  like: TrainState,
+  saved: Sequence[str] | None = None,
+  *,
+  quarantine: bool = False,
 ) -> tuple[TrainState, dict[str, Any]]:
-  """The newest whole state in a directory and its metadata, in the shapes, types and shardings of `like`.
+  """The newest intact state in a directory and its metadata, in the shapes, types and shardings of `like`.
 
-  The reference, which is not saved, is that of `like`.
+  Parameter sets that are not saved, and the base beneath adapters, are those of `like`.
 
   Args:
     directory: of all steps of a run.
     like: arrays or their shapes.
-    quarantine: move damaged checkpoints out of the way, to `damaged/` beside the directory, so that their steps can be
-      saved again.
+    saved: as of `Writer.save`.
+    quarantine: move corrupt checkpoints to `quarantine/` beside the directory, so that their steps can be saved again.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: an array is missing, left over, or of another shape; or none of the checkpoints is whole.
+    ValueError: an array is missing, left over, or of another shape; none of the checkpoints is intact; or nlhf_jax 0.1.0
+      wrote them.
   """
-  expected = _saved(like)
+  expected = _arrays(like, saved)
 
-  def read(path):
-    found = _arrays_of(path)
-    _compare(directory, found['params'], expected['params'])
-    _compare(directory, found['opt_state'], expected['opt_state'], 'optimizer')
-    return _read(path, expected)
+  def load(path):
+    shapes = checkpoint_files.load_shapes(path)
+    checkpoint_files.check_shapes(directory, shapes['params'], expected['params'])
+    checkpoint_files.check_shapes(
+      directory, shapes['opt_state'], expected['opt_state'], 'optimizer'
+    )
+    metadata = checkpoint_files.load_metadata(path)
+    return checkpoint_files.load_arrays(path, expected, metadata), metadata
 
-  saved, metadata = _newest_whole(directory, read, quarantine)
-  params = like.params._replace(**{name: saved['params'][name] for name in saved['params']})
-  return TrainState(saved['step'], params, saved['opt_state'], saved['rng']), metadata
+  arrays, metadata = _newest_intact(directory, load, quarantine)
+  sets = dict(arrays['params'])
+  params = PolicyParams(sets.pop('online'), {**like.params.sets, **sets}, like.params.base)
+  return TrainState(arrays['step'], params, arrays['opt_state'], arrays['rng']), metadata
 
 
 def restore_params(directory: pathlib.Path, like: Any, name: str) -> Params:
-  """One parameter set of the newest whole checkpoint, such as 'online', in the shapes, types and shardings of `like`.
+  """One parameter set of the newest intact checkpoint, in the shapes, types and shardings of `like`.
 
-  Reads no other arrays. Raises as `restore`.
+  Args:
+    directory: of all steps of a run.
+    like: arrays or their shapes; others are not read.
+    name: as of `PolicyParams.named`: 'online', 'average', or a ring's member such as 'ring.2'.
+
+  Raises:
+    FileNotFoundError, ValueError: as `restore`; or there is no such set.
   """
+  key, _, member = name.partition('.')
 
-  def read(path):
-    found = _arrays_of(path)
-    if found['params'].get(name) is None:
+  def load(path):
+    found = checkpoint_files.load_shapes(path)['params']
+    size = len(found[key]) if isinstance(found.get(key), list) else 0
+    if found.get(key) is None or (member and int(member) >= size):
       raise ValueError(
-        f'Checkpoint {directory} holds no parameter set {name!r}: '
-        f'name one of {sorted(found["params"])}.'
+        f'Checkpoint {directory} holds no parameter set {name!r}: name one of {sorted(found)}.'
       )
-    _compare(directory, found['params'][name], like)
-    return _read(path, {'params': {name: like}}, partial=True)
+    # A ring is restored with all its members, which are alike.
+    wanted = (like,) * size if member else like
+    checkpoint_files.check_shapes(directory, found[key], wanted)
+    metadata = checkpoint_files.load_metadata(path)
+    return checkpoint_files.load_arrays(path, {'params': {key: wanted}}, metadata, partial=True)
 
-  return _newest_whole(directory, read)[0]['params'][name]
+  found = _newest_intact(directory, load)['params'][key]
+  return found[int(member)] if member else found
 
 
-def _newest_whole(directory: pathlib.Path, read, quarantine: bool = False) -> Any:
-  """What `read` makes of the newest checkpoint that is not damaged."""
-  damaged = []
+def read_metadata(directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
+  """What a checkpoint holds beside its arrays; of the newest, or of a step.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    CorruptCheckpointError: it cannot be read.
+    ValueError: nlhf_jax 0.1.0 wrote it.
+  """
+  found = latest_step(directory) if step is None else step
+  if found is None:
+    raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
+  return checkpoint_files.load_metadata(directory / str(found))
+
+
+def _arrays(state: TrainState, saved: Sequence[str] | None) -> dict[str, Any]:
+  """What of a state is saved."""
+  sets = state.params.sets if saved is None else {name: state.params.sets[name] for name in saved}
+  params = {'online': state.params.online, **sets}
+  return {'step': state.step, 'params': params, 'opt_state': state.opt_state, 'rng': state.rng}
+
+
+def _newest_intact(
+  directory: pathlib.Path, load: Callable[[pathlib.Path], _T], quarantine: bool = False
+) -> _T:
+  """What `load` makes of the newest checkpoint that is not corrupt."""
+  corrupt = []
   for step in reversed(steps(directory)):
     path = directory.resolve() / str(step)
     try:
-      return _together(lambda path=path: read(path))
+      return _agreed(lambda path=path: load(path))
     except CorruptCheckpointError as error:
-      damaged.append(f'{path}: {error}')
-      logging.warning('Checkpoint %s is damaged (%s): the one before it is taken.', path, error)
+      corrupt.append(f'{path}: {error}')
+      logging.warning('Checkpoint %s is corrupt (%s): the one before it is taken.', path, error)
     if quarantine:
-      _put_aside(path)
-  if damaged:
-    raise ValueError(f'No whole checkpoint in {directory}: {"; ".join(damaged)}.')
+      _quarantine(path)
+  if corrupt:
+    raise ValueError(f'No intact checkpoint in {directory}: {"; ".join(corrupt)}.')
   raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
 
 
-def _together(read: Callable[[], Any]) -> Any:
-  """What every process reads; if it is damaged for one, it is so for all."""
+def _agreed(load: Callable[[], _T]) -> _T:
+  """What every process reads; if it is corrupt for one, it is so for all."""
   try:
-    result, error = read(), None
+    result, error = load(), None
   except CorruptCheckpointError as caught:
     result, error = None, caught
   if jax.process_count() > 1:
-    whole = multihost_utils.process_allgather(np.array(error is None))
-    if error is None and not whole.all():
-      error = CorruptCheckpointError(f'process {int(np.argmin(whole))} cannot read its part')
+    intact = multihost_utils.process_allgather(np.array(error is None))
+    if error is None and not intact.all():
+      error = CorruptCheckpointError(f'process {int(np.argmin(intact))} cannot read its shards')
   if error is not None:
     raise error
   return result
 
 
-def _put_aside(path: pathlib.Path) -> None:
-  if jax.process_index() == 0:
-    aside = path.parent.with_name('damaged')
-    aside.mkdir(exist_ok=True)
-    number = sum(1 for other in aside.iterdir() if other.name.split('.')[0] == path.name)
-    path.rename(aside / (f'{path.name}.{number}' if number else path.name))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'put aside {path.name}')
-
-
-def _damage(error: Exception) -> CorruptCheckpointError:
-  text = ' '.join(str(error).split())
-  return CorruptCheckpointError(f'{type(error).__name__}: {text[:200]}')
-
-
-def _arrays_of(path: pathlib.Path) -> Any:
-  """The tree of shapes that a checkpoint holds."""
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(path / _ARRAYS).item_metadata.tree
-    if not {'params', 'opt_state'} <= tree.keys():
-      raise ValueError('it lacks params or opt_state')
-    return tree
-  except Exception as error:  # A damaged file may raise anything.
-    raise _damage(error) from error
-
-
-def _read(path: pathlib.Path, like: Any, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:
-  """Arrays and metadata of a checkpoint, compared with its fingerprints."""
-  try:
-    metadata = _read_metadata(path)
-    abstract = jax.tree.map(_abstract, like)
-    with _checkpointer() as checkpointer:
-      restored = checkpointer.restore(
-        path / _ARRAYS,
-        args=ocp.args.PyTreeRestore(
-          item=abstract,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-          partial_restore=partial,
-        ),
-      )
-    # Orbax may give NumPy arrays, which every call of a compiled function would copy to the device.
-    restored = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
-    written = metadata['fingerprints']
-    for name, value in fingerprints.fingerprint_arrays(restored).items():
-      if written.get(name) != value:
-        raise ValueError(f'{name} is not what was written')
-    return restored, metadata
-  except Exception as error:
-    raise _damage(error) from error
-
-
-def _checkpointer() -> ocp.Checkpointer:
-  """One that reads by itself: a process that fails must not leave others waiting for it."""
-  alone = ocp.options.MultiprocessingOptions(
-    primary_host=None if jax.process_count() > 1 else 0,
-    active_processes={jax.process_index()} if jax.process_count() > 1 else None,
-    barrier_sync_key_prefix=f'process_{jax.process_index()}' if jax.process_count() > 1 else None,
-  )
-  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-  return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def read_metadata(directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:
-  """What a checkpoint says beside its arrays; of the newest, or of a step.
-
-  Raises:
-    FileNotFoundError: there is no checkpoint.
-    CorruptCheckpointError: it cannot be read.
-  """
-  found = latest_step(directory) if step is None else step
-  if found is None:
-    raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
-  try:
-    return _read_metadata(directory / str(found))
-  except Exception as error:
-    raise _damage(error) from error
-
-
-def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-    metadata = checkpointer.restore(path / _METADATA)
-  if (
-    metadata['signature'] != _signed({k: v for k, v in metadata.items() if k != 'signature'})['signature']
-  ):
-    raise ValueError('its metadata are not what was written')
-  return metadata
-
-
-def _signed(metadata: dict[str, Any]) -> dict[str, Any]:
-  text = json.dumps(metadata, sort_keys=True)
-  return metadata | {'signature': hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _versions() -> dict[str, str]:
-  return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def _saved(state: TrainState) -> dict[str, Any]:
-  params = {'online': state.params.online}
-  for name in ('ema', 'past'):
-    if getattr(state.params, name) is not None:
-      params[name] = getattr(state.params, name)
-  return {'step': state.step, 'params': params, 'opt_state': state.opt_state, 'rng': state.rng}
-
-
-def _abstract(x: Any) -> Any:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None))
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(x.shape)
-    for path, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _compare(directory: pathlib.Path, found: Any, like: Any, owner: str = 'network') -> None:
-  """Raises ValueError at the first array that does not match, and says how to mend it.
-
-  Args:
-    directory: of the checkpoint.
-    found: the arrays that it holds.
-    like: the arrays that are expected.
-    owner: what they belong to: the network or the optimizer.
-  """
-  found, expected = _shapes(found), _shapes(like)
-  # The embedding first: if that differs, the vocabularies do, and all else follows.
-  for name in sorted(found.keys() | expected.keys(), key=lambda x: ('token_embedder' not in x, x)):
-    if found.get(name) == expected.get(name):
-      continue
-    remedy = f'use the {owner} that it was trained with'
-    if name not in expected:
-      what = f'holds {name} {found[name]}, which the {owner} lacks'
-    elif name not in found:
-      what = f'lacks {name} {expected[name]}, which the {owner} has'
-    else:
-      what = f'holds {name} {found[name]}, the {owner} expects {expected[name]}'
-      if name.endswith('token_embedder/embedding') and found[name][1] == expected[name][1]:
-        remedy = (
-          f'the vocabularies differ: set VOCAB_SIZE = {found[name][0]}, and use the vocabulary '
-          'it was trained with'
-        )
-    raise ValueError(f'Checkpoint {directory} {what}: {remedy}.')
+def _quarantine(path: pathlib.Path) -> None:
+  """Moves a checkpoint to `quarantine/` beside the directory of all steps, under a name that is free."""
+  if processes.is_primary():
+    destination = path.parent.with_name('quarantine')
+    destination.mkdir(exist_ok=True)
+    number = sum(1 for other in destination.iterdir() if other.name.split('.')[0] == path.name)
+    path.rename(destination / (f'{path.name}.{number}' if number else path.name))
+  processes.barrier(f'quarantine {path.name}')

@@ -1,4 +1,4 @@
-"""Numbers that tell whether arrays are what they were, on whatever mesh they lie; they guard against damage, not malice."""
+"""Numbers that tell whether arrays are what they were, however they are sharded; they guard against corruption, not malice."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def fingerprint_arrays(tree: Any) -> dict[str, int]:
-  """A number for each array, by its path: any change to any one entry changes it, however the array is laid out."""
+  """A number for each array, by its path: any change to any one entry changes it, its sharding does not."""
   numbers = _sums_of_bits(jax.tree.map(_plain, tree))
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): int(x)
@@ -18,8 +18,9 @@ def fingerprint_arrays(tree: Any) -> dict[str, int]:
 
 
 def fingerprint_tree(tree: Any) -> str:
-  """One for a whole tree."""
-  return hashlib.sha256(json.dumps(fingerprint_arrays(tree), sort_keys=True).encode()).hexdigest()[:16]
+  """One for all arrays of a tree together."""
+  text = json.dumps(fingerprint_arrays(tree), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(x: jax.Array) -> jax.Array:
@@ -31,14 +32,14 @@ def _plain(x: jax.Array) -> jax.Array:
 def _sums_of_bits(tree: Any) -> Any:
   """Σ_i h(bits_i ⊕ h(i)) mod 2³²: integers, so that the order of summation does not matter."""
 
-  def one(x):
+  def total(x):
     bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-    place = jnp.zeros(bits.shape, jnp.uint32)
+    index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.sum(_scatter(bits.astype(jnp.uint32) ^ _scatter(place + 1)), dtype=jnp.uint32)
+      index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum(_scatter(bits.astype(jnp.uint32) ^ _scatter(index + 1)), dtype=jnp.uint32)
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(total, tree)
 
 
 def _scatter(x: jax.Array) -> jax.Array:

@@ -12,10 +12,16 @@ class Writer:
   """Appends to a run's metrics. A resumed run first drops what it will write again."""
 
   def __init__(self, run_dir: pathlib.Path, *, resume_step: int = 0):
-    """Args: run_dir must exist; lines of steps after `resume_step` are dropped."""
+    """Opens the file.
+
+    Args:
+      run_dir: must exist.
+      resume_step: lines of later steps are dropped.
+    """
     self._path = run_dir / 'metrics.jsonl'
     kept = [row for row in read_rows(self._path) if row['step'] <= resume_step]
-    partial = self._path.with_suffix('.partial')  # A kill in between loses nothing.
+    # A kill in between loses nothing.
+    partial = self._path.with_suffix('.partial')
     partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     os.replace(partial, self._path)
     self._file = self._path.open('a')
@@ -41,7 +47,7 @@ class Writer:
 def read_rows(path: pathlib.Path) -> list[dict[str, float | int | None]]:
   """The rows of a metrics.jsonl; none where there is no file.
 
-  A last line cut short by a kill is dropped.
+  A last line that a kill has truncated is dropped.
 
   Raises:
     ValueError: another line is no JSON.

@@ -1,8 +1,8 @@
-"""Where arrays lie: a mesh of devices, rules from the names of axes to the mesh's, and shardings of all that a run holds.
+"""How arrays are sharded: a mesh of devices, rules from logical axes to the mesh's, and shardings of all that a run holds.
 
-The mesh has three axes. Rows of a batch are cut along `data` and `fsdp`; parameters, averages and moments along `fsdp`, to
-be gathered where they are computed with, and along `tensor`, where each device computes its part of every layer. One
-program runs on all devices of all processes, and no number depends on how many there are, but for rounding.
+The mesh has three axes. Rows of a batch are sharded over `data` and `fsdp`; parameters, averages and moments over
+`fsdp`, to be gathered where they are computed with, and over `tensor`, where each device computes its part of every
+layer. One program runs on all devices of all processes, and no number depends on how many there are, but for rounding.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ RULES: axes.Rules = (
 
 
 class Devices(NamedTuple):
-  """How many devices a mesh has along each axis; −1, of one of them: all that are left."""
+  """Number of devices of a mesh along each axis; −1, of one of them: all that are left."""
 
   data: int = -1
   fsdp: int = 1
@@ -38,10 +38,14 @@ class Devices(NamedTuple):
 
 
 def resolve_devices(devices: Devices, number: int) -> Devices:
-  """The same with what is left of so many devices in place of −1.
+  """The same with what is left of all devices in place of −1.
+
+  Args:
+    devices: along each axis.
+    number: of all devices.
 
   Raises:
-    ValueError: they make another number.
+    ValueError: the product of the axes is another number.
   """
   given = math.prod(size for size in devices if size != -1)
   left = number // given if given > 0 and devices.count(-1) == 1 else -1
@@ -49,7 +53,7 @@ def resolve_devices(devices: Devices, number: int) -> Devices:
   if math.prod(sizes) != number or min(sizes) < 1:
     raise ValueError(
       f'A mesh of data={devices.data}, fsdp={devices.fsdp}, tensor={devices.tensor} does not fit {number} devices: '
-      'set MESH_DATA, MESH_FSDP and MESH_TENSOR so that their product is that number (-1: all that are left).'
+      'choose data, fsdp and tensor so that their product is that number (-1: all that are left).'
     )
   return sizes
 
@@ -70,56 +74,69 @@ class Layout(NamedTuple):
 
   @contextlib.contextmanager
   def active(self) -> Iterator[None]:
-    """Within, networks cut their activations over the mesh."""
+    """Within, networks shard their activations over the mesh."""
     with axes.use_mesh(self.mesh, self.rules):
       yield
 
   @property
   def replicated(self) -> NamedSharding:
-    """Each device holds all of it."""
+    """Of what each device holds all of."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   @property
   def rows(self) -> NamedSharding:
-    """Of batches and rollouts: each device, or group that shares a model, holds some of the rows."""
+    """Of batches and rollouts: each device, or group that shares a model, holds a part of the rows."""
     return NamedSharding(self.mesh, PartitionSpec(ROWS))
 
   def check_batch(self, batch_size: int) -> None:
-    """Raises ValueError where a batch of so many prompts cannot be shared out evenly."""
+    """Raises ValueError where a batch of `batch_size` prompts does not divide over the mesh."""
     number = math.prod(self.mesh.shape[axis] for axis in ROWS)
     if batch_size % number:
       raise ValueError(
         f'A batch of {batch_size} prompts does not divide over {number} groups of devices '
-        f'(data x fsdp): make BATCH_SIZE a multiple of {number}.'
+        f'(data x fsdp): make batch_size a multiple of {number}.'
       )
 
-  def param_shardings(self, shapes: Params, names: Any | None) -> Any:
+  def param_shardings(self, shapes: Params, logical_axes: Any | None) -> Any:
     """Shardings of parameters.
 
     Args:
       shapes: arrays, or their shapes.
-      names: of their axes, a tuple for each (`networks.axes.logical_axes`); None: they are not cut.
+      logical_axes: a tuple of names for each (`networks.axes.logical_axes`); None: they are not sharded.
     """
-    if names is None:
+    if logical_axes is None:
       return jax.tree.map(lambda _: self.replicated, shapes)
-    cut = lambda x, n: NamedSharding(self.mesh, axes.spec(n, x.shape, self.rules, self.mesh.shape))
-    return jax.tree.map(cut, shapes, names)
+    spec = lambda x, names: axes.spec(names, x.shape, self.rules, self.mesh.shape)
+    return jax.tree.map(
+      lambda x, names: NamedSharding(self.mesh, spec(x, names)), shapes, logical_axes
+    )
 
-  def state_shardings(self, state: TrainState, names: Any | None, base: Any | None = None) -> TrainState:
-    """Shardings of a whole training state.
+  def state_shardings(
+    self, state: TrainState, logical_axes: Any | None, base: Any | None = None
+  ) -> TrainState:
+    """Shardings of a training state.
 
     Args:
       state: its shapes.
-      names: of the axes of the trained parameters; None: nothing is cut.
-      base: of those beneath adapters.
+      logical_axes: of the trained parameters, and of all their sets; None: nothing is sharded.
+      base: logical axes of the parameters beneath adapters.
     """
-    of = lambda name, x: None if x is None else self.param_shardings(x, base if name == 'base' else names)
-    params = PolicyParams(**{name: of(name, x) for name, x in state.params._asdict().items()})
-    moments = self._of_moments(state.opt_state, state.params.online, params.online)
+    online = self.param_shardings(state.params.online, logical_axes)
+    sets = {name: self._set_shardings(x, logical_axes) for name, x in state.params.sets.items()}
+    beneath = state.params.base
+    beneath = None if beneath is None else self.param_shardings(beneath, base)
+    moments = self._moment_shardings(state.opt_state, state.params.online, online)
+    params = PolicyParams(online, sets, beneath)
     return TrainState(self.replicated, params, moments, self.replicated)
 
-  def _of_moments(self, opt_state: Any, params: Params, shardings: Any) -> Any:
-    """What an optimizer keeps for a parameter is cut as that is; of factored moments, along the axes that are left.
+  def _set_shardings(self, params: Params | tuple[Params, ...], logical_axes: Any | None) -> Any:
+    """Of a parameter set; a ring is a tuple of trees that are alike."""
+    if isinstance(params, tuple):
+      return tuple(self.param_shardings(member, logical_axes) for member in params)
+    return self.param_shardings(params, logical_axes)
+
+  def _moment_shardings(self, opt_state: Any, params: Params, shardings: Any) -> Any:
+    """What an optimizer keeps for a parameter is sharded as that is; factored moments, along the axes that remain.
 
     An optimizer's state holds trees like that of the parameters: a leaf belongs to the parameter that its path ends in.
     """
@@ -130,58 +147,58 @@ class Layout(NamedTuple):
       )
     }
 
-    def cut(path, x):
+    def sharding(path, x):
       path = _path(path)
       owner = next((by_path[path[n:]] for n in range(len(path)) if path[n:] in by_path), None)
-      spec = PartitionSpec() if owner is None else _what_is_left(x.shape, *owner)
+      spec = PartitionSpec() if owner is None else _remaining_spec(x.shape, *owner)
       return NamedSharding(self.mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(cut, opt_state)
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
 
   def shard_rows(self, batch: Any) -> Any:
-    """A batch that every process has read, its rows shared out: no two devices get the same ones, unless they share a model."""
+    """A batch that every process has read, sharded by rows: no two devices get the same ones, unless they share a model."""
     return put(batch, jax.tree.map(lambda _: self.rows, batch))
 
 
 def put(tree: Any, shardings: Any) -> Any:
-  """Arrays that every process has whole, laid out; no device is given more than its part.
+  """Arrays of which every process has all entries, sharded; no device is given more than its shard.
 
   Args:
     tree: arrays of NumPy, or of JAX.
     shardings: of each.
   """
 
-  def cut(x, sharding):
+  def shard(x, sharding):
     if jax.process_count() == 1 or not getattr(x, 'is_fully_addressable', True):
       return jax.device_put(x, sharding)
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    values = np.asarray(x)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
-  return jax.tree.map(cut, tree, shardings)
+  return jax.tree.map(shard, tree, shardings)
 
 
 def to_device(tree: Any) -> Any:
-  """Arrays that lie in the host's memory, or their shapes, moved to that of the devices that they are cut over; others stay."""
+  """Arrays in the host's memory, or their shapes, moved to that of the devices that they are sharded over; others stay."""
 
   def move(x):
     if not on_host(x):
       return x
-    where = x.sharding.with_memory_kind('device')
+    sharding = x.sharding.with_memory_kind('device')
     if isinstance(x, jax.ShapeDtypeStruct):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return jax.device_put(x, where)
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.device_put(x, sharding)
 
   return jax.tree.map(move, tree)
 
 
 def on_host(x: Any) -> bool:
-  """Whether an array, or one of this shape, lies in the host's memory."""
+  """Whether an array, or one of this shape, is in the host's memory."""
   kind = getattr(getattr(x, 'sharding', None), 'memory_kind', None)
   return kind not in (None, 'device')
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
-  """Shapes that know where their arrays would lie."""
+  """Shapes that know how their arrays would be sharded."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings
   )
@@ -191,12 +208,14 @@ def _path(path: tuple[Any, ...]) -> tuple[str, ...]:
   return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def _what_is_left(shape, of_parameter, spec: PartitionSpec) -> PartitionSpec:
-  """Cuts of an array that lacks one axis of a parameter, or none."""
-  cuts = [*spec, *[None] * (len(of_parameter) - len(spec))]
-  if shape == of_parameter:
+def _remaining_spec(
+  shape: tuple[int, ...], parameter_shape: tuple[int, ...], spec: PartitionSpec
+) -> PartitionSpec:
+  """The spec of an array that lacks at most one axis of a parameter, from the parameter's; else of none."""
+  entries = [*spec, *[None] * (len(parameter_shape) - len(spec))]
+  if shape == parameter_shape:
     return spec
-  for lacking in range(len(of_parameter)):
-    if shape == (*of_parameter[:lacking], *of_parameter[lacking + 1 :]):
-      return PartitionSpec(*cuts[:lacking], *cuts[lacking + 1 :])
+  for lacking in range(len(parameter_shape)):
+    if shape == (*parameter_shape[:lacking], *parameter_shape[lacking + 1 :]):
+      return PartitionSpec(*entries[:lacking], *entries[lacking + 1 :])
   return PartitionSpec()

@@ -1,7 +1,7 @@
-"""Many processes that run one program, and how they end.
+"""Several processes that run one program, and how they end.
 
-Every process runs the same code on the same arrays, of which it holds a part. One that dies takes the others with it: they
-learn of it from a broken exchange at once, or from missing heartbeats after HEARTBEAT_SECONDS.
+Every process runs the same code on the same arrays, of which it holds some shards. One that dies takes the others with
+it: they learn of it from a broken exchange at once, or from missing heartbeats after HEARTBEAT_SECONDS.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30  # Without a sign of life, a process counts as dead.
+# Without a sign of life for this long, a process counts as dead.
+HEARTBEAT_SECONDS = 30
 
 
 def join(
@@ -24,31 +25,31 @@ def join(
   """Joins this process to the others of its run; must come before anything else is asked of JAX.
 
   Args:
-    coordinator_address: HOST:PORT of the first process; None, as the rest: what the cluster says (TPU pods, SLURM, Open
-      MPI, GKE).
-    count: how many processes there are.
-    index: which of them this is, from 0.
+    coordinator_address: HOST:PORT of the process of index 0; None, as the rest: what the cluster reports (TPU pods,
+      SLURM, Open MPI, GKE).
+    count: number of processes.
+    index: of this process, from 0.
 
   Raises:
-    ValueError: only some of the three are given, or the cluster says nothing.
+    ValueError: only some of the three are given, or the cluster reports none.
     ConnectionError: the others did not come.
   """
   given = coordinator_address, count, index
   if any(x is None for x in given) and any(x is not None for x in given):
     raise ValueError(
-      '--coordinator_address, --process_count and --process_index belong together: '
+      'coordinator_address, count and index of the processes belong together: '
       f'got {coordinator_address}, {count}, {index}.'
     )
   if count is not None and not 0 <= index < count:
-    raise ValueError(f'--process_index must be in [0, {count}), got {index}.')
+    raise ValueError(f'The index of a process must be in [0, {count}), got {index}.')
   try:
     jax.distributed.initialize(
       coordinator_address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
     )
   except ValueError as error:
     raise ValueError(
-      f'The cluster does not say how to join ({error}): set --coordinator_address, --process_count '
-      'and --process_index.'
+      f'The cluster does not report how to join ({error}): give coordinator_address, and count and '
+      'index of the processes.'
     ) from error
   except RuntimeError as error:
     raise ConnectionError(
@@ -58,12 +59,16 @@ def join(
 
 
 def is_single_process() -> bool:
-  """Whether there are no others."""
+  """Whether this process has joined no others."""
   return not jax.distributed.is_initialized()
 
 
 def abort(status: int) -> None:
-  """Ends one of many processes at once: the usual way out waits for the others, which may wait for this one."""
+  """Ends one of several processes at once: the usual way out waits for the others, which may wait for this one.
+
+  Args:
+    status: the exit status.
+  """
   if not is_single_process():
     os._exit(status)
 
@@ -73,26 +78,26 @@ def is_primary() -> bool:
   return jax.process_index() == 0
 
 
-def barrier(where: str) -> None:
-  """Waits until all processes have come to this place."""
+def barrier(name: str) -> None:
+  """Waits until all processes have reached the barrier of this name."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(where)
+    multihost_utils.sync_global_devices(name)
 
 
 def gather(tree: Any) -> Any:
-  """NumPy arrays of all rows, those of other processes too. All processes must ask."""
+  """NumPy arrays with all rows, those of other processes too. All processes must call it."""
 
-  def gather(x):
+  def rows(x):
     if getattr(x, 'is_fully_addressable', True):
       return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
-  return jax.tree.map(gather, tree)
+  return jax.tree.map(rows, tree)
 
 
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[int], bool]]:
-  """Whether somebody has asked the run to end (SIGTERM), as a function of the step that is done; the same for all processes."""
+  """Yields a function of the step that is done: whether the run was asked to end (SIGTERM); the same for all processes."""
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point
     return

@@ -16,8 +16,8 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[in
 
   Args:
     description: what is being done.
-    total: steps in all.
-    done: of which were done before.
+    total: number of steps.
+    done: those that were done before.
   """
   if not sys.stderr.isatty():
     yield _lines(description, total, done)
@@ -43,6 +43,7 @@ class _Rate(progress.ProgressColumn):
 
 
 def _lines(description: str, total: int, done: int) -> Callable[[int], None]:
+  """The same as lines, at most one every few seconds."""
   start = last = time.monotonic()
   count = done
 
@@ -54,9 +55,9 @@ def _lines(description: str, total: int, done: int) -> Callable[[int], None]:
       return
     last = now
     rate = (count - done) / max(now - start, 1e-9)  # Steps per second.
-    left = (total - count) / max(rate, 1e-9)
+    remaining = (total - count) / max(rate, 1e-9)
     print(
-      f'{description}: {count}/{total}, {rate:.3g}/s, {now - start:.0f} s, {left:.0f} s left',
+      f'{description}: {count}/{total}, {rate:.3g}/s, {now - start:.0f} s, {remaining:.0f} s left',
       file=sys.stderr,
     )
 

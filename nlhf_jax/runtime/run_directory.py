@@ -1,66 +1,95 @@
-"""A run's directory, which belongs to one configuration; and directories that are written whole or not at all."""
+"""A run's directory, which belongs to one configuration; and directories that are written completely or not at all.
+
+`run.json` holds the resolved fields of a run, by which it is decided whether the run may resume; `config.gin` the text
+that they came from.
+"""
 
 import contextlib
-import itertools
+import fnmatch
+import json
 import os
 import pathlib
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-_CONFIG = 'config.gin'
-# Macros that say where a run runs and what it leaves, not what it computes: they may differ when it goes on.
-_MAY_CHANGE = re.compile(r'(MESH_\w+|REFERENCE_ON_HOST|SAVE_EVERY|KEEP_\w+) = ')
+import nlhf_jax
+
+_CONFIG, _RUN = 'config.gin', 'run.json'
+# Fields that say where a run runs and what it keeps, not what it computes: they may differ when it resumes.
+_MAY_CHANGE = (
+  'Devices.data',
+  'Devices.fsdp',
+  'Devices.tensor',
+  'Keep.*',
+  'Experiment.save_every',
+  'Experiment.reference_on_host',
+)
 
 
-def check_resumable(run_dir: pathlib.Path, config: str) -> None:
-  """Refuses a directory that no run of this configuration can have. Writes nothing.
+def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  """Refuses a directory that no run of these fields can have. Writes nothing.
 
-  A run may go on on another mesh, and with other checkpoints kept.
+  A run may resume on another mesh, and with other checkpoints kept.
+
+  Args:
+    run_dir: of the run; it need not exist.
+    fields: resolved, by name, such as 'Experiment.num_steps'; values are JSON.
 
   Raises:
-    FileExistsError: it is a file, or lies below one.
-    ValueError: it holds a run of another configuration.
+    FileExistsError: it is a file, or is below one.
+    ValueError: it holds a run of other fields, or one of nlhf_jax 0.1.0.
   """
   for parent in (run_dir, *run_dir.parents):
     if parent.exists() and not parent.is_dir():
-      raise FileExistsError(f'{parent} is a file, not a directory: name another --run_dir.')
-  path = run_dir / _CONFIG
-  if not path.is_file():
+      raise FileExistsError(f'{parent} is a file, not a directory: name another run_dir.')
+  if not (run_dir / _CONFIG).is_file():
     return
-  pairs = itertools.zip_longest(path.read_text().splitlines(), config.splitlines(), fillvalue='')
-  for number, (old, new) in enumerate(pairs, start=1):
-    may_change = _MAY_CHANGE.match(old)
-    if old != new and not (may_change and new.startswith(may_change[0])):
+  old, new = _read_fields(run_dir), _as_json(fields)
+  for name in sorted(old.keys() | new.keys()):
+    before, now = old.get(name, 'not set'), new.get(name, 'not set')
+    if before != now and not _may_change(name):
       raise ValueError(
-        f'{run_dir} holds a run of another configuration '
-        f'({_CONFIG}:{number}: {old!r}, now {new!r}): name another --run_dir, or delete it.'
+        f'{run_dir} holds a run of another configuration ({name} was {before}, now {now}): '
+        'name another run_dir, delete it, or set the field as it was.'
       )
 
 
-def create(run_dir: pathlib.Path, config: str) -> None:
-  """Makes the directory and writes its configuration, whole or not at all. Raises as `check`."""
-  check_resumable(run_dir, config)
+def create(run_dir: pathlib.Path, config: str, fields: Mapping[str, Any]) -> None:
+  """Makes the directory and writes its configuration, completely or not at all.
+
+  Args:
+    run_dir: made if need be.
+    config: text of the configuration.
+    fields: as of `check_resumable`.
+
+  Raises:
+    FileExistsError, ValueError: as `check_resumable`.
+  """
+  check_resumable(run_dir, fields)
   if (run_dir / _CONFIG).is_file():
     return
   run_dir.mkdir(parents=True, exist_ok=True)
-  partial = run_dir / f'{_CONFIG}.partial'
-  partial.write_text(config)
-  os.replace(partial, run_dir / _CONFIG)
+  run = {'nlhf_jax': nlhf_jax.__version__, 'fields': dict(fields)}
+  # The configuration comes last: a directory that has it has all.
+  _replace(run_dir / _RUN, json.dumps(run, indent=2, sort_keys=True) + '\n')
+  _replace(run_dir / _CONFIG, config)
 
 
 def read_config(run_dir: pathlib.Path) -> str:
-  """The configuration of a run.
+  """The text of a run's configuration.
 
   Raises:
     FileNotFoundError: there is no run.
+    ValueError: it is a run of nlhf_jax 0.1.0.
   """
   path = run_dir / _CONFIG
   if not path.is_file():
     raise FileNotFoundError(
       f'No run in {run_dir} (it has no {_CONFIG}): name the directory of a trained run.'
     )
-  return path.read_text()
+  _check_version(run_dir)
+  return path.read_text(encoding='utf-8')
 
 
 @contextlib.contextmanager
@@ -81,3 +110,40 @@ def atomic_directory(output_dir: str | pathlib.Path) -> Iterator[pathlib.Path]:
     partial.rename(output_dir)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_version(run_dir: pathlib.Path) -> None:
+  if not (run_dir / _RUN).is_file():
+    raise ValueError(
+      f'{run_dir} is a run of nlhf_jax 0.1.0 (it has no {_RUN}): '
+      'read it with that version (commit bb3ff7b).'
+    )
+
+
+def _read_fields(run_dir: pathlib.Path) -> dict[str, str]:
+  _check_version(run_dir)
+  path = run_dir / _RUN
+  try:
+    return _as_json(json.loads(path.read_text(encoding='utf-8'))['fields'])
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+    raise ValueError(
+      f'{path} cannot be read ({reason}): name another run_dir, or delete it.'
+    ) from error
+
+
+def _as_json(fields: Mapping[str, Any]) -> dict[str, str]:
+  """Each value as text, so that a tuple is a list, and NaN itself."""
+  return {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
+
+
+def _may_change(name: str) -> bool:
+  """By the class and the field alone: 'scope/module.Keep.last' is Keep.last."""
+  field = '.'.join(name.rpartition('/')[2].split('.')[-2:])
+  return any(fnmatch.fnmatchcase(field, pattern) for pattern in _MAY_CHANGE)
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(text, encoding='utf-8')
+  os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""What a program does, counted: products by hand, loops as often as they turn, groups in every notation."""
+"""What a program does, counted: products by hand, loops by their iterations, groups in every notation."""
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,11 @@ from nlhf_jax.planning import hlo
     ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}, x", [[0, 1, 2, 3]]),
   ],
 )
-def test_groups_are_read_in_every_notation(text, groups):
+def test_notations_of_replica_groups(text, groups):
   np.testing.assert_array_equal(hlo.replica_groups(text, 4), groups)
 
 
-def test_an_unknown_notation_is_an_error():
+def test_error_of_an_unknown_notation():
   with pytest.raises(ValueError, match='Unknown replica groups'):
     hlo.replica_groups("replica_groups=mesh['a'=4] {'a':(1)2}", 4)
 
@@ -35,7 +35,7 @@ def counted(function, *args, loop_length=1):
   return hlo.work(text, {'data': 1}, loop_length)
 
 
-def test_products_are_counted_as_often_as_loops_turn():
+def test_operations_of_loops():
   x, w = jnp.ones((3, 5)), jnp.ones((5, 5))
   once = 2 * 3 * 5 * 5
   assert counted(lambda x, w: x @ w, x, w).operations == once
@@ -43,8 +43,8 @@ def test_products_are_counted_as_often_as_loops_turn():
   assert counted(scanned, x, w).operations == 11 * once
 
 
-def test_loops_that_may_end_early_turn_as_often_as_is_said():
-  """And read what they carry at each turn: here x, w and a counter, or more."""
+def test_operations_of_loops_that_may_end_early():
+  """As many iterations as are given; each reads what the loop carries: here x, w and a counter, or more."""
   x, w = jnp.ones((3, 5)), jnp.ones((5, 5))
 
   def early(x, w):
@@ -66,9 +66,9 @@ def test_loops_that_may_end_early_turn_as_often_as_is_said():
     ('%a = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}', 'collective-permute', ('tensor',), 32.0),
   ],
 )  # fmt: skip
-def test_what_a_device_sends(line, kind, axes, sent):
+def test_bytes_sent(line, kind, axes, sent):
   """Bytes by hand, for a ring: all-reduce 2 (n−1)/n of the array, all-gather (n−1)/n of the result."""
   text = f'ENTRY %main (x: f32[8]) -> f32[8] {{\n  {line}\n}}\n'
   (found,) = hlo.work(text, {'data': 2, 'tensor': 2}, 1).collectives
-  assert (found.kind, found.axes, found.sent) == (kind, axes, sent)
+  assert (found.kind, found.axes, found.bytes_sent) == (kind, axes, sent)
   assert hlo.by_kind_and_axes([found]) == {(kind, ' x '.join(axes)): sent}

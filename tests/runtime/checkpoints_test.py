@@ -9,7 +9,12 @@ import optax
 import pytest
 
 from nlhf_jax.runtime import checkpoints
+from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import PolicyParams, TrainState
+
+# The sets of `state`, and those of them that checkpoints hold.
+SETS = {'reference': parameter_sets.frozen(), 'average': parameter_sets.average(0.9)}
+SAVED = parameter_sets.saved(SETS)
 
 
 def state(vocab: int = 5, extra: bool = False) -> TrainState:
@@ -19,10 +24,10 @@ def state(vocab: int = 5, extra: bool = False) -> TrainState:
   }
   if extra:
     params['more'] = jnp.ones(3)
-  ema = jax.tree.map(lambda x: x + 1, params)
+  average = jax.tree.map(lambda x: x + 1, params)
   return TrainState(
     jnp.int32(7),
-    PolicyParams(params, ema, params),
+    PolicyParams(params, {'reference': params, 'average': average}),
     {'m': jnp.ones(2, jnp.bfloat16)},
     jax.random.PRNGKey(3),
   )
@@ -30,39 +35,62 @@ def state(vocab: int = 5, extra: bool = False) -> TrainState:
 
 @pytest.fixture
 def saved(tmp_path):
-  checkpoints.save(tmp_path / 'c', state())
+  checkpoints.save(tmp_path / 'c', state(), saved=SAVED)
   return tmp_path / 'c'
 
 
-def test_round_trip_is_exact(saved):
+def same(found, expected):
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_round_trip(saved):
+  """All that is saved comes back to the bit; a frozen reference is that of `like`."""
   like = jax.tree.map(jnp.zeros_like, state())
-  restored, _ = checkpoints.restore(saved, like)
-  for name in ('step', 'opt_state', 'rng'):
-    jax.tree.map(np.testing.assert_array_equal, getattr(restored, name), getattr(state(), name))
-  jax.tree.map(np.testing.assert_array_equal, restored.params[:2], state().params[:2])
-  jax.tree.map(np.testing.assert_array_equal, restored.params.reference, like.params.reference)
+  restored, _ = checkpoints.restore(saved, like, SAVED)
+  params = state().params
+  expected = {'reference': like.params.sets['reference'], 'average': params.sets['average']}
+  same(restored, state()._replace(params=params._replace(sets=expected)))
 
 
-def test_one_parameter_set_can_be_read_alone(saved):
-  like = jax.eval_shape(lambda: state().params.ema)
-  found = checkpoints.restore_params(saved, like, 'ema')
-  jax.tree.map(np.testing.assert_array_equal, found, state().params.ema)
+def test_round_trip_of_a_moving_reference_and_a_ring(tmp_path):
+  """μ that is reset is saved, and so is each member of a ring; a half-step is not."""
+  sets = {
+    'reference': parameter_sets.reference(reset_every=5),
+    'ring': parameter_sets.ring(2, 3),
+    'half_step': parameter_sets.half_step(),
+  }
+  scaled = lambda k: jax.tree.map(lambda x: k * x, state().params.online)
+  params = scaled(1)
+  moved = {'reference': scaled(2), 'ring': (scaled(3), scaled(4))}
+  full = state()._replace(params=PolicyParams(params, moved))
+  saved = parameter_sets.saved(sets)
+  checkpoints.save(tmp_path, full, saved=saved)
+  same(checkpoints.restore(tmp_path, jax.tree.map(jnp.zeros_like, full), saved)[0], full)
+  same(checkpoints.restore_params(tmp_path, params, 'ring.1'), scaled(4))
+  with pytest.raises(ValueError, match=r"no parameter set 'ring.2'"):
+    checkpoints.restore_params(tmp_path, params, 'ring.2')
+
+
+def test_restore_of_one_parameter_set(saved):
+  average = state().params.sets['average']
+  found = checkpoints.restore_params(saved, jax.eval_shape(lambda: average), 'average')
+  same(found, average)
   assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize(
   ('like', 'message'),
   [
-    (state(vocab=6), r'embedding \(5, 2\), the network expects \(6, 2\).*VOCAB_SIZE = 5'),
+    (state(vocab=6), r'embedding \(5, 2\), the network expects \(6, 2\).*vocab_size = 5'),
     (state(extra=True), 'lacks more'),
   ],
 )
-def test_what_does_not_fit_is_named(saved, like, message):
+def test_error_of_mismatched_shapes(saved, like, message):
   with pytest.raises(ValueError, match=message):
     checkpoints.restore_params(saved, like.params.online, 'online')
 
 
-def test_keys_with_a_type_are_restored_as_such(tmp_path):
+def test_round_trip_of_typed_keys(tmp_path):
   like = state()._replace(rng=jax.random.key(0))
   checkpoints.save(tmp_path, like._replace(rng=jax.random.key(3)))
   restored, _ = checkpoints.restore(tmp_path, like)
@@ -70,7 +98,7 @@ def test_keys_with_a_type_are_restored_as_such(tmp_path):
   np.testing.assert_array_equal(drawn, jax.random.bits(jax.random.key(3), (4,)))
 
 
-def test_another_optimizer_is_named(tmp_path):
+def test_error_of_another_optimizer(tmp_path):
   def like(optimizer):
     return state()._replace(opt_state=optimizer.init(state().params.online))
 
@@ -99,42 +127,48 @@ def save_all(directory, keep, metrics):
     (checkpoints.Keep(last=None), [1, 2, 3, 4, 5, 6]),
   ],
 )
-def test_what_is_kept(keep, kept, tmp_path):
+def test_retention(keep, kept, tmp_path):
   save_all(tmp_path, keep, [6.0, 5.0, 1.0, 3.0, 2.0, 4.0])
   assert checkpoints.steps(tmp_path) == kept
   assert checkpoints.latest_step(tmp_path) == 6
 
 
-def test_no_save_is_passed_over_in_silence(tmp_path):
+def test_error_of_a_step_that_is_not_newer(tmp_path):
   checkpoints.save(tmp_path, at(3))
   with pytest.raises(ValueError, match='already holds step 3, so step 2 was not saved'):
     checkpoints.save(tmp_path, at(2))
 
 
-def test_what_is_saved_may_be_donated_at_once(tmp_path):
+def test_donation_right_after_saving(tmp_path):
   """The background writes what the state was, not what the next step makes of its buffers."""
   big = jax.tree.map(lambda x: x, {'x': jnp.arange(4.0e6)})
-  first = TrainState(jnp.int32(1), PolicyParams(big, None, None), (), jax.random.PRNGKey(0))
+  first = TrainState(jnp.int32(1), PolicyParams(big), (), jax.random.PRNGKey(0))
   expected = np.array(big['x'])
   step = jax.jit(lambda x: jax.tree.map(lambda x: x * 0 - 1, x), donate_argnums=0)
   with checkpoints.Writer(tmp_path) as writer:
     writer.save(first, {})
     changed = jax.block_until_ready(step(big))
   assert float(changed['x'][5]) == -1
-  like = first._replace(params=PolicyParams(changed, None, None))
+  like = first._replace(params=PolicyParams(changed))
   np.testing.assert_array_equal(checkpoints.restore(tmp_path, like)[0].params.online['x'], expected)
 
 
-def test_facts_and_versions_are_saved_with_the_arrays(tmp_path):
-  checkpoints.save(tmp_path, at(3), {'sums': {'loss': 0.1 + 0.2, 'odd': float('nan')}})
-  _, facts = checkpoints.restore(tmp_path, at(0))
-  assert facts['sums']['loss'] == 0.1 + 0.2
-  assert facts['step'] == 3
-  assert facts['versions']['jax'] == jax.__version__
-  assert facts == checkpoints.read_metadata(tmp_path) or np.isnan(facts['sums']['odd'])
+def test_metadata_and_versions(tmp_path):
+  checkpoints.save(tmp_path, at(3), {'sums': {'loss': 0.1 + 0.2}})
+  _, metadata = checkpoints.restore(tmp_path, at(0))
+  assert metadata['sums']['loss'] == 0.1 + 0.2
+  assert metadata['step'] == 3
+  assert metadata['versions']['jax'] == jax.__version__
+  assert metadata == checkpoints.read_metadata(tmp_path)
 
 
-def test_a_failed_save_is_an_error_with_its_reason(tmp_path, monkeypatch):
+def test_metadata_that_are_not_a_number(tmp_path):
+  """A metric may be NaN: it comes back as such, and its signature holds."""
+  checkpoints.save(tmp_path, at(3), {'sums': {'loss': float('nan')}})
+  assert np.isnan(checkpoints.read_metadata(tmp_path)['sums']['loss'])
+
+
+def test_error_of_a_failed_save(tmp_path, monkeypatch):
   def full(*args, **kwargs):
     raise OSError(28, 'No space left on device')
 
@@ -146,36 +180,51 @@ def test_a_failed_save_is_an_error_with_its_reason(tmp_path, monkeypatch):
   assert checkpoints.latest_step(tmp_path) is None
 
 
-def test_a_save_that_was_killed_is_passed_over(saved):
+def test_unfinished_save_is_ignored(saved):
   (saved / '9.orbax-checkpoint-tmp').mkdir()
   assert checkpoints.latest_step(saved) == 7
 
 
-def test_a_missing_parameter_set_is_named(saved):
-  with pytest.raises(ValueError, match=r"no parameter set 'reference': .*'ema', 'online'"):
+def test_error_of_a_missing_parameter_set(saved):
+  with pytest.raises(ValueError, match=r"no parameter set 'reference': .*'average', 'online'"):
     checkpoints.restore_params(saved, {}, 'reference')
 
 
-def test_no_checkpoint_is_an_error_with_a_remedy(tmp_path):
+def test_error_of_no_checkpoint(tmp_path):
   with pytest.raises(FileNotFoundError, match='train that run first'):
     checkpoints.restore_params(tmp_path / 'none', {}, 'online')
   assert checkpoints.latest_step(tmp_path / 'none') is None
+
+
+def test_error_of_a_checkpoint_of_version_0_1(two_saved, tmp_path):
+  """Its metadata had another name. It is refused by name, and stays where it is."""
+  directory = tmp_path / 'run' / 'checkpoints'
+  shutil.copytree(two_saved, directory)
+  (directory / '2' / 'run_metadata').rename(directory / '2' / 'facts')
+  for read in (
+    lambda: checkpoints.restore(directory, at(0), quarantine=True),
+    lambda: checkpoints.restore_params(directory, state().params.online, 'online'),
+    lambda: checkpoints.read_metadata(directory),
+  ):
+    with pytest.raises(ValueError, match=r'/2 was written by nlhf_jax 0\.1\.0: .*commit bb3ff7b'):
+      read()
+  assert checkpoints.steps(directory) == [1, 2]
 
 
 def _files(step):
   return sorted(path for path in step.rglob('*') if path.is_file() and path.stat().st_size)
 
 
-def _damage(step, rng) -> str:
-  """Does one random harm to a checkpoint, and says what."""
+def _corrupt(step, rng) -> str:
+  """Injects one random fault into a checkpoint, and returns which."""
   path = _files(step)[rng.integers(len(_files(step)))]
   data = bytearray(path.read_bytes())
-  kinds = ('truncate', 'empty', 'remove', 'flip', 'zeros', 'noise', 'remove part')
+  kinds = ('truncate', 'empty', 'remove', 'flip', 'zeros', 'noise', 'remove item')
   kind = kinds[rng.integers(len(kinds))]
   if kind == 'remove':
     path.unlink()
-  elif kind == 'remove part':
-    path = step / ('default', 'facts')[rng.integers(2)]
+  elif kind == 'remove item':
+    path = step / ('default', 'run_metadata')[rng.integers(2)]
     shutil.rmtree(path)
   elif kind == 'truncate':
     path.write_bytes(data[: rng.integers(len(data))])
@@ -193,20 +242,17 @@ def _damage(step, rng) -> str:
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('seed', range(30))
-def test_damage_is_named_or_does_no_harm(seed, two_saved, tmp_path, caplog):
-  """What is read is the newest state, or, named as damaged, the one before it; never anything else."""
+def test_injected_faults(seed, two_saved, tmp_path, caplog):
+  """What is restored is the newest state, or, named as corrupt, the one before it; never anything else."""
   directory = tmp_path / 'run' / 'checkpoints'
   shutil.copytree(two_saved, directory)
-  what = _damage(directory / '2', np.random.default_rng(seed))
+  fault = _corrupt(directory / '2', np.random.default_rng(seed))
   found, _ = checkpoints.restore(directory, at(0), quarantine=True)
   if int(found.step) == 1:
-    assert f'{directory}/2 is damaged' in caplog.text, what
-    assert [path.name for path in (directory.parent / 'damaged').iterdir()] == ['2']
+    assert f'{directory}/2 is corrupt' in caplog.text, fault
+    assert [path.name for path in (directory.parent / 'quarantine').iterdir()] == ['2']
     checkpoints.save(directory, at(2))  # Its place is free again.
-  expected = at(int(found.step))
-  for name in ('step', 'opt_state', 'rng'):
-    jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(expected, name))
-  jax.tree.map(np.testing.assert_array_equal, found.params[:2], expected.params[:2])
+  same(found, at(int(found.step)))
 
 
 @pytest.fixture(scope='module')
@@ -217,10 +263,10 @@ def two_saved(tmp_path_factory):
   return directory
 
 
-def test_nothing_whole_is_an_error_that_names_all(two_saved, tmp_path):
+def test_error_of_no_intact_checkpoint(two_saved, tmp_path):
   directory = tmp_path / 'c'
   shutil.copytree(two_saved, directory)
   for step in (1, 2):
-    shutil.rmtree(directory / str(step) / 'facts')
-  with pytest.raises(ValueError, match=r'No whole checkpoint in .*/2: .*/1: '):
+    shutil.rmtree(directory / str(step) / 'run_metadata')
+  with pytest.raises(ValueError, match=r'No intact checkpoint in .*/2: .*/1: '):
     checkpoints.restore(directory, at(0))

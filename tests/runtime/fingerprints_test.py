@@ -6,12 +6,12 @@ import numpy as np
 from nlhf_jax.runtime import fingerprints
 
 
-def test_any_change_of_one_entry_changes_its_fingerprint():
-  of = lambda x: fingerprints.fingerprint_arrays({'x': x})['x']
+def test_fingerprint_of_every_change_of_one_entry():
+  fingerprint = lambda x: fingerprints.fingerprint_arrays({'x': x})['x']
   rng = np.random.default_rng(0)
   for dtype in ('float32', 'bfloat16', 'int32', 'bool'):
     x = jnp.asarray(rng.integers(0, 2, (5, 7)), dtype)
     changed = [x.at[at].set((1 - x[at]).astype(x.dtype)) for at in np.ndindex(5, 7)]
-    assert len({of(x), *map(of, changed)}) == 36
+    assert len({fingerprint(x), *map(fingerprint, changed)}) == 36
   swapped = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[2.0, 1.0]])
   assert len({fingerprints.fingerprint_tree(x) for x in swapped}) == 2

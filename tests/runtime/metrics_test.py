@@ -16,9 +16,8 @@ def shown(run_dir):
   for path in sorted(run_dir.glob('events.*')):  # Named by the second they were opened in.
     data = path.read_bytes()
     while data:
-      (length,) = struct.unpack(
-        '<Q', data[:8]
-      )  # Then its checksum (4), the event, its checksum (4).
+      # Then its checksum (4), the event, its checksum (4).
+      (length,) = struct.unpack('<Q', data[:8])
       event = event_pb2.Event.FromString(data[12 : 12 + length])
       data = data[16 + length :]
       if event.session_log.status == event_pb2.SessionLog.START:
@@ -27,7 +26,7 @@ def shown(run_dir):
   return found
 
 
-def write(run_dir, rows, **kwargs):
+def write_losses(run_dir, rows, **kwargs):
   with metrics.Writer(run_dir, **kwargs) as writer:
     for step, loss in rows:
       writer.scalars(step, {'loss': loss})
@@ -36,17 +35,17 @@ def write(run_dir, rows, **kwargs):
 @pytest.mark.parametrize(
   ('resume_step', 'kept'), [(2, [(1, 1.0), (2, 2.0)]), (0, [])], ids=['resumed', 'anew']
 )
-def test_what_a_killed_run_wrote_is_not_doubled(tmp_path, monkeypatch, resume_step, kept):
-  write(tmp_path, [(1, 1.0), (2, 2.0), (3, 3.0)])
+def test_resume_after_a_kill(tmp_path, monkeypatch, resume_step, kept):
+  write_losses(tmp_path, [(1, 1.0), (2, 2.0), (3, 3.0)])
   now = time.time
   monkeypatch.setattr(time, 'time', lambda: now() + 60)
-  write(tmp_path, [(3, 30.0)], resume_step=resume_step)
+  write_losses(tmp_path, [(3, 30.0)], resume_step=resume_step)
   rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
   assert [(row['step'], row['loss']) for row in rows] == [*kept, (3, 30.0)]
   assert shown(tmp_path) == [*kept, (3, 30.0)]
 
 
-def test_every_line_is_strict_json(tmp_path):
+def test_strict_json_of_every_line(tmp_path):
   def refuse(constant):
     raise ValueError(constant)
 
@@ -57,13 +56,13 @@ def test_every_line_is_strict_json(tmp_path):
   assert row == {'step': 1, 'a': None, 'b': None, 'c': 0.1}
 
 
-def test_a_line_cut_short_is_dropped_at_the_end_alone(tmp_path):
+def test_truncated_line(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-  write(tmp_path, [(2, 2.0)], resume_step=1)
+  write_losses(tmp_path, [(2, 2.0)], resume_step=1)
   assert [row['step'] for row in metrics.read_rows(path)] == [1, 2]
-  damaged = '{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n'
-  path.write_text(damaged)
+  corrupt = '{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n'
+  path.write_text(corrupt)
   with pytest.raises(ValueError, match=r'metrics.jsonl:1 is no JSON.*delete that line'):
     metrics.Writer(tmp_path, resume_step=2)
-  assert path.read_text() == damaged
+  assert path.read_text() == corrupt

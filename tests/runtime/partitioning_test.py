@@ -1,4 +1,4 @@
-"""The same numbers on every mesh, and no more sent than must be; on simulated devices, in a process of their own."""
+"""The same numbers on every mesh, and no more bytes sent than must be; on simulated devices, in a process of their own."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from nlhf_jax.networks import axes
 from nlhf_jax.runtime import partitioning
-from nlhf_jax.training import loop
+from nlhf_jax.types import PolicyParams, TrainState
 
 SCRIPT = pathlib.Path(__file__).with_name('on_devices.py')
 VOCAB, EMBED, LENGTH, HEAD_DIM = 88, 32, 7, 8
@@ -25,7 +25,7 @@ MESHES = [
 
 
 @pytest.mark.parametrize(('family', 'meshes'), MESHES)
-def test_every_mesh_gives_the_numbers_of_one_device(family, meshes):
+def test_equal_numbers_on_every_mesh(family, meshes):
   """Parameters, averages and moments after two steps, metrics, and the responses that are then drawn."""
   argv = [sys.executable, str(SCRIPT), family, *meshes]
   result = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -37,15 +37,15 @@ def test_every_mesh_gives_the_numbers_of_one_device(family, meshes):
     assert found[mesh]['state'] < 1e-5, mesh
     assert found[mesh]['metrics'] < 1e-5, mesh
     assert found[mesh]['tokens'] == 0, mesh
-    assert found[mesh]['part'] == 1 / (fsdp * tensor), mesh
+    assert found[mesh]['shard'] == 1 / (fsdp * tensor), mesh
     assert found[mesh]['logits'] * data * fsdp * tensor == 16 * LENGTH * VOCAB, mesh
   if '2x2x2' in meshes:
-    assert max(found['parts'][name] for name in ('state', 'metrics', 'tokens')) < 1e-5
-    for phase, collectives in found['exchanges'].items():
-      nothing_large_is_gathered(phase, collectives)
+    assert max(found['microbatches'][name] for name in ('state', 'metrics', 'tokens')) < 1e-5
+    for phase, collectives in found['collectives'].items():
+      check_gathered_arrays(phase, collectives)
 
 
-def nothing_large_is_gathered(phase, collectives):
+def check_gathered_arrays(phase, collectives):
   """Neither logits nor caches: weights are, along fsdp and once, outside of the loop over tokens; in it, a few numbers."""
   gathered = [x for x in collectives if x[0] in ('all-gather', 'all-to-all')]
   assert gathered
@@ -65,18 +65,18 @@ def nothing_large_is_gathered(phase, collectives):
     (partitioning.Devices(2, 2, 2), 8, (2, 2, 2)),
   ],
 )
-def test_what_is_left_is_filled_in(devices, number, sizes):
+def test_devices_that_remain(devices, number, sizes):
   assert partitioning.resolve_devices(devices, number) == sizes
 
 
 @pytest.mark.parametrize('devices', [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1)])
-def test_a_mesh_that_does_not_fit_is_refused(devices):
-  with pytest.raises(ValueError, match=r'does not fit 4 devices: set MESH_DATA'):
+def test_error_of_a_mesh_that_does_not_fit(devices):
+  with pytest.raises(ValueError, match=r'does not fit 4 devices: choose data, fsdp and tensor'):
     partitioning.resolve_devices(partitioning.Devices(*devices), 4)
 
 
 @pytest.mark.parametrize(
-  ('names', 'shape', 'cut'),
+  ('names', 'shape', 'spec'),
   [
     (('embed', 'mlp'), (8, 8), (('fsdp',), ('tensor',))),
     (('embed', 'mlp'), (8, 9), (('fsdp',), None)),  # 9 does not divide.
@@ -86,13 +86,13 @@ def test_a_mesh_that_does_not_fit_is_refused(devices):
     (('unheard of', None), (8, 8), (None, None)),
   ],
 )
-def test_axes_are_cut_by_the_rules(names, shape, cut):
+def test_sharding_by_the_rules(names, shape, spec):
   sizes = {'data': 2, 'fsdp': 2, 'tensor': 2}
-  assert axes.spec(names, shape, partitioning.RULES, sizes) == PartitionSpec(*cut)
+  assert axes.spec(names, shape, partitioning.RULES, sizes) == PartitionSpec(*spec)
 
 
 @pytest.mark.parametrize(
-  ('shape', 'left'),
+  ('shape', 'remaining'),
   [
     ((4, 6), PartitionSpec('fsdp', 'tensor')),
     ((4,), PartitionSpec('fsdp')),
@@ -101,19 +101,22 @@ def test_axes_are_cut_by_the_rules(names, shape, cut):
     ((), PartitionSpec()),
   ],
 )
-def test_factored_moments_are_cut_as_what_is_left_of_the_parameter(shape, left):
-  whole = PartitionSpec('fsdp', 'tensor')
-  assert partitioning._what_is_left(shape, (4, 6), whole) == left
+def test_sharding_of_factored_moments(shape, remaining):
+  """Along the axes of the parameter that they keep."""
+  spec = PartitionSpec('fsdp', 'tensor')
+  assert partitioning._remaining_spec(shape, (4, 6), spec) == remaining
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_error_of_a_batch_that_does_not_divide():
   layout = partitioning.Layout(type('M', (), {'shape': {'data': 2, 'fsdp': 4, 'tensor': 2}}))
   layout.check_batch(16)
-  with pytest.raises(ValueError, match='12 prompts does not divide over 8 groups of devices'):
+  with pytest.raises(
+    ValueError, match=r'12 prompts does not divide over 8 groups .* batch_size a multiple of 8'
+  ):
     layout.check_batch(12)
 
 
-def test_outside_of_a_mesh_nothing_is_cut(tiny_policy, tiny_params):
+def test_no_sharding_outside_of_a_mesh(tiny_policy, tiny_params):
   x = jax.numpy.ones((2, 3))
   assert axes.constrain(x, 'batch', 'embed') is x
   names = tiny_policy.axes()
@@ -123,16 +126,17 @@ def test_outside_of_a_mesh_nothing_is_cut(tiny_policy, tiny_params):
   assert names['decoder']['layers_0']['mlp']['wo']['kernel'] == ('mlp', 'embed')
 
 
-def test_one_device_is_a_mesh(tiny_policy, tiny_params):
-  """Its state lies where it is told to, moments as the parameters."""
+def test_mesh_of_one_device(tiny_policy, tiny_params):
+  """Moments are sharded as their parameters, each parameter set as θ, each member of a ring too."""
   layout = partitioning.Layout(partitioning.make_mesh(partitioning.Devices(), jax.devices()[:1]))
-  shapes = jax.eval_shape(lambda p: optax.adafactor(1.0).init(p), tiny_params[0])
-  state = loop.TrainState(
+  params, reference = tiny_params
+  state = TrainState(
     jax.ShapeDtypeStruct((), np.int32),
-    loop.PolicyParams(tiny_params[0], None, tiny_params[1]),
-    shapes,
+    PolicyParams(params, {'reference': reference, 'ring': (params, reference)}),
+    jax.eval_shape(optax.adafactor(1.0).init, params),
     jax.random.PRNGKey(0),
   )
   shardings = layout.state_shardings(state, tiny_policy.axes())
-  assert jax.tree.structure(shardings.opt_state) == jax.tree.structure(shapes)
-  assert shardings.params.ema is None
+  assert jax.tree.structure(shardings) == jax.tree.structure(state)
+  one = layout.param_shardings(params, tiny_policy.axes())
+  assert shardings.params == PolicyParams(one, {'reference': one, 'ring': (one, one)})

@@ -17,7 +17,7 @@ def clock(monkeypatch):
   return now
 
 
-def test_without_a_terminal_a_line_now_and_then(clock, capsys):
+def test_lines_without_a_terminal(clock, capsys):
   with progress.bar('sft', 20, done=10) as advance:
     for step in range(10):
       clock[0] += 4
@@ -33,8 +33,8 @@ def test_without_a_terminal_a_line_now_and_then(clock, capsys):
   ]
 
 
-def test_on_a_terminal_the_bar_goes_to_stderr(monkeypatch, capsys):
-  """Standard output stays clean for results."""
+def test_bar_on_a_terminal(monkeypatch, capsys):
+  """It goes to standard error: standard output stays clean for results."""
   terminal = io.StringIO()
   terminal.isatty = lambda: True
   monkeypatch.setattr(sys, 'stderr', terminal)

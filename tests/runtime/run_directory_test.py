@@ -1,55 +1,134 @@
 """A directory belongs to one configuration, and what is refused leaves nothing behind."""
 
+import json
+
 import pytest
 
+import nlhf_jax
 from nlhf_jax.runtime import run_directory
 
+CONFIG = 'Experiment.num_steps = 3\n'
+FIELDS = {
+  'Experiment.num_steps': 3,
+  'Experiment.save_every': None,
+  'Experiment.log_every': 10,
+  'Experiment.reference_on_host': False,
+  'nash_md_pg.beta': 0.125,
+  'partitioning.Devices.fsdp': 1,
+  'checkpoints.Keep.last': 2,
+  'mesh/Devices.data': -1,
+}
 
-def test_a_directory_belongs_to_one_configuration(tmp_path):
+
+def test_one_configuration_per_directory(tmp_path):
   run = tmp_path / 'runs' / 'run'
-  run_directory.create(run, 'A = 1\nB = 2\n')
-  run_directory.create(run, 'A = 1\nB = 2\n')
-  for refuse in (run_directory.check_resumable, run_directory.create):
-    with pytest.raises(ValueError, match=r"config.gin:2: 'B = 2', now 'B = 3'.*another --run_dir"):
-      refuse(run, 'A = 1\nB = 3\n')
-  assert run_directory.read_config(run) == 'A = 1\nB = 2\n'
-  assert [path.name for path in run.iterdir()] == ['config.gin']
+  run_directory.create(run, CONFIG, FIELDS)
+  run_directory.create(run, '# Another text of the same fields.\n', FIELDS)
+  message = r'nash_md_pg.beta was 0.125, now 0.5\): name another run_dir, delete it, or set the'
+  for refuse in (
+    run_directory.check_resumable,
+    lambda path, fields: run_directory.create(path, CONFIG, fields),
+  ):
+    with pytest.raises(ValueError, match=message):
+      refuse(run, FIELDS | {'nash_md_pg.beta': 0.5})
+  assert run_directory.read_config(run) == CONFIG
+  assert sorted(path.name for path in run.iterdir()) == ['config.gin', 'run.json']
+  found = json.loads((run / 'run.json').read_text())
+  assert found == {'nlhf_jax': nlhf_jax.__version__, 'fields': FIELDS}
 
 
 @pytest.mark.parametrize(
-  ('old', 'new'), [('A = 1\n', 'A = 1\nB = 2\n'), ('A = 1\nB = 2\n', 'A = 1\n')]
+  ('old', 'new', 'values'),
+  [({}, {'a.b': 2}, 'not set, now 2'), ({'a.b': 2}, {}, '2, now not set')],
 )
-def test_a_line_more_or_less_is_another_configuration(tmp_path, old, new):
-  run_directory.create(tmp_path, old)
-  with pytest.raises(ValueError, match=r'config.gin:2'):
+def test_error_of_a_field_more_or_less(tmp_path, old, new, values):
+  run_directory.create(tmp_path, CONFIG, old)
+  with pytest.raises(ValueError, match=f'a.b was {values}'):
     run_directory.check_resumable(tmp_path, new)
 
 
-def test_a_run_may_go_on_on_another_mesh_and_keep_other_checkpoints(tmp_path):
-  run_directory.create(tmp_path, 'KEEP_LAST = 2\nMESH_FSDP = 1\nTAU = 0.1\n')
-  run_directory.check_resumable(tmp_path, 'KEEP_LAST = 5\nMESH_FSDP = 8\nTAU = 0.1\n')
-  with pytest.raises(ValueError, match=r'config.gin:2'):
-    run_directory.check_resumable(tmp_path, 'KEEP_LAST = 5\nMESH_DATA = 8\nTAU = 0.1\n')
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('partitioning.Devices.fsdp', 8),
+    ('mesh/Devices.data', 4),
+    ('Devices.tensor', 2),
+    ('checkpoints.Keep.last', 5),
+    ('Keep.best', 1),
+    ('Experiment.save_every', 20),
+    ('Experiment.reference_on_host', True),
+  ],
+)
+def test_fields_that_may_change(tmp_path, name, value):
+  run_directory.create(tmp_path, CONFIG, FIELDS)
+  run_directory.check_resumable(tmp_path, FIELDS | {name: value})
+  assert run_directory.read_config(tmp_path) == CONFIG
 
 
-def test_checking_makes_nothing(tmp_path):
-  run_directory.check_resumable(tmp_path / 'run', 'A = 1\n')
+@pytest.mark.parametrize(
+  'name', ['Experiment.log_every', 'OtherDevices.data', 'Devices.data.x', 'data', 'Keep']
+)
+def test_fields_that_may_not_change(tmp_path, name):
+  run_directory.create(tmp_path, CONFIG, FIELDS)
+  with pytest.raises(ValueError, match=f'{name} was'):
+    run_directory.check_resumable(tmp_path, FIELDS | {name: 99})
+
+
+def test_values_by_what_json_makes_of_them(tmp_path):
+  """A tuple is written as a list, and NaN equals itself."""
+  fields = {'a.shape': (1, 2), 'a.start': float('nan')}
+  run_directory.create(tmp_path, CONFIG, fields)
+  run_directory.check_resumable(tmp_path, fields)
+
+
+def test_check_writes_nothing(tmp_path):
+  run_directory.check_resumable(tmp_path / 'run', FIELDS)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('below', ['', 'run'])
-def test_a_file_is_no_directory(tmp_path, below):
+def test_error_of_a_file(tmp_path, below):
   (tmp_path / 'file').write_text('x')
-  with pytest.raises(FileExistsError, match=r'file is a file.*another --run_dir'):
-    run_directory.check_resumable(tmp_path / 'file' / below, 'A = 1\n')
+  with pytest.raises(FileExistsError, match=r'file is a file.*another run_dir'):
+    run_directory.check_resumable(tmp_path / 'file' / below, FIELDS)
 
 
-def test_where_there_is_no_run_is_an_error_with_a_remedy(tmp_path):
+def test_error_of_no_run(tmp_path):
   with pytest.raises(FileNotFoundError, match='name the directory of a trained run'):
     run_directory.read_config(tmp_path / 'none')
 
 
-def test_a_directory_is_written_whole_or_not_at_all(tmp_path):
+def test_error_of_a_run_of_version_0_1(tmp_path):
+  """It has a configuration, and no resolved fields."""
+  (tmp_path / 'config.gin').write_text('NUM_STEPS = 3\n')
+  for read in (
+    lambda: run_directory.read_config(tmp_path),
+    lambda: run_directory.check_resumable(tmp_path, FIELDS),
+  ):
+    with pytest.raises(
+      ValueError, match=r'is a run of nlhf_jax 0\.1\.0 .*commit bb3ff7b'
+    ) as caught:
+      read()
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"fields": 3}', '{}'])
+def test_error_of_corrupt_fields(tmp_path, text):
+  run_directory.create(tmp_path, CONFIG, FIELDS)
+  (tmp_path / 'run.json').write_text(text)
+  with pytest.raises(ValueError, match=r'run.json cannot be read .*name another run_dir'):
+    run_directory.check_resumable(tmp_path, FIELDS)
+
+
+def test_kill_between_the_two_files(tmp_path):
+  """Fields without a configuration are no run yet, so that the next start writes both."""
+  run_directory.create(tmp_path, CONFIG, FIELDS)
+  (tmp_path / 'config.gin').unlink()
+  run_directory.create(tmp_path, CONFIG, {'a.b': 1})
+  run_directory.check_resumable(tmp_path, {'a.b': 1})
+
+
+def test_atomic_directory(tmp_path):
   with run_directory.atomic_directory(tmp_path / 'out') as directory:
     (directory / 'file').write_text('1')
   assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']
@@ -58,7 +137,10 @@ def test_a_directory_is_written_whole_or_not_at_all(tmp_path):
     run_directory.atomic_directory(tmp_path / 'out'),
   ):
     pass
-  with pytest.raises(OSError, match='disk'), run_directory.atomic_directory(tmp_path / 'other') as directory:
+  with (
+    pytest.raises(OSError, match='disk'),
+    run_directory.atomic_directory(tmp_path / 'other') as directory,
+  ):
     (directory / 'file').write_text('2')
     raise OSError('disk is full')
   assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']

@@ -1,0 +1,184 @@
+"""The files of one checkpoint: its arrays and its metadata, read back and compared with what was written.
+
+A checkpoint is a directory of two items: `default` holds the arrays, `run_metadata` a JSON object with a fingerprint of
+each array and a signature of its own. A file that cannot be read, or not as it was written, is a
+`CorruptCheckpointError`; what belongs to another network, or to another version, is a ValueError with a remedy.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from nlhf_jax.runtime import fingerprints
+
+ARRAYS, METADATA = 'default', 'run_metadata'
+_METADATA_OF_0_1 = 'facts'
+_PACKAGES = ('nlhf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+class CorruptCheckpointError(Exception):
+  """A checkpoint cannot be read, or not as it was written."""
+
+
+def describe(arrays: Any, step: int, metadata: dict[str, Any]) -> dict[str, Any]:
+  """The metadata of a checkpoint: the caller's, its step, fingerprints of its arrays, versions, and a signature.
+
+  Args:
+    arrays: all that the checkpoint holds.
+    step: updates done.
+    metadata: what else a resumed run needs, in JSON.
+  """
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  written = {
+    'step': step,
+    'fingerprints': fingerprints.fingerprint_arrays(arrays),
+    'versions': versions,
+  }
+  return _signed(metadata | written)
+
+
+def load_metadata(path: pathlib.Path) -> dict[str, Any]:
+  """The metadata of a checkpoint.
+
+  Raises:
+    CorruptCheckpointError: it cannot be read, or is not what was written.
+    ValueError: version 0.1.0 wrote it.
+  """
+  _check_version(path)
+  try:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+      metadata = checkpointer.restore(path / METADATA)
+    unsigned = {name: value for name, value in metadata.items() if name != 'signature'}
+    if metadata['signature'] != _signed(unsigned)['signature']:
+      raise ValueError('its metadata are not what was written')
+    return metadata
+  except Exception as error:  # A corrupt file may raise anything.
+    raise _corrupt(error) from error
+
+
+def load_shapes(path: pathlib.Path) -> Any:
+  """The tree of arrays that a checkpoint holds, each with its shape and type; reads none of them.
+
+  Raises:
+    CorruptCheckpointError, ValueError: as `load_metadata`.
+  """
+  _check_version(path)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(path / ARRAYS).item_metadata.tree
+    if not {'params', 'opt_state'} <= tree.keys():
+      raise ValueError('it lacks params or opt_state')
+    return tree
+  except Exception as error:
+    raise _corrupt(error) from error
+
+
+def load_arrays(
+  path: pathlib.Path, like: Any, metadata: dict[str, Any], *, partial: bool = False
+) -> Any:
+  """Arrays of a checkpoint, compared with the fingerprints that were written with them.
+
+  Args:
+    path: of the checkpoint.
+    like: arrays, or their shapes, in the types and shardings that they are to have.
+    metadata: of the checkpoint.
+    partial: whether `like` is a part of the tree; no more is read.
+
+  Raises:
+    CorruptCheckpointError: they cannot be read, or are not what was written.
+  """
+  written = metadata['fingerprints']
+  try:
+    abstract = jax.tree.map(_abstract, like)
+    with _checkpointer() as checkpointer:
+      restored = checkpointer.restore(
+        path / ARRAYS,
+        args=ocp.args.PyTreeRestore(
+          item=abstract,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+          partial_restore=partial,
+        ),
+      )
+    # Orbax may give NumPy arrays, which every call of a compiled function would copy to the device.
+    restored = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
+    for name, value in fingerprints.fingerprint_arrays(restored).items():
+      if written.get(name) != value:
+        raise ValueError(f'{name} is not what was written')
+    return restored
+  except Exception as error:
+    raise _corrupt(error) from error
+
+
+def check_shapes(directory: pathlib.Path, found: Any, like: Any, owner: str = 'network') -> None:
+  """Raises ValueError, with a remedy, at the first array that does not match.
+
+  Args:
+    directory: of the checkpoint.
+    found: the arrays that it holds.
+    like: the arrays that are expected.
+    owner: what they belong to: the network or the optimizer.
+  """
+  found, expected = _shapes(found), _shapes(like)
+  # The embedding first: if that differs, the vocabularies do, and all else follows.
+  for name in sorted(found.keys() | expected.keys(), key=lambda x: ('token_embedder' not in x, x)):
+    if found.get(name) == expected.get(name):
+      continue
+    remedy = f'use the {owner} that it was trained with'
+    if name not in expected:
+      what = f'holds {name} {found[name]}, which the {owner} lacks'
+    elif name not in found:
+      what = f'lacks {name} {expected[name]}, which the {owner} has'
+    else:
+      what = f'holds {name} {found[name]}, the {owner} expects {expected[name]}'
+      if name.endswith('token_embedder/embedding') and found[name][1] == expected[name][1]:
+        remedy = (
+          f'the vocabularies differ: give the network vocab_size = {found[name][0]}, and use the '
+          'vocabulary that it was trained with'
+        )
+    raise ValueError(f'Checkpoint {directory} {what}: {remedy}.')
+
+
+def _check_version(path: pathlib.Path) -> None:
+  if (path / _METADATA_OF_0_1).is_dir() and not (path / METADATA).is_dir():
+    raise ValueError(
+      f'Checkpoint {path} was written by nlhf_jax 0.1.0: read it with that version (commit bb3ff7b).'
+    )
+
+
+def _corrupt(error: Exception) -> CorruptCheckpointError:
+  text = ' '.join(str(error).split())
+  return CorruptCheckpointError(f'{type(error).__name__}: {text[:200]}')
+
+
+def _signed(metadata: dict[str, Any]) -> dict[str, Any]:
+  text = json.dumps(metadata, sort_keys=True)
+  return metadata | {'signature': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _checkpointer() -> ocp.Checkpointer:
+  """One that reads by itself: a process that fails must not leave others waiting for it."""
+  several = jax.process_count() > 1
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=None if several else 0,
+    active_processes={jax.process_index()} if several else None,
+    barrier_sync_key_prefix=f'process_{jax.process_index()}' if several else None,
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _abstract(x: Any) -> Any:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(x.shape)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
