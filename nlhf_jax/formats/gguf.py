@@ -13,26 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from nlhf_jax.formats import hf, hf_models
 from nlhf_jax.networks import llama
-from nlhf_jax.formats import hf
-from nlhf_jax.formats import hf_models
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
 
 _PROJECTIONS = {'query': 'attn_q', 'key': 'attn_k', 'value': 'attn_v', 'out': 'attn_output'}
 _MLP = {'wi_0': 'ffn_gate', 'wi_1': 'ffn_up', 'wo': 'ffn_down'}
 _NORMS = {'pre_self_attention_layer_norm': 'attn_norm', 'pre_mlp_layer_norm': 'ffn_norm'}
-_CONTROL, _USER_DEFINED = 3, 4  # Kinds of token that text is never split into, nor merged across.
+# Kinds of token that text is never split into, nor merged across.
+_CONTROL, _USER_DEFINED = 3, 4
 
 
 def convert(path: str | pathlib.Path, output_dir: str | pathlib.Path) -> None:
   """Writes the model as config.json, safetensors, tokenizer.json and tokenizer_config.json; raises as `load`, `hf.save`."""
   config, params = load(path)
-  words, settings = tokenizer(path)
+  encoding, settings = tokenizer(path)
   text = json.dumps(settings, indent=2, ensure_ascii=False) + '\n'
   with run_directory.atomic_directory(output_dir) as directory:
     hf.write(params, config, directory)
-    words.save(str(directory / 'tokenizer.json'))
+    encoding.save(str(directory / 'tokenizer.json'))
     (directory / 'tokenizer_config.json').write_text(text, encoding='utf-8')
 
 
@@ -55,7 +55,7 @@ def load(path: str | pathlib.Path) -> tuple[llama.LlamaConfig, Params]:
   dummy = jnp.ones((1, 2), jnp.int32)
   like = jax.eval_shape(lambda: network.init(jax.random.key(0), dummy, dummy, dummy)['params'])
   leaves = {
-    leaf: _read(path, tensors, leaf, x.shape, config)
+    leaf: _read_tensor(path, tensors, leaf, x.shape, config)
     for leaf, x in flax.traverse_util.flatten_dict(like).items()
   }
   return config, flax.traverse_util.unflatten_dict(leaves)
@@ -65,7 +65,7 @@ def tokenizer(path: str | pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str,
   """The tokenizer, and the contents of its tokenizer_config.json.
 
   Raises:
-    ValueError: it is no byte-pair encoding, or cuts words in a way that is not known here.
+    ValueError: it is no byte-pair encoding, or splits text in a way that is not known here.
   """
   fields = _fields(_reader(path))
   kind = fields.get('tokenizer.ggml.model'), fields.get('tokenizer.ggml.pre')
@@ -73,20 +73,20 @@ def tokenizer(path: str | pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str,
     raise ValueError(
       f'{path} has a tokenizer of kind {kind}: copy tokenizer.json of the model instead.'
     )
-  words = fields['tokenizer.ggml.tokens']
+  tokens = fields['tokenizer.ggml.tokens']
   merges = [tuple(pair.split(' ')) for pair in fields['tokenizer.ggml.merges']]
-  vocabulary = {word: number for number, word in enumerate(words)}
+  vocabulary = {token: number for number, token in enumerate(tokens)}
   result = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-  cuts = [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+  splits = [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
   if kind[1] == 'smollm':
-    cuts.insert(0, tokenizers.pre_tokenizers.Digits(individual_digits=True))
-  result.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(cuts)
+    splits.insert(0, tokenizers.pre_tokenizers.Digits(individual_digits=True))
+  result.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(splits)
   result.decoder = tokenizers.decoders.ByteLevel()
-  kinds = zip(words, fields['tokenizer.ggml.token_type'], strict=True)
-  result.add_special_tokens([w for w, kind in kinds if kind in (_CONTROL, _USER_DEFINED)])
+  kinds = zip(tokens, fields['tokenizer.ggml.token_type'], strict=True)
+  result.add_special_tokens([token for token, kind in kinds if kind in (_CONTROL, _USER_DEFINED)])
   names = {'bos': 'bos_token', 'eos': 'eos_token', 'unknown': 'unk_token', 'padding': 'pad_token'}
   ids = {new: fields.get(f'tokenizer.ggml.{old}_token_id') for old, new in names.items()}
-  settings = {name: words[number] for name, number in ids.items() if number is not None}
+  settings = {name: tokens[number] for name, number in ids.items() if number is not None}
   settings |= {'tokenizer_class': 'PreTrainedTokenizerFast'}
   if template := fields.get('tokenizer.chat_template'):
     settings['chat_template'] = template
@@ -99,7 +99,7 @@ def _reader(path: str | pathlib.Path):
   try:
     import gguf
   except ModuleNotFoundError:
-    raise ValueError("Reading GGUF needs a package more: pip install 'nlhf_jax[gguf]'.") from None
+    raise ValueError("Reading GGUF needs one more package: pip install 'nlhf_jax[gguf]'.") from None
   return gguf.GGUFReader(path)
 
 
@@ -110,9 +110,9 @@ def _fields(reader) -> dict[str, Any]:
 def _config(fields: dict[str, Any], tied: bool) -> llama.LlamaConfig:
   at = lambda name: fields[f'llama.{name}']
   heads = at('attention.head_count')
-  named = {'pad_token_id': 'padding', 'eos_token_id': 'eos'}
-  said = {key: fields.get(f'tokenizer.ggml.{name}_token_id') for key, name in named.items()}
-  pad_id, eos_id = hf.special_ids(said)
+  names = {'pad_token_id': 'padding', 'eos_token_id': 'eos'}
+  given = {key: fields.get(f'tokenizer.ggml.{name}_token_id') for key, name in names.items()}
+  pad_id, eos_id = hf.special_ids(given)
   return llama.LlamaConfig(
     vocab_size=len(fields['tokenizer.ggml.tokens']),
     dtype='float32',
@@ -123,14 +123,17 @@ def _config(fields: dict[str, Any], tied: bool) -> llama.LlamaConfig:
     head_dim=at('embedding_length') // heads,
     mlp_dim=at('feed_forward_length'),
     rope_base=float(fields.get('llama.rope.freq_base', 1e4)),
-    norm_epsilon=float(f'{at("attention.layer_norm_rms_epsilon"):.6g}'),  # It is stored in float32.
+    # Stored in float32.
+    norm_epsilon=float(f'{at("attention.layer_norm_rms_epsilon"):.6g}'),
     logits_via_embedding=tied,
     pad_id=pad_id,
     eos_id=eos_id,
   )
 
 
-def _read(path, tensors, leaf: tuple[str, ...], shape, config: llama.LlamaConfig) -> np.ndarray:
+def _read_tensor(
+  path, tensors, leaf: tuple[str, ...], shape, config: llama.LlamaConfig
+) -> np.ndarray:
   import gguf
 
   name = _name(leaf)
@@ -150,11 +153,12 @@ def _read(path, tensors, leaf: tuple[str, ...], shape, config: llama.LlamaConfig
 
 
 def _halves(x: np.ndarray, heads: int) -> np.ndarray:
-  """Rows of each head from (0, 1), (2, 3) … being pairs that are turned, to (0, d/2), (1, d/2 + 1) … being them."""
+  """Rows of each head: pairs that are rotated together, from (0, 1), (2, 3) … to (0, d/2), (1, d/2 + 1) …"""
   return x.reshape(heads, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
 
 
 def _name(leaf: tuple[str, ...]) -> str:
+  """The tensor that holds a leaf of ours."""
   if leaf[0] == 'token_embedder':
     return 'token_embd.weight'
   _, block, *rest = leaf

@@ -1,6 +1,6 @@
 """Models in Hugging Face's layout: config.json beside safetensors, read and written; no pickle is ever loaded.
 
-A directory is read tensor by tensor, straight into the shardings that are asked for, so that no more than one shard of
+A directory is read tensor by tensor, straight into the shardings that are asked for, so that no more than one file of
 it is in memory at a time.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nlhf_jax.networks import layers, t5
 from nlhf_jax.formats import hf_models
+from nlhf_jax.networks import layers, llama
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
 
@@ -59,12 +59,12 @@ def locate(name: str | pathlib.Path) -> pathlib.Path:
 
 
 class Ids(NamedTuple):
-  """Two ids of a vocabulary, where its model does not say them, or says what is of no use here."""
+  """Two ids of a vocabulary, where its config.json does not give them, or gives others than are of use here."""
 
-  pad: int | None = None  # Padding; None: what the model says, and 0 where it says nothing.
-  eos: int | None = (
-    None  # Ends a response; None: what the model says, and the last where it says several.
-  )
+  # Padding; None: that of config.json, and 0 where it gives none.
+  pad: int | None = None
+  # Ends a response; None: that of config.json, and the last where it gives several.
+  eos: int | None = None
 
 
 AS_GIVEN = Ids()
@@ -78,23 +78,33 @@ def read_config(
   Args:
     name: a directory, or a repository on the hub.
     dtype: of activations.
-    ids: what to use for padding and end.
+    ids: of padding and end.
+
+  Raises:
+    FileNotFoundError: there is no such model, or it has no config.json.
+    ValueError: it is of another family, or uses what the networks here do not have.
   """
   path = locate(name) / 'config.json'
   if not path.is_file():
-    raise FileNotFoundError(f'No {path}: name the directory of a model with --gin.MODEL.')
+    raise FileNotFoundError(f'No {path}: name the directory of a model.')
   values = json.loads(path.read_text(encoding='utf-8'))
   pad, eos = special_ids(values, ids)
   return hf_models.config_from_json({**values, 'pad_token_id': pad, 'eos_token_id': eos}, dtype)
 
 
 def special_ids(values: Mapping[str, Any], ids: Ids = AS_GIVEN) -> tuple[int, int]:
-  """Padding and end by a config.json; what ends responses is not taken for padding."""
+  """Ids of padding and end.
+
+  Args:
+    values: of config.json; what ends responses there is not taken for padding.
+    ids: given instead.
+  """
   ends = np.atleast_1d(values.get('eos_token_id') or 1).tolist()
   eos = ends[-1] if ids.eos is None else ids.eos
-  said = values.get('pad_token_id')
-  pad = (0 if said is None or said in ends else said) if ids.pad is None else ids.pad
-  return pad, eos
+  if ids.pad is not None:
+    return ids.pad, eos
+  given = values.get('pad_token_id')
+  return 0 if given is None or given in ends else given, eos
 
 
 def network(
@@ -103,8 +113,9 @@ def network(
   ids: Ids = AS_GIVEN,
   execution: layers.Execution = layers.PLAIN,
 ) -> nn.Module:
-  """The network of a model, without its weights; arguments as of `config`, and how its layers are run."""
-  return hf_models.network_from_config(dataclasses.replace(read_config(name, dtype, ids), execution=execution))
+  """The network of a model, without its weights; arguments as of `read_config`, and how its layers are run."""
+  config = dataclasses.replace(read_config(name, dtype, ids), execution=execution)
+  return hf_models.network_from_config(config)
 
 
 def weights(name: str | pathlib.Path, ids: Ids = AS_GIVEN) -> Callable[[Params], Params]:
@@ -117,29 +128,29 @@ def load(name: str | pathlib.Path, like: Params, ids: Ids = AS_GIVEN) -> Params:
 
   Args:
     name: a directory, or a repository on the hub.
-    like: arrays, or `jax.ShapeDtypeStruct`s; with shardings, each device's part is read by itself.
-    ids: as of `config`; the same as the network's.
+    like: arrays, or `jax.ShapeDtypeStruct`s; with shardings, each device's shard is read by itself.
+    ids: as of `read_config`; the same as the network's.
 
   Raises:
     FileNotFoundError: a file is missing.
     ValueError: a tensor is missing, left over, or of another shape; the model has pickled weights only.
   """
   directory = locate(name)
-  known = read_config(directory, ids=ids)
+  config = read_config(directory, ids=ids)
   files = _files(directory)
-  tensor_of = hf_models.tensor_for(known)
+  tensor_for = hf_models.tensor_for(config)
   leaves = flax.traverse_util.flatten_dict(like)
-  tensors = {path: tensor_of(path) for path in leaves}
-  _check_names(directory, files, tensors, hf_models.aliases(known))
-  moved = moved_ids(known)
+  tensors = {path: tensor_for(path) for path in leaves}
+  _check_names(directory, files, tensors, hf_models.aliases(config))
+  moved = moved_ids(config)
   by_file = collections.defaultdict(list)
   for path, tensor in tensors.items():
     by_file[files[tensor.name]].append(path)
   result = {}
   for file, paths in by_file.items():
-    with safetensors.safe_open(directory / file, framework='np') as shard:
+    with safetensors.safe_open(directory / file, framework='np') as stored:
       for path in paths:
-        result[path] = _read(shard, path, tensors[path], leaves[path], moved)
+        result[path] = _read_tensor(stored, path, tensors[path], leaves[path], moved)
   return flax.traverse_util.unflatten_dict({path: result[path] for path in leaves})
 
 
@@ -157,9 +168,9 @@ def save(
   Args:
     params: of the network.
     network_config: its configuration.
-    output_dir: made, whole or not at all; must not exist.
+    output_dir: made, completely or not at all; must not exist.
     dtype: of the file; None: of each array.
-    max_shard_bytes: a model larger than this is cut into several files.
+    max_shard_bytes: a model larger than this is split into several files.
     tokenizer_from: a model's directory whose tokenizer is copied along.
 
   Raises:
@@ -180,11 +191,11 @@ def write(
   dtype: Any = None,
   max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-  """Writes config.json and safetensors into a directory that is there; arguments as of `save`."""
+  """Writes config.json and safetensors into an existing directory; arguments as of `save`."""
   description = hf_models.config_to_json(network_config)
-  tensor_of = hf_models.tensor_for(network_config)
+  tensor_for = hf_models.tensor_for(network_config)
   moved = moved_ids(network_config)
-  leaves = {tensor_of(p): x for p, x in flax.traverse_util.flatten_dict(params).items()}
+  leaves = {tensor_for(p): x for p, x in flax.traverse_util.flatten_dict(params).items()}
   (directory / 'config.json').write_text(description, encoding='utf-8')
   shards = list(_shards(leaves, dtype, max_shard_bytes))
   weight_map = {}
@@ -199,56 +210,9 @@ def write(
     (directory / _INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
 
 
-def save_adapters(
-  adapters: Params,
-  network_config: hf_models.Config,
-  output_dir: str | pathlib.Path,
-  *,
-  alpha: float,
-  base_model: str,
-) -> None:
-  """Writes adapters that `peft` puts on the model that they were trained on.
-
-  Args:
-    adapters: {a, b} at each kernel's path.
-    network_config: of the model.
-    output_dir: made; must not exist.
-    alpha: W + (alpha / rank) a b is what they make of W.
-    base_model: the name or directory of that model, for whoever loads them.
-
-  Raises:
-    FileExistsError: there is something at output_dir.
-  """
-  tensor_of = hf_models.tensor_for(network_config)
-  arrays, modules, rank = {}, set(), 0
-  for (*path, factor), x in flax.traverse_util.flatten_dict(adapters).items():
-    module = tensor_of((*path, 'kernel')).name.removesuffix('.weight')
-    modules.add(module)
-    name = f'base_model.model.{module}.lora_{factor.upper()}.weight'
-    arrays[name] = np.ascontiguousarray(np.asarray(x).T)
-    rank = x.shape[1 if factor == 'a' else 0]
-  description = {
-    'peft_type': 'LORA',
-    'task_type': 'SEQ_2_SEQ_LM' if isinstance(network_config, t5.T5Config) else 'CAUSAL_LM',
-    'base_model_name_or_path': base_model,
-    'r': rank,
-    'lora_alpha': alpha,
-    'lora_dropout': 0.0,
-    'bias': 'none',
-    'target_modules': sorted(modules),
-    'inference_mode': True,
-  }
-  text = json.dumps(description, indent=2) + '\n'
-  with run_directory.atomic_directory(output_dir) as directory:
-    safetensors.numpy.save_file(
-      arrays, directory / 'adapter_model.safetensors', metadata={'format': 'pt'}
-    )
-    (directory / 'adapter_config.json').write_text(text, encoding='utf-8')
-
-
 def moved_ids(network_config: hf_models.Config) -> dict[int, int]:
-  """Our id → theirs, for the words that lie elsewhere in the model's vocabulary; T5's is ours."""
-  if not hasattr(network_config, 'pad_id'):
+  """Our id → theirs, for the tokens that have another one in the model's vocabulary; T5's is ours."""
+  if not isinstance(network_config, llama.LlamaConfig):
     return {}
   return hf_models.moved_ids(network_config.pad_id, network_config.eos_id)
 
@@ -264,8 +228,8 @@ def _files(directory: pathlib.Path) -> dict[str, str]:
         raise FileNotFoundError(f'No {directory / file}, which {_INDEX} names: download it again.')
     return files
   if (directory / _SINGLE).is_file():
-    with safetensors.safe_open(directory / _SINGLE, framework='np') as shard:
-      return dict.fromkeys(shard.keys(), _SINGLE)
+    with safetensors.safe_open(directory / _SINGLE, framework='np') as stored:
+      return dict.fromkeys(stored.keys(), _SINGLE)
   if pickled := sorted(directory.glob('*.bin')):
     raise ValueError(
       f'{pickled[0]} is a pickle, which could run any code and is not read: convert it where you trust it, with '
@@ -284,9 +248,11 @@ def _check_names(directory, files: Mapping[str, str], tensors, aliases: frozense
       raise ValueError(f'{directory} holds the tensor {name}, which the network lacks.')
 
 
-def _read(shard, path, tensor: hf_models.Tensor, like: Any, moved: Mapping[int, int]) -> jax.Array:
-  """One leaf, in the layout of `like`; each device reads just its own part."""
-  stored = shard.get_slice(tensor.name)
+def _read_tensor(
+  file, path, tensor: hf_models.Tensor, like: Any, moved: Mapping[int, int]
+) -> jax.Array:
+  """One leaf, in the sharding of `like`; each device reads its own shard alone."""
+  stored = file.get_slice(tensor.name)
   shape = tuple(stored.get_shape())
   shape = shape[::-1] if tensor.transposed else shape
   if shape != tuple(like.shape):
@@ -295,17 +261,17 @@ def _read(shard, path, tensor: hf_models.Tensor, like: Any, moved: Mapping[int, 
       'use the network of its config.json.'
     )
 
-  def part(index) -> np.ndarray:
+  def shard(index) -> np.ndarray:
     index = tuple(slice(*i.indices(size)[:2]) for i, size in zip(index, shape, strict=True))
     index = index[::-1] if tensor.transposed else index
-    x = _moved_rows(stored, index, moved) if tensor.words else stored[index]
+    x = _moved_rows(stored, index, moved) if tensor.by_token else stored[index]
     x = x.astype(like.dtype, copy=False)
     return np.ascontiguousarray(x.T) if tensor.transposed else x
 
   sharding = getattr(like, 'sharding', None)
   if sharding is None:
-    return jax.device_put(part((slice(None),) * len(shape)))  # jnp.asarray would copy it twice.
-  return jax.make_array_from_callback(shape, sharding, part)
+    return jax.device_put(shard((slice(None),) * len(shape)))  # jnp.asarray would copy it twice.
+  return jax.make_array_from_callback(shape, sharding, shard)
 
 
 def _moved_rows(stored, index: tuple[slice, ...], moved: Mapping[int, int]) -> np.ndarray:
@@ -322,16 +288,17 @@ def _moved_rows(stored, index: tuple[slice, ...], moved: Mapping[int, int]) -> n
 def _theirs(
   leaf: Any, tensor: hf_models.Tensor, dtype: Any, moved: Mapping[int, int]
 ) -> np.ndarray:
+  """A leaf as it is stored."""
   x = np.asarray(leaf)
   x = x.T if tensor.transposed else x
-  if tensor.words:
+  if tensor.by_token:
     x = x.copy()
     x[list(moved.values())] = x[list(moved)]
   return np.ascontiguousarray(x.astype(dtype or x.dtype))
 
 
 def _shards(leaves, dtype: Any, max_bytes: int) -> Iterator[list[hf_models.Tensor]]:
-  """Tensors in groups of at most `max_bytes`; a larger one stands alone."""
+  """Tensors in groups of at most `max_bytes`; a larger one is a group of its own."""
   group, size = [], 0
   for tensor, leaf in leaves.items():
     num_bytes = _num_bytes(leaf, dtype)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from nlhf_jax.networks import llama, t5
+from nlhf_jax.types import EOS, PAD
 
 Path = tuple[str, ...]
 Config = t5.T5Config | llama.LlamaConfig
@@ -20,11 +21,13 @@ _PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
 
 
 class Tensor(NamedTuple):
-  """Where a leaf of ours lies there."""
+  """The tensor that holds a leaf of ours."""
 
   name: str
-  transposed: bool = False  # Linear layers are stored [out, in] there, [in, out] here.
-  words: bool = False  # Its rows are those of the vocabulary, some of which are elsewhere there.
+  # Linear layers are stored [out, in] there, [in, out] here.
+  transposed: bool = False
+  # Its rows are by token of the vocabulary, some of which have other ids there.
+  by_token: bool = False
 
 
 def config_from_json(values: Mapping[str, Any], dtype: Any = 'float32') -> Config:
@@ -47,6 +50,7 @@ def config_from_json(values: Mapping[str, Any], dtype: Any = 'float32') -> Confi
 
 
 def network_from_config(config: Config) -> nn.Module:
+  """The network of a configuration, without weights."""
   return t5.Transformer(config) if isinstance(config, t5.T5Config) else llama.Transformer(config)
 
 
@@ -54,16 +58,16 @@ def tensor_for(config: Config) -> Callable[[Path], Tensor]:
   """The function from a path in the parameter tree to its tensor."""
   if isinstance(config, t5.T5Config):
     return _t5_tensor
-  return lambda path: _llama_tensor(path)._replace(words=_holds_words(path))
+  return lambda path: _llama_tensor(path)._replace(by_token=_is_by_token(path))
 
 
 def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:
-  """Our id → theirs, for the words that lie elsewhere: padding changes places with 0, then the end with 1."""
-  words = {number: number for number in (0, 1, pad_id, eos_id)}
-  for ours, theirs in ((0, pad_id), (1, eos_id)):
-    where = next(number for number, word in words.items() if word == theirs)
-    words[ours], words[where] = words[where], words[ours]
-  return {ours: theirs for ours, theirs in words.items() if ours != theirs}
+  """Our id → theirs, for the tokens whose ids differ: padding changes places with 0, then the end with 1."""
+  ids = {number: number for number in (PAD, EOS, pad_id, eos_id)}
+  for ours, theirs in ((PAD, pad_id), (EOS, eos_id)):
+    place = next(number for number, token in ids.items() if token == theirs)
+    ids[ours], ids[place] = ids[place], ids[ours]
+  return {ours: theirs for ours, theirs in ids.items() if ours != theirs}
 
 
 def config_to_json(config: Config) -> str:
@@ -73,7 +77,7 @@ def config_to_json(config: Config) -> str:
 
 
 def aliases(config: Config) -> frozenset[str]:
-  """Tensors that checkpoints may hold besides, and that say nothing new."""
+  """Tensors that checkpoints may hold besides, copies of others or constants."""
   if isinstance(config, t5.T5Config):
     names = {'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'}
   else:
@@ -87,7 +91,7 @@ def _t5_config(values: Mapping[str, Any], dtype: Any) -> t5.T5Config:
   _expect(values, 'layer_norm_epsilon', 1e-6, 1e-6)
   gated, _, activation = values.get('feed_forward_proj', 'relu').rpartition('-')
   layers = values['num_layers']
-  # transformers 5 writes tie_word_embeddings = true for all of them, and says apart whether the tied logits are scaled.
+  # transformers 5 writes tie_word_embeddings = true for all of them, and gives apart whether the tied logits are scaled.
   tied = values.get('scale_decoder_outputs', values.get('tie_word_embeddings', True))
   return t5.T5Config(
     vocab_size=values['vocab_size'],
@@ -125,9 +129,9 @@ def _t5_json(config: t5.T5Config) -> dict[str, Any]:
     'dropout_rate': config.dropout_rate,
     'tie_word_embeddings': config.logits_via_embedding,
     'is_encoder_decoder': True,
-    'decoder_start_token_id': 0,
-    'pad_token_id': 0,
-    'eos_token_id': 1,
+    'decoder_start_token_id': PAD,
+    'pad_token_id': PAD,
+    'eos_token_id': EOS,
   }
 
 
@@ -161,12 +165,13 @@ def _llama_config(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
   _expect(values, 'hidden_act', 'silu', 'silu')
   _expect(values, 'mlp_bias', False, False)
   kind, heads = values['model_type'], values['num_attention_heads']
-  if kind != 'qwen2':  # Whose queries, keys and values always have them.
-    _expect(values, 'attention_bias', False, False)
   window = values.get('sliding_window')
-  if kind == 'qwen2':  # Some layers alone would have it.
+  if kind == 'qwen2':
+    # Its queries, keys and values always have a bias; a window would be that of some layers alone.
     _expect(values, 'use_sliding_window', False, False)
     window = None
+  else:
+    _expect(values, 'attention_bias', False, False)
   rope = values.get('rope_parameters') or {}
   return llama.LlamaConfig(
     vocab_size=values['vocab_size'],
@@ -183,8 +188,8 @@ def _llama_config(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
     qkv_bias=kind == 'qwen2',
     sliding_window=window,
     logits_via_embedding=values.get('tie_word_embeddings', False),
-    pad_id=values.get('pad_token_id') or 0,
-    eos_id=1 if values.get('eos_token_id') is None else values['eos_token_id'],
+    pad_id=values.get('pad_token_id') or PAD,
+    eos_id=EOS if values.get('eos_token_id') is None else values['eos_token_id'],
   )
 
 
@@ -193,7 +198,9 @@ def _rope_scaling(values: Mapping[str, Any]) -> llama.RopeScaling | None:
   if kind == 'default':
     return None
   if kind != 'llama3':
-    raise ValueError(f"config.json stretches rotary positions by {kind!r}: only 'llama3' is known.")
+    raise ValueError(
+      f"config.json scales rotary positions by {kind!r}: only 'llama3' is supported."
+    )
   return llama.RopeScaling(
     float(values['factor']),
     float(values['low_freq_factor']),
@@ -222,7 +229,8 @@ def _llama_json(config: llama.LlamaConfig) -> dict[str, Any]:
     'rms_norm_eps': config.norm_epsilon,
     'rope_theta': config.rope_base,
     'sliding_window': config.sliding_window,
-    'use_sliding_window': False,  # Qwen2's; Mistral's goes by its size alone.
+    # Qwen2's; Mistral's goes by its size alone.
+    'use_sliding_window': False,
     'tie_word_embeddings': config.logits_via_embedding,
     'pad_token_id': config.pad_id,
     'eos_token_id': config.eos_id,
@@ -263,7 +271,7 @@ def _llama_tensor(path: Path) -> Tensor:
   return Tensor(f'{name}.weight', transposed=True)
 
 
-def _holds_words(path: Path) -> bool:
+def _is_by_token(path: Path) -> bool:
   return 'token_embedder' in path or 'logits_dense' in path
 
 

@@ -1,7 +1,7 @@
 """T5X's checkpoints, read and written without T5X: the single msgpack file, the native directory, and orbax's.
 
-A native checkpoint is an index in msgpack beside one zarr array for each leaf; each device's part of an array is read by
-itself, so that the model is never whole on one host.
+A native checkpoint is an index in msgpack beside one zarr array for each leaf; each device's shard of an array is read
+by itself, so that no host ever holds the complete model.
 """
 
 import pathlib
@@ -35,7 +35,7 @@ def load(path: str | pathlib.Path, like: Params) -> Params:
 
   Args:
     path: a checkpoint, or a directory of them, of which the newest is meant.
-    like: arrays, or `jax.ShapeDtypeStruct`s; with shardings, each device's part is read by itself.
+    like: arrays, or `jax.ShapeDtypeStruct`s; with shardings, each device's shard is read by itself.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
@@ -53,9 +53,9 @@ def load(path: str | pathlib.Path, like: Params) -> Params:
     )
   except (KeyError, TypeError):
     raise ValueError(f'{index} is no checkpoint of T5X: it has no optimizer/target.') from None
-  found = {name: _open(index.parent, leaf) for name, leaf in target.items()}
-  _check(path, {name: tuple(x.shape) for name, x in found.items()}, wanted)
-  leaves = {name: _place(found[name], x) for name, x in wanted.items()}
+  found = {name: _open_array(index.parent, leaf) for name, leaf in target.items()}
+  _check_shapes(path, {name: tuple(x.shape) for name, x in found.items()}, wanted)
+  leaves = {name: _to_device(found[name], x) for name, x in wanted.items()}
   return flax.traverse_util.unflatten_dict(leaves, sep='/')
 
 
@@ -81,7 +81,7 @@ def save(state: TrainState, output_dir: str | pathlib.Path, layout: str = 'orbax
 
   Args:
     state: what to write; of its parameters the online ones.
-    output_dir: gets a checkpoint_N, where N is the step.
+    output_dir: the checkpoint is checkpoint_N in it, where N is the step.
     layout: 'native' or 'orbax'.
 
   Returns:
@@ -102,23 +102,29 @@ def save(state: TrainState, output_dir: str | pathlib.Path, layout: str = 'orbax
     'target': params,
     'state': {'step': np.int32(step), 'param_states': param_states(params, state.opt_state)},
   }
-  if layout == 'orbax':
-    options = ocp.CheckpointManagerOptions(
-      step_prefix='checkpoint', create=True, enable_async_checkpointing=False
-    )
-    with ocp.CheckpointManager(path.parent.resolve(), options=options) as manager:
-      manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(contents)))
-    return path
-  weights = flax.traverse_util.flatten_dict({'target': params}, sep='.')
+  (_save_orbax if layout == 'orbax' else _save_native)(contents, path, step)
+  return path
+
+
+def _save_orbax(contents: dict[str, Any], path: pathlib.Path, step: int) -> None:
+  options = ocp.CheckpointManagerOptions(
+    step_prefix='checkpoint', create=True, enable_async_checkpointing=False
+  )
+  with ocp.CheckpointManager(path.parent.resolve(), options=options) as manager:
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(contents)))
+
+
+def _save_native(contents: dict[str, Any], path: pathlib.Path, step: int) -> None:
+  del step  # Among the contents.
+  weights = flax.traverse_util.flatten_dict({'target': contents['target']}, sep='.')
   with run_directory.atomic_directory(path) as directory:
-    index = {name: _write(directory, name, x) for name, x in weights.items()}
+    index = {name: _write_array(directory, name, x) for name, x in weights.items()}
     tree = flax.traverse_util.unflatten_dict(index, sep='.')
     # Moments are small, and T5X takes those that it does not shard from the index alone.
     tree['state'] = jax.tree.map(np.asarray, contents['state'])
     (directory / 'checkpoint').write_bytes(
       flax.serialization.msgpack_serialize({'version': _VERSION, 'optimizer': tree})
     )
-  return path
 
 
 def param_states(params: Params, opt_state: Any) -> Params:
@@ -144,7 +150,7 @@ def _load_orbax(path: pathlib.Path, wanted: Mapping[str, Any]) -> Params:
   with ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(directory).item_metadata.tree
     found = flax.traverse_util.flatten_dict(metadata['target'], sep='/')
-    _check(path, {name: tuple(x.shape) for name, x in found.items()}, wanted)
+    _check_shapes(path, {name: tuple(x.shape) for name, x in found.items()}, wanted)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in wanted.items()}
     item = {'target': flax.traverse_util.unflatten_dict(shapes, sep='/')}
     args = ocp.checkpoint_utils.construct_restore_args(
@@ -165,32 +171,33 @@ def _sharding(like: Any) -> jax.sharding.Sharding:
   return getattr(like, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def _open(directory: pathlib.Path, leaf: Any):
+def _open_array(directory: pathlib.Path, leaf: Any):
   """An array of the index itself, or the zarr array that it names."""
   if not isinstance(leaf, dict):
     return np.asarray(leaf)
-  name = leaf['kvstore'].get('path', leaf.get('path', ''))  # Old files have it at the top.
-  place = (directory / name).resolve()
-  if not place.is_relative_to(directory.resolve()):
-    raise ValueError(f'The index of {directory} names {name!r}, which lies outside of it.')
-  if not place.is_dir():
-    raise FileNotFoundError(f'No {place}, which the index names: copy the whole checkpoint.')
-  spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': str(place)}}
+  # Old files have the path at the top.
+  name = leaf['kvstore'].get('path', leaf.get('path', ''))
+  path = (directory / name).resolve()
+  if not path.is_relative_to(directory.resolve()):
+    raise ValueError(f'The index of {directory} names {name!r}, which is outside of it.')
+  if not path.is_dir():
+    raise FileNotFoundError(f'No {path}, which the index names: copy the complete checkpoint.')
+  spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': str(path)}}
   return tensorstore.open(spec, open=True, read=True).result()
 
 
-def _place(found: Any, like: Any) -> jax.Array:
+def _to_device(found: Any, like: Any) -> jax.Array:
   """One leaf, in the type and on the devices of `like`."""
 
-  def part(index) -> np.ndarray:
+  def shard(index) -> np.ndarray:
     x = found[index]
     x = x if isinstance(x, np.ndarray) else x.read().result()
     return x.astype(like.dtype, copy=False)
 
-  return jax.make_array_from_callback(tuple(like.shape), _sharding(like), part)
+  return jax.make_array_from_callback(tuple(like.shape), _sharding(like), shard)
 
 
-def _check(path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]) -> None:
+def _check_shapes(path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]) -> None:
   """Raises ValueError at the first array that does not match."""
   for name in sorted(found.keys() | wanted.keys()):
     if name not in wanted:
@@ -202,13 +209,13 @@ def _check(path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]
       raise ValueError(f'{path} holds {name} {found[name]}, the network expects {shape}.')
 
 
-def _write(directory: pathlib.Path, name: str, leaf: Any) -> dict[str, Any]:
-  """Writes an array beside the index, and returns what the index says of it."""
+def _write_array(directory: pathlib.Path, name: str, leaf: Any) -> dict[str, Any]:
+  """Writes an array beside the index, and returns its entry there."""
   x = np.asarray(leaf)
   kind = jnp.dtype(x.dtype).name
   metadata = {'shape': list(x.shape), 'chunks': list(x.shape), 'compressor': {'id': 'gzip'}}
   spec = {'driver': 'zarr', 'dtype': kind, 'kvstore': {'driver': 'file', 'path': name}}
-  there = {'driver': 'file', 'path': str(directory / name)}
-  array = tensorstore.open({**spec, 'kvstore': there, 'metadata': metadata}, create=True).result()
+  kvstore = {'driver': 'file', 'path': str(directory / name)}
+  array = tensorstore.open({**spec, 'kvstore': kvstore, 'metadata': metadata}, create=True).result()
   array.write(x).result()
   return {**spec, 'metadata': metadata}

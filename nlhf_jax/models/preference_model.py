@@ -8,7 +8,7 @@ Source: Munos et al. (2024), arXiv:2312.00886, section 3.2.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from nlhf_jax.models.rater import Rater
 from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts
 
 
+@runtime_checkable
 class PairScoresFn(Protocol):
   """s(x, y, y') and s(x, y', y)."""
 

@@ -8,7 +8,7 @@ Source: Munos et al. (2024), arXiv:2312.00886, appendix (rater and reward prompt
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -20,12 +20,14 @@ from nlhf_jax.networks.network import hidden_and_head
 from nlhf_jax.types import EOS, PAD, Params, PRNGKey, Prompts, Template
 
 
+@runtime_checkable
 class Render(Protocol):
   """What raters read for a response, where that is not the response itself."""
 
   def __call__(self, prompts: Prompts, responses: Int[Array, 'N T']) -> Int[Array, 'N R']: ...
 
 
+@runtime_checkable
 class ScoreFn(Protocol):
   """One number for each row; a row has the responses that the template takes, rendered."""
 
@@ -34,6 +36,7 @@ class ScoreFn(Protocol):
   ) -> Float[Array, 'N']: ...
 
 
+@runtime_checkable
 class HeadScoreFn(Protocol):
   """One number for each row, from what the network ends with."""
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import tokenizers
 
+from nlhf_jax.formats import gguf, hf
 from nlhf_jax.networks import llama
-from nlhf_jax.formats import gguf
-from nlhf_jax.formats import hf
 
 writer = pytest.importorskip('gguf')
-WORDS = ['<|none|>', '<|start|>', '<|end|>', *'abcdefghij0123456789 ', 'ab', 'Ġ', 'abc']
+TOKENS = ['<|none|>', '<|start|>', '<|end|>', *'abcdefghij0123456789 ', 'ab', 'Ġ', 'abc']
 CONFIG = llama.LlamaConfig(
-  vocab_size=len(WORDS),
+  vocab_size=len(TOKENS),
   dtype='float32',
   emb_dim=32,
   num_heads=4,
@@ -32,7 +31,7 @@ CONFIG = llama.LlamaConfig(
 
 
 def _interleaved(x, heads):
-  """Their order of rows: what is turned together lies side by side."""
+  """Their order of rows: pairs that are rotated together are neighbours."""
   return x.reshape(heads, 2, -1, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
 
 
@@ -58,8 +57,8 @@ def file(params, tmp_path_factory) -> pathlib.Path:
   out.add_layer_norm_rms_eps(1e-5)
   out.add_tokenizer_model('gpt2')
   out.add_tokenizer_pre('smollm')
-  out.add_token_list(WORDS)
-  out.add_token_types([3, 3, 3] + [1] * (len(WORDS) - 3))
+  out.add_token_list(TOKENS)
+  out.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
   out.add_token_merges(['a b', 'ab c'])
   out.add_eos_token_id(2)
   out.add_pad_token_id(2)
@@ -69,7 +68,7 @@ def file(params, tmp_path_factory) -> pathlib.Path:
     if leaf[-2] in ('query', 'key'):
       x = _interleaved(x, CONFIG.num_heads if leaf[-2] == 'query' else CONFIG.num_kv_heads)
     if leaf[0] == 'token_embedder':
-      x = x[[0, 2, 1, *range(3, len(WORDS))]]  # Ours ends with 1, theirs with 2.
+      x = x[[0, 2, 1, *range(3, len(TOKENS))]]  # Ours ends with 1, theirs with 2.
     x = np.ascontiguousarray(x)
     if leaf[-2] == 'wo':
       kind = writer.GGMLQuantizationType.Q8_0
@@ -83,7 +82,7 @@ def file(params, tmp_path_factory) -> pathlib.Path:
   return path
 
 
-def test_weights_come_back(file, params):
+def test_weights(file, params):
   """To the bit, but for what was quantised to 8 bits."""
   config, loaded = gguf.load(file)
   assert vars(config) == vars(CONFIG)
@@ -93,7 +92,7 @@ def test_weights_come_back(file, params):
     np.testing.assert_allclose(x, expected[leaf], atol=step, rtol=0, err_msg='/'.join(leaf))
 
 
-def test_the_directory_holds_the_same_model(file, tmp_path):
+def test_converted_directory(file, tmp_path):
   gguf.convert(file, tmp_path / 'model')
   config, expected = gguf.load(file)
   assert vars(hf.read_config(tmp_path / 'model')) == vars(config)
@@ -101,11 +100,11 @@ def test_the_directory_holds_the_same_model(file, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, expected)
   settings = json.loads((tmp_path / 'model/tokenizer_config.json').read_text())
   assert (settings['eos_token'], settings['chat_template']) == ('<|end|>', '{{ messages }}')
-  words = tokenizers.Tokenizer.from_file(str(tmp_path / 'model/tokenizer.json'))
-  assert words.encode('abcab12<|end|>').tokens == ['abc', 'ab', '1', '2', '<|end|>']
+  encoding = tokenizers.Tokenizer.from_file(str(tmp_path / 'model/tokenizer.json'))
+  assert encoding.encode('abcab12<|end|>').tokens == ['abc', 'ab', '1', '2', '<|end|>']
 
 
-def test_mistakes_are_named(file, tmp_path, monkeypatch):
+def test_errors(file, tmp_path, monkeypatch):
   with pytest.raises(FileNotFoundError, match='name a GGUF file'):
     gguf.load(tmp_path / 'none.gguf')
   fields = gguf._fields

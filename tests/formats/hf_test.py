@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from nlhf_jax.networks import decoding
-from nlhf_jax.formats import hf
-from nlhf_jax.formats import hf_models
+from nlhf_jax.formats import hf, hf_models
 from tests.conftest import opened
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -34,18 +32,18 @@ def _load(directory):
 
 def _logits(network, params, prompts, responses):
   """In their vocabulary; prompts are padded with 0 already."""
-  words = np.arange(24)
+  ids = np.arange(24)
   moved = hf.moved_ids(network.config)
-  words[list(moved.values())] = list(moved)  # Their id → ours.
-  prompts = np.where(prompts > 0, words[prompts], 0)
-  responses = words[responses]
+  ids[list(moved.values())] = list(moved)  # Their id → ours.
+  prompts = np.where(prompts > 0, ids[prompts], 0)
+  responses = ids[responses]
   inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
   apply = jax.jit(lambda *args: network.apply({'params': params}, *args, enable_dropout=False))
-  return np.asarray(apply(prompts, inputs, np.ones_like(inputs)))[..., words]
+  return np.asarray(apply(prompts, inputs, np.ones_like(inputs)))[..., ids]
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_logits_equal_recorded_ones(family):
+def test_recorded_logits(family):
   network, params = _load(GOLDEN / 'hf' / family)
   with np.load(GOLDEN / 'hf' / family / 'logits.npz', allow_pickle=False) as golden:
     logits = _logits(network, params, golden['prompts'], golden['responses'])
@@ -53,7 +51,7 @@ def test_logits_equal_recorded_ones(family):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_logits_equal_live_ones_before_and_after_export(family, tmp_path):
+def test_live_logits_before_and_after_export(family, tmp_path):
   pytest.importorskip('torch')
   pytest.importorskip('transformers')
   path = GOLDEN / 'make_hf_models.py'
@@ -80,7 +78,7 @@ def test_cached_decoding_equals_uncached(family):
   responses = np.random.default_rng(0).integers(10, 24, (6, 8)).astype(np.int32)
   inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
   expected = jax.jit(network.apply)({'params': params}, prompts, inputs, responses)
-  step, cache = opened(decoding.of_network(network), params, prompts, 2, 8)
+  step, cache = opened(network.incremental(), params, prompts, 2, 8)
   found = []
   for token in inputs.T:
     logits, cache = step(cache, jnp.asarray(token))
@@ -90,8 +88,8 @@ def test_cached_decoding_equals_uncached(family):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('family', FAMILIES)
-def test_round_trips_are_exact(family, dtype, tmp_path):
-  """Cut into files, too; bfloat16 in and bfloat16 out."""
+def test_round_trip(family, dtype, tmp_path):
+  """Split into files, too; bfloat16 in and bfloat16 out."""
   network, params = _load(GOLDEN / 'hf' / family)
   params = jax.tree.map(lambda x: x.astype(dtype), params)
   hf.save(params, network.config, tmp_path / 'model', max_shard_bytes=4000)
@@ -103,7 +101,7 @@ def test_round_trips_are_exact(family, dtype, tmp_path):
   assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype(dtype)}
 
 
-def test_each_device_reads_its_own_part(tmp_path):
+def test_each_device_reads_its_own_shard(tmp_path):
   """Rows of the embedding, of which two change places, and columns of the kernels."""
   network, params = _load(GOLDEN / 'hf' / 'qwen2_5')
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('model',))
@@ -115,10 +113,10 @@ def test_each_device_reads_its_own_part(tmp_path):
   with safetensors.safe_open(GOLDEN / 'hf/qwen2_5/model.safetensors', 'np') as file:
     stored = file.get_slice('model.embed_tokens.weight')
     moved = hf.moved_ids(network.config)
-    read = lambda *rows: hf._moved_rows(stored, (slice(*rows), slice(0, 16)), moved)
-    whole, parts = read(0, 24), [read(n, n + 6) for n in range(0, 24, 6)]
-  np.testing.assert_array_equal(np.concatenate(parts), whole)
-  np.testing.assert_array_equal(whole, params['token_embedder']['embedding'])
+    slices = lambda *rows: hf._moved_rows(stored, (slice(*rows), slice(0, 16)), moved)
+    gathered, shards = slices(0, 24), [slices(n, n + 6) for n in range(0, 24, 6)]
+  np.testing.assert_array_equal(np.concatenate(shards), gathered)
+  np.testing.assert_array_equal(gathered, params['token_embedder']['embedding'])
 
 
 @pytest.fixture
@@ -128,7 +126,7 @@ def broken(tmp_path):
   shutil.copytree(GOLDEN / 'hf' / 't5_1_0', directory)
   tensors = safetensors.numpy.load_file(directory / 'model.safetensors')
 
-  def read(**changes):
+  def load(**changes):
     for name, value in changes.items():
       if value is None:
         del tensors[name]
@@ -137,41 +135,41 @@ def broken(tmp_path):
     safetensors.numpy.save_file(tensors, directory / 'model.safetensors')
     return _load(directory)
 
-  return read
+  return load
 
 
-def test_a_missing_tensor_is_named(broken):
+def test_error_of_a_missing_tensor(broken):
   name = 'decoder.block.0.layer.1.EncDecAttention.k.weight'
   path = 'decoder/layers_0/encoder_decoder_attention/key/kernel'
   with pytest.raises(ValueError, match=rf'lacks the tensor {name}, our {path}'):
     broken(**{name: None})
 
 
-def test_an_extra_tensor_is_named(broken):
+def test_error_of_an_extra_tensor(broken):
   with pytest.raises(ValueError, match=r'holds the tensor encoder\.extra\.weight'):
     broken(**{'encoder.extra.weight': np.zeros(3, np.float32)})
 
 
-def test_a_misshapen_tensor_is_named_with_both_shapes(broken):
+def test_error_of_a_misshapen_tensor(broken):
   with pytest.raises(ValueError, match=r'relative_attention_bias.*\(3, 30\).*\(3, 32\)'):
     name = 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
     broken(**{name: np.zeros((30, 3), np.float32)})
 
 
-def test_a_second_name_of_the_embedding_is_no_tensor(broken):
+def test_second_name_of_the_embedding(broken):
   """A tied output layer may be stored under both names, or once."""
   _, params = broken(**{'lm_head.weight': np.zeros((24, 12), np.float32)})
   assert 'logits_dense' not in params['decoder']
 
 
-def test_pickles_are_refused(tmp_path):
+def test_error_of_a_pickle(tmp_path):
   shutil.copy(GOLDEN / 'hf/t5_1_0/config.json', tmp_path)
   (tmp_path / 'pytorch_model.bin').write_bytes(b'\x80')
   with pytest.raises(ValueError, match=r'is a pickle.*save_pretrained'):
     _load(tmp_path)
 
 
-def test_a_shard_elsewhere_is_refused(tmp_path):
+def test_error_of_a_file_elsewhere(tmp_path):
   shutil.copy(GOLDEN / 'hf/t5_1_0/config.json', tmp_path)
   index = {'weight_map': {'shared.weight': '../../secret.safetensors'}}
   (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
@@ -179,14 +177,14 @@ def test_a_shard_elsewhere_is_refused(tmp_path):
     _load(tmp_path)
 
 
-def test_a_shard_that_is_missing_is_named(tmp_path):
+def test_error_of_a_missing_file(tmp_path):
   shutil.copytree(GOLDEN / 'hf' / 'mistral', tmp_path / 'model')
   (tmp_path / 'model/model-00002-of-00004.safetensors').unlink()
   with pytest.raises(FileNotFoundError, match='model-00002-of-00004'):
     _load(tmp_path / 'model')
 
 
-def test_an_unreachable_hub_is_one_line(monkeypatch):
+def test_error_of_an_unreachable_hub(monkeypatch):
   import huggingface_hub
 
   def fail(*args, **kwargs):
@@ -210,13 +208,13 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     ({'num_key_value_heads': 3}, 'num_heads = 4 is no multiple'),
   ],
 )
-def test_what_the_networks_lack_is_refused(changes, message):
+def test_errors_of_what_the_networks_lack(changes, message):
   values = json.loads((GOLDEN / 'hf/llama/config.json').read_text())
   with pytest.raises(ValueError, match=message):
     hf_models.config_from_json({**values, **changes})
 
 
-def test_what_exists_is_not_written_over(tmp_path):
+def test_error_of_an_existing_directory(tmp_path):
   network, params = _load(GOLDEN / 'hf' / 'smollm2')
   with pytest.raises(FileExistsError, match='name another directory'):
     hf.save(params, network.config, tmp_path)
@@ -233,7 +231,7 @@ def test_what_exists_is_not_written_over(tmp_path):
     ({'eos_token_id': [2, 3], 'pad_token_id': 4}, {'eos': 2}, (4, 2)),
   ],
 )
-def test_what_ends_a_response_does_not_pad(values, ids, found):
+def test_special_ids(values, ids, found):
   assert hf.special_ids(values, hf.Ids(**ids)) == found
 
 
@@ -248,16 +246,16 @@ def test_what_ends_a_response_does_not_pad(values, ids, found):
     (1, 2, [1, 2, 0, 3, 4]),
   ],
 )
-def test_padding_is_0_and_the_end_is_1(pad_id, eos_id, order):
-  words = np.arange(5)
+def test_moved_ids(pad_id, eos_id, order):
+  ids = np.arange(5)
   moved = hf_models.moved_ids(pad_id, eos_id)
-  words[list(moved)] = list(moved.values())
-  assert words.tolist() == order
+  ids[list(moved)] = list(moved.values())
+  assert ids.tolist() == order
 
 
-def test_all_leaves_have_names_of_their_own():
+def test_distinct_names_of_all_leaves():
   for family in FAMILIES:
     network = hf.network(GOLDEN / 'hf' / family)
     paths = flax.traverse_util.flatten_dict(_like(network))
-    tensor_of = hf_models.tensor_for(network.config)
-    assert len({tensor_of(path).name for path in paths}) == len(paths)
+    tensor_for = hf_models.tensor_for(network.config)
+    assert len({tensor_for(path).name for path in paths}) == len(paths)

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from nlhf_jax.networks import t5
 from nlhf_jax.formats import t5x
+from nlhf_jax.networks import t5
 from nlhf_jax.types import PolicyParams, TrainState
 
 pytest.importorskip('t5x.train_state', reason='T5X is not installed: see requirements-t5x.txt')
@@ -73,7 +73,7 @@ def _ours(params, batch):
   return apply(*(batch[name] for name in SHAPES))
 
 
-def test_logits_are_identical(theirs, batch):
+def test_identical_logits(theirs, batch):
   model, _, state = theirs
   apply = jax.jit(
     lambda *args: model.module.apply({'params': state.params}, *args, enable_dropout=False)
@@ -84,7 +84,7 @@ def test_logits_are_identical(theirs, batch):
 
 
 @pytest.mark.parametrize('layout', ['native', 'orbax'])
-def test_t5x_resumes_from_what_we_write(theirs, batch, layout, tmp_path):
+def test_t5x_resumes_from_our_checkpoints(theirs, batch, layout, tmp_path):
   """Three steps here, then one more on either side, from the same moments: the same parameters."""
   model, partitioner, start = theirs
   optimizer = optax.adafactor(LEARNING_RATE, decay_rate=0.8)
@@ -99,7 +99,7 @@ def test_t5x_resumes_from_what_we_write(theirs, batch, layout, tmp_path):
   opt_state = optimizer.init(params)
   for _ in range(3):
     params, opt_state = update(params, opt_state)
-  written = TrainState(jnp.int32(3), PolicyParams(params, None, None), opt_state, None)
+  written = TrainState(jnp.int32(3), PolicyParams(params), opt_state, None)
   t5x.save(written, tmp_path, layout)
   if layout == 'native':
     checkpointer = checkpoints.Checkpointer(start, partitioner, str(tmp_path))
@@ -118,7 +118,7 @@ def test_t5x_resumes_from_what_we_write(theirs, batch, layout, tmp_path):
 
 
 @pytest.mark.parametrize('layout', ['native', 'orbax'])
-def test_we_read_what_t5x_writes(theirs, batch, layout, tmp_path):
+def test_checkpoints_of_t5x(theirs, batch, layout, tmp_path):
   _, partitioner, state = theirs
   if layout == 'native':
     checkpoints.Checkpointer(state, partitioner, str(tmp_path)).save(state)
