@@ -5,7 +5,7 @@ preferences of y and of y' over a common opponent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -30,6 +30,7 @@ from nlhf_jax.types import (
 PairLoss = Callable[[Array, Array], Losses]
 
 
+@runtime_checkable
 class PayoffFn(Protocol):
   """What y and y' are worth, in [0, 1]."""
 

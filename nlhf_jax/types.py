@@ -199,6 +199,7 @@ class RewardFn(Protocol):
   def __call__(self, prompts: Prompts, response: Int[Array, 'N T']) -> Float[Array, 'N']: ...
 
 
+@runtime_checkable
 class LogProbFn(Protocol):
   """log π(y_t|x, y_<t) per token; 0 after EOS."""
 
@@ -207,6 +208,7 @@ class LogProbFn(Protocol):
   ) -> Float[Array, 'N T']: ...
 
 
+@runtime_checkable
 class SampleFn(Protocol):
   """Draws `num_samples` responses to each prompt."""
 
@@ -215,6 +217,7 @@ class SampleFn(Protocol):
   ) -> Rollout: ...
 
 
+@runtime_checkable
 class PlayFn(Protocol):
   """Draws the responses of several mixtures of parameter sets in one loop, `num_samples` of each to each prompt."""
 

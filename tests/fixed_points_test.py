@@ -16,20 +16,19 @@ import pytest
 from scipy import optimize, special
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import mixture
 from nlhf_jax.games import game as games
-from nlhf_jax.games import solve
-from nlhf_jax.networks import decoding
-from nlhf_jax.models.policy import as_rollout
-from nlhf_jax.models.policy import token_log_probs
-from nlhf_jax.training import loop
+from nlhf_jax.games import solve, solvers
+from nlhf_jax.models import mixture
+from nlhf_jax.models.policy import as_rollout, token_log_probs
+from nlhf_jax.networks import decoding, network
+from nlhf_jax.training import loop, parameter_sets
 from nlhf_jax.types import Comparison, Pair, Policy, PolicyParams, Prompts, Scored
 
-SYMBOLS, LENGTH = 5, 4  # Tokens 1 (EOS) to 5.
+# Tokens 1 (EOS) to 5.
+SYMBOLS, LENGTH = 5, 4
 BRANCHES = SYMBOLS - 1
-NUM_PREFIXES = sum(
-  BRANCHES**n for n in range(LENGTH)
-)  # Prefix i goes on with token t to 4i + t − 1.
+# Prefix i goes on with token t to 4i + t − 1.
+NUM_PREFIXES = sum(BRANCHES**n for n in range(LENGTH))
 
 
 def _responses() -> np.ndarray:
@@ -73,7 +72,7 @@ def tabular_policy() -> Policy:
     return every[numbers(tokens)]
 
   sampling = decoding.Sampling(max_length=LENGTH)
-  decoder = decoding.Decoder(
+  decoder = network.Decoder(
     weights=lambda params, lanes: params,
     encode=lambda params, prompt_tokens: prompt_tokens,
     empty=lambda params, encoded, lanes, length: jnp.zeros(lanes, jnp.int32),
@@ -92,16 +91,13 @@ def probabilities(table) -> jax.Array:
   return jnp.exp(POLICY.log_prob(table, PROMPT, jnp.asarray(RESPONSES)).sum(axis=-1))
 
 
-def mixed_table(table, reference, beta):
-  """Logits of the per-token mixture."""
-  first, second = jax.nn.log_softmax(table), jax.nn.log_softmax(reference)
-  return (1 - beta) * first + beta * second
-
-
 class World(NamedTuple):
-  preference: np.ndarray  # P, with cycles.
-  reference: np.ndarray  # μ's table.
-  mu: np.ndarray  # μ of all responses.
+  # P, with cycles.
+  preference: np.ndarray
+  # μ's table.
+  reference: np.ndarray
+  # μ of all responses.
+  mu: np.ndarray
   reward: np.ndarray
 
 
@@ -190,9 +186,11 @@ def bradley_terry(world, tau, beta):
 
 
 class Case(NamedTuple):
-  make: object  # (judge, tau, beta, num_samples) -> Algorithm
+  # (judge, tau, beta, num_samples) -> Algorithm
+  make: object
   target: object
-  tuning: str = ''  # 'beta': has a mixture weight.
+  # 'beta': has a mixture weight.
+  tuning: str = ''
 
 
 def row(method, *names, **constants):
@@ -218,8 +216,8 @@ def stage(method, of_tau):
 CASES = {
   'self_play': Case(row(algorithms.self_play, 'tau'), nash),
   'nash_md_pg': Case(row(algorithms.nash_md_pg, 'tau', 'beta'), against_mixture, 'beta'),
-  'nash_ema_pg': Case(row(algorithms.nash_ema_pg, 'tau'), nash),
-  'nash_mp': Case(row(algorithms.nash_mp, 'tau', eta=1.0), nash),
+  'nash_ema_pg': Case(row(algorithms.nash_ema_pg, 'tau', decay=0.9), nash),
+  'nash_mp': Case(row(algorithms.nash_mp, 'tau', eta=1.0, decay=0.9), nash),
   'best_response': Case(row(algorithms.best_response, 'tau'), best_response),
   'rlhf': Case(row(algorithms.rlhf, 'tau'), rlhf_optimum),
   'online_ipo': Case(row(algorithms.online_ipo, 'tau'), nash),
@@ -243,104 +241,151 @@ def total_variation(table, target) -> float:
 
 
 PAIRS = [x.reshape(-1) for x in np.meshgrid(*[range(len(RESPONSES))] * 2, indexing='ij')]
+EMPTY = PolicyParams(jnp.zeros((NUM_PREFIXES, SYMBOLS)))
 
 
-def exact_loss(name, algorithm, world, tau, beta):
-  """(table, frozen sets) → the expectation of the method's own loss over all that can be sampled."""
-  p = jnp.asarray(world.preference, jnp.float32)
-  size = len(RESPONSES)
+def drawn_by(weights, params: PolicyParams) -> jax.Array:
+  """Probabilities of all responses under a mixture, taken token by token."""
+  tables = [w * jax.nn.log_softmax(params.named(name)) for name, w in weights.items()]
+  return probabilities(sum(tables))
+
+
+def anchor_logp(algorithm, params: PolicyParams) -> jax.Array:
+  """Per token, as the method's own anchor has them."""
+  logp = lambda name: POLICY.log_prob(params.named(name), PROMPT, jnp.asarray(RESPONSES))
+  return sum(w * logp(name) for name, w in algorithm.anchor.items())
+
+
+def exact_loss(algorithm, world):
+  """(θ, all sets) → the expectation of the method's own loss over all that its own mixtures can draw."""
+  if algorithm.reads is Comparison:
+    return functools.partial(offline_loss, algorithm, world)
+  params = EMPTY._replace(sets=dict.fromkeys(algorithm.sets, EMPTY.online))
+  drawn = jax.eval_shape(algorithm.sample, params, PROMPT, jax.random.PRNGKey(0))
+  kinds = {Scored: scored_loss, Comparison: comparison_loss, Pair: pair_loss}
+  return functools.partial(kinds[type(drawn)], algorithm, world)
+
+
+def scored_loss(algorithm, world, online, params):
+  (own,) = algorithm.mixtures
+  reward = jnp.asarray(world.reward, jnp.float32)
+  responses = as_rollout(jnp.asarray(RESPONSES))
+  batch = Scored(PROMPT, responses, reward, anchor_logp(algorithm, params), reward)
+  return jnp.sum(drawn_by(own, params) * algorithm.loss(online, batch).value)
+
+
+def comparison_loss(algorithm, world, online, params):
+  own, alternative = algorithm.mixtures
   tokens = jnp.asarray(RESPONSES)
+  payoff = jnp.asarray(world.preference, jnp.float32) @ drawn_by(alternative, params)
+  reference = POLICY.log_prob(params.named('reference'), PROMPT, tokens)
   one = as_rollout(tokens)
-
-  def policy_gradient(online, sets):
-    opponents = {
-      'self_play': sets.online,
-      'nash_md_pg': mixed_table(sets.online, sets.reference, beta),
-      'best_response': sets.reference,
-    }
-    other = probabilities(opponents.get(name, sets.ema))
-    logp = {k: POLICY.log_prob(getattr(sets, k), PROMPT, tokens) for k in ('reference', 'ema')}
-    hold = tau if name == 'nash_mp' else 0.0  # τ/η with η = 1.
-    anchor = (tau * logp['reference'] + hold * logp['ema']) / (tau + hold)
-    if name == 'rlhf':
-      reward = jnp.asarray(world.reward, jnp.float32)
-      batch = Scored(PROMPT, one, reward, logp['reference'], reward)
-    else:
-      batch = Comparison(PROMPT, one, one, p @ other, logp['reference'], anchor)
-    return jnp.sum(probabilities(sets.online) * algorithm.loss(online, batch).value)
-
-  def contrast(online, sets):
-    players = {
-      'online_ipo': sets.online,
-      'egpo': sets.online,
-      'ipo_md': mixed_table(sets.online, sets.reference, beta),
-    }
-    sampled = probabilities(players.get(name, sets.past))
-    against = p @ probabilities(sets.half if name == 'egpo' else sets.past)
-    first, second = PAIRS
-    if name in ('egpo', 'sppo', 'dno'):
-      payoff = jnp.stack([against[first], against[second]], axis=-1)
-    elif name == 'dpo':
-      payoff = jnp.stack([p[first, second], p[second, first]], axis=-1)
-      sampled = jnp.full(size, 1 / size)
-    else:
-      payoff = jnp.stack([p[first, second], jnp.full(first.size, 0.5)], axis=-1)
-    past, reference = (
-      POLICY.log_prob(x, PROMPT, tokens).sum(axis=-1) for x in (sets.past, sets.reference)
-    )
-    anchors = {'inpo': 2 * tau * reference + (1 - 2 * tau) * past, 'sppo': past, 'dno': past}
-    pair = lambda x: jnp.stack([x[first], x[second]], axis=-1)
-    batch = Pair(
-      PROMPT,
-      as_rollout(tokens[first])._replace(token_logp=jnp.zeros((first.size, LENGTH))),
-      as_rollout(tokens[second]),
-      None,
-      pair(reference),
-      pair(anchors.get(name, reference)),
-      payoff,
-    )
-    return jnp.sum(sampled[first] * sampled[second] * algorithm.loss(online, batch).value)
-
-  gradients = ('self_play', 'nash_md_pg', 'nash_ema_pg', 'nash_mp', 'best_response', 'rlhf')
-  return policy_gradient if name in gradients else contrast
+  batch = Comparison(PROMPT, one, one, payoff, reference, anchor_logp(algorithm, params))
+  return jnp.sum(drawn_by(own, params) * algorithm.loss(online, batch).value)
 
 
-def descend(algorithm, loss, world, num_steps, learning_rate):
-  """Adam on the exact loss, with the half-steps, averages and snapshots that the method asks for."""
-  optimizer = optax.adam(
-    optax.cosine_decay_schedule(learning_rate, num_steps), b1=0.0
-  )  # Momentum turns in circles.
+def pair_loss(algorithm, world, online, params):
+  p, (first, second) = jnp.asarray(world.preference, jnp.float32), PAIRS
+  one, other, *opponent = (drawn_by(weights, params) for weights in algorithm.mixtures)
+  if opponent:
+    against = p @ opponent[0]
+    payoff = jnp.stack([against[first], against[second]], axis=-1)
+  else:
+    payoff = jnp.stack([p[first, second], jnp.full(first.size, 0.5)], axis=-1)
+  batch = all_pairs(anchor_logp(algorithm, params).sum(axis=-1), payoff)
+  return jnp.sum(one[first] * other[second] * algorithm.loss(online, batch).value)
+
+
+def offline_loss(algorithm, world, online, params):
+  """Of data in which all pairs are alike."""
+  p, (first, second) = jnp.asarray(world.preference, jnp.float32), PAIRS
+  payoff = jnp.stack([p[first, second], p[second, first]], axis=-1)
+  batch = all_pairs(anchor_logp(algorithm, params).sum(axis=-1), payoff)
+  return jnp.mean(algorithm.loss(online, batch).value)
+
+
+def all_pairs(anchor, payoff) -> Pair:
+  first, second = PAIRS
+  y, y2 = (as_rollout(jnp.asarray(RESPONSES[i])) for i in (first, second))
+  y = y._replace(token_logp=jnp.zeros((first.size, LENGTH)))
+  logp = jnp.stack([anchor[first], anchor[second]], axis=-1)
+  return Pair(PROMPT, y, y2, None, logp, logp, payoff)
+
+
+def descend(algorithm, loss, world, num_steps, learning_rate, num_stages=1):
+  """Adam on the exact loss, a cosine to a stage, with the parameter sets that the method asks for."""
+  cosine = optax.cosine_decay_schedule(learning_rate, num_steps)
+  # Momentum circles.
+  optimizer = optax.adam(lambda count: cosine(count % num_steps), b1=0.0)
   start = jnp.asarray(world.reference, jnp.float32)
-  every = algorithm.refresh_every or num_steps + 1
+  half_step = parameter_sets.half_step_name(algorithm.sets)
 
   def update(online, opt_state, sets):
-    gradient = jax.grad(loss)(online, jax.lax.stop_gradient(sets))
+    gradient = jax.grad(loss)(online, jax.lax.stop_gradient(PolicyParams(online, sets)))
     updates, opt_state = optimizer.update(gradient, opt_state)
     return optax.apply_updates(online, updates), opt_state
 
   def step(carry, t):
-    sets, opt_state = carry
-    if algorithm.half_step is not None:
-      sets = sets._replace(half=update(sets.online, opt_state, sets._replace(half=sets.online))[0])
-    online, opt_state = update(sets.online, opt_state, sets)
-    past = jnp.where((t + 1) % every == 0, online, sets.past)
-    ema = 0.9 * sets.ema + 0.1 * online
-    return (sets._replace(online=online, past=past, ema=ema), opt_state), None
+    online, sets, opt_state = carry
+    played = sets
+    if half_step is not None:
+      played = {**sets, half_step: update(online, opt_state, {**sets, half_step: online})[0]}
+    online, opt_state = update(online, opt_state, played)
+    sets = {**sets, **parameter_sets.move(algorithm.sets, sets, online, t + 1)}
+    return (online, sets, opt_state), None
 
-  sets = PolicyParams(start, start, start, start, start)
-  run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(num_steps))[0])
-  return run((sets, optimizer.init(start)))[0].online
+  sets = parameter_sets.start(algorithm.sets, start, {'reference': start})
+  steps = jnp.arange(num_stages * num_steps)
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, steps)[0])
+  return run((start, sets, optimizer.init(start)))[0]
 
 
 @pytest.mark.parametrize(('name', 'tau', 'beta'), GRID)
 def test_exact_gradients_lead_to_the_fixed_point(name, tau, beta, world):
   case = CASES[name]
   algorithm = case.make(table_judge(name, world), tau, beta, 1)
-  loss = exact_loss(name, algorithm, world, tau, beta)
-  table = descend(algorithm, loss, world, 400, 0.1)
+  table = descend(algorithm, exact_loss(algorithm, world), world, 400, 0.1)
   target = case.target(world, tau, beta)
   assert total_variation(jnp.asarray(world.reference), target) > 0.05  # It has some way to go.
   assert total_variation(table, target) <= 0.01
+
+
+MAGNETS = [
+  'self_play',
+  'nash_md_pg',
+  'nash_ema_pg',
+  'nash_mp',
+  'best_response',
+  'online_ipo',
+  'egpo',
+]
+
+
+@pytest.mark.parametrize('name', MAGNETS)
+def test_magnet_reset_reaches_the_fixed_point_of_each_stage(name, world):
+  """μ := π after each stage: the third ends where the tabular twin does, which has gone beyond π*_τ."""
+  case, tau, beta, num_steps = CASES[name], 0.3, 0.25, 300
+  method = case.make(table_judge(name, world), tau, beta, 1)
+  sets = {'reference': parameter_sets.reference(reset_every=num_steps)}
+  algorithm = parameter_sets.extend(method, sets)
+  table = descend(algorithm, exact_loss(algorithm, world), world, num_steps, 0.1, num_stages=3)
+  targets = [case.target(world, tau, beta)]
+  for _ in range(2):
+    targets.append(case.target(world._replace(mu=targets[-1]), tau, beta))
+  assert 0.5 * np.abs(targets[2] - targets[0]).sum() > 0.05  # One stage would not do.
+  assert total_variation(table, targets[2]) <= 0.01
+
+
+def test_magnet_reset_has_the_stages_of_its_tabular_twin(world):
+  """`games.solvers.reset_magnet` makes the same stages, and they near the equilibrium without regularisation."""
+  tau, num_steps = 0.3, 400
+  first = nash(world, tau, 0.0)
+  second = nash(world._replace(mu=first), tau, 0.0)
+  game = games.make(world.preference, world.mu)
+  found, _ = solve.run(solvers.reset_magnet(tau, num_steps), game, 2 * num_steps)
+  np.testing.assert_allclose(found, second, atol=1e-5)
+  gaps = [float(games.duality_gap(game, x)) for x in (world.mu, first, second)]
+  assert gaps[2] < gaps[1] < gaps[0]
 
 
 def table_judge(name, world):
@@ -375,15 +420,15 @@ def test_sampled_gradients_lead_to_the_fixed_point(name, tau, beta, world):
   algorithm = case.make(table_judge(name, world), tau, beta, num_samples)
   optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
   start = jnp.asarray(world.reference, jnp.float32)
-  state = loop.init_state(algorithm, optimizer, 0, online=start, reference=start, with_ema=True)
+  state = loop.init_state(
+    algorithm, optimizer, 0, online=start, given={'reference': jnp.copy(start)}
+  )
   state = loop.train(
     algorithm,
     optimizer,
     state,
     batches(name, world, size, num_samples),
-    loop.Hooks(lambda step, metrics: None, lambda *_: None),
     num_steps=num_steps,
-    ema_decay=0.9,
     log_every=num_steps,
   )
   assert total_variation(state.params.online, case.target(world, tau, beta)) <= 0.05

@@ -3,9 +3,10 @@
 import argparse
 import re
 
-from nlhf_jax.cli import games as game_commands
+from nlhf_jax.cli import games, votes
 
-DEMO = 'configs/experiments/builtin'  # The experiment that `nlhf demo` runs if none is named.
+# The experiment that `nlhf demo` runs if none is named.
+DEMO = 'builtin'
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -33,8 +34,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     _add_import,
   ):
     add(commands)
-  game_commands.add_solve(commands, _command)
-  game_commands.add_rank(commands, _command)
+  games.add_solve(commands, _command)
+  votes.add_rank(commands, _command)
   # Flags may be written with hyphens or underscores.
   args = parser.parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
   args.bindings = bindings
@@ -55,7 +56,7 @@ def _add_demo(commands) -> None:
   )
   _add_gin(parser)
   parser.add_argument(
-    '--experiment', default=DEMO, help=f'directory of gin files (default: {DEMO})'
+    '--experiment', default=DEMO, help=f'a name, or a directory of gin files (default: {DEMO})'
   )
   parser.add_argument('--run_dir', required=True, help='where the runs go, one directory each')
 
@@ -65,11 +66,11 @@ def _add_train(commands) -> None:
     commands,
     'train',
     'Trains one model: a policy by any method, a preference model or a reward model.',
-    'The gin files say which. A run directory that holds a run of the same configuration is resumed; one of another '
-    'configuration is refused. SIGTERM makes it save and end. A run that starts from another (start_from), or is judged by one, looks for it beside '
-    'its own directory.',
+    'An experiment or gin files describe it. A run directory that holds a run of the same configuration is resumed; one of '
+    'another configuration is refused. SIGTERM makes it save and end. A run that starts from another (start_from), or is '
+    'judged by one, looks for it beside its own directory.',
   )
-  _add_gin(parser)
+  _add_run(parser)
   parser.add_argument('--run_dir', required=True, help='where checkpoints and metrics go')
   parser.add_argument(
     '--dry_run', action='store_true', help='print shapes and memory, and train nothing'
@@ -80,7 +81,7 @@ def _add_train(commands) -> None:
   group.add_argument(
     '--multihost',
     action='store_true',
-    help='join the others by what the cluster says (TPU pods, SLURM, Open MPI, GKE)',
+    help='join the others by what the cluster tells (TPU pods, SLURM, Open MPI, GKE)',
   )
   group.add_argument('--coordinator_address', help='HOST:PORT of the first process')
   group.add_argument('--process_count', type=int)
@@ -92,10 +93,10 @@ def _add_plan(commands) -> None:
     commands,
     'plan',
     'Tells what a run would take on a mesh of devices that is not here.',
-    'Compiles a step for so many simulated devices and prints, for each of them: memory, operations, bytes sent by kind '
+    'Compiles a step for simulated devices and prints, for each of them: memory, operations, bytes sent by kind '
     'and axes of the mesh, and the least time that these imply on named chips. Reads neither data nor weights, but gin files may ask where they would be.',
   )
-  _add_gin(parser)
+  _add_run(parser)
   parser.add_argument(
     '--mesh', default='', help='such as data=1,fsdp=8,tensor=4 (default: 1 of what is not named)'
   )
@@ -123,7 +124,7 @@ def _add_win_rates(commands) -> None:
     '--run_dirs',
     nargs='+',
     required=True,
-    help='the runs; LABEL=DIR names one, DIR:ema is its averaged weights',
+    help='the runs; LABEL=DIR names one, DIR:average is its averaged weights',
   )
   parser.add_argument('--output_dir', required=True, help='where tables and report go')
 
@@ -148,7 +149,7 @@ def _add_report(commands) -> None:
     commands,
     'report',
     'Writes report.html of a directory of runs: one self-contained page.',
-    'Reads what demo and win-rates left in the directory; what is missing is left out, and said.',
+    'Reads what demo and win-rates left in the directory; what is missing is left out, and named.',
   )
   parser.add_argument('--run_dir', required=True, help='the directory')
 
@@ -187,6 +188,13 @@ def _command(commands, name, summary, details) -> argparse.ArgumentParser:
   parser = commands.add_parser(name, help=summary, description=f'{summary} {details}')
   parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
   return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--experiment', help='EXPERIMENT/RUN, such as builtin/nash_md_pg: a run of its stages.txt'
+  )
+  _add_gin(parser)
 
 
 def _add_gin(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line of exact games: `nlhf solve` and `nlhf rank`."""
+"""The command line of exact games: `nlhf solve`."""
 
 import argparse
 import pathlib
@@ -31,7 +31,7 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
   parser.add_argument('--beta', type=float, help='weight of μ in the opponent of `mixed`')
   parser.add_argument('--decay', type=float, help='of the average of `nash_ema` (default: 0.9)')
   parser.add_argument(
-    '--num_samples', type=int, help='estimate payoffs from so many alternatives (default: exact)'
+    '--num_samples', type=int, help='estimate payoffs from this many alternatives (default: exact)'
   )
   parser.add_argument(
     '--votes', action='store_true', help='with --num_samples: votes of 0 or 1 in place of P'
@@ -39,20 +39,6 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
   parser.add_argument('--seed', type=int, default=0, help='of the estimates')
   parser.add_argument('--output', help='JSON file for policies and curves')
   parser.add_argument('--plot', help='image of the convergence curves')
-
-
-def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
-  """Adds `nlhf rank`."""
-  parser = command(
-    commands,
-    'rank',
-    'Ranks alternatives by maximal lottery, Borda, Elo and Copeland side by side.',
-    'A CSV of counts gives bootstrap intervals; one of shares, such as win_rates.csv, gives none.',
-  )
-  parser.add_argument('--game', required=True, help='a CSV file or a name, as for `nlhf solve`')
-  parser.add_argument('--num_resamples', type=int, default=200, help='of the bootstrap')
-  parser.add_argument('--seed', type=int, default=0, help='of the bootstrap')
-  parser.add_argument('--output', help='JSON file for the scores')
 
 
 def solve(args: argparse.Namespace) -> None:
@@ -67,7 +53,7 @@ def solve(args: argparse.Namespace) -> None:
     raise ValueError('--votes needs --num_samples.')
   if args.num_samples is not None and args.num_samples < 1:
     raise ValueError(f'--num_samples must be at least 1, got {args.num_samples}.')
-  table = _table(args.game)
+  table = read_table(args.game)
   game = games.make(table.preference, _reference(args.reference, table.labels), args.tau)
   # A setting is for the solvers that have it; with one solver, it must be that one's.
   settings = {'eta': args.eta, 'beta': args.beta, 'decay': args.decay}
@@ -98,59 +84,8 @@ def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[
   return {key: value for key, value in settings.items() if key in takes}
 
 
-def rank(args: argparse.Namespace) -> None:
-  """Runs `nlhf rank`."""
-  from rich import console, markup
-  from rich import table as rich_table
-
-  from nlhf_jax.votes import ranking
-  from nlhf_jax.games import study
-  from nlhf_jax.runtime import progress
-
-  table = _table(args.game)
-  with progress.bar('resamples', args.num_resamples if table.wins is not None else 0) as advance:
-    ranks = ranking.rank(table, num_resamples=args.num_resamples, seed=args.seed, advance=advance)
-  winner = ranking.condorcet_winner(table.preference)
-  smith = ranking.smith_set(table.preference)
-  facts = {
-    'condorcet_winner': None if winner is None else table.labels[winner],
-    'smith_set': [label for label, inside in zip(table.labels, smith, strict=True) if inside],
-    'num_cyclic_triples': ranking.num_cyclic_triples(table.preference),
-  }
-  shown = rich_table.Table(title=_facts_in_words(facts))
-  shown.add_column('alternative')
-  for name in ranks:
-    shown.add_column(name.replace('_', ' '), justify='right')
-  first = ranks['maximal_lottery'].scores + 1e-6 * ranks['borda'].scores
-  for i in sorted(range(len(table.labels)), key=lambda i: -first[i]):
-    cells = [_cell(name, result, i) for name, result in ranks.items()]
-    shown.add_row(markup.escape(table.labels[i]), *cells)
-  console.Console().print(shown)
-  if args.output:
-    scores = {
-      name: {k: None if v is None else v.tolist() for k, v in result._asdict().items()}
-      for name, result in ranks.items()
-    }
-    content = {'game': args.game, 'labels': list(table.labels), **facts, 'ranks': scores}
-    study.write_json(pathlib.Path(args.output), content)
-
-
-def _facts_in_words(facts) -> str:
-  winner = facts['condorcet_winner']
-  who = f'{winner} beats all others' if winner else 'no one beats all others'
-  cycles = facts['num_cyclic_triples']
-  return f'{who}; {cycles} cyclic triple{"" if cycles == 1 else "s"}; Smith set of {len(facts["smith_set"])}'
-
-
-def _cell(name: str, result, i: int) -> str:
-  digits = 0 if name == 'elo' else 3
-  text = f'{result.scores[i]:.{digits}f}'
-  if result.low is None:
-    return text
-  return f'{text} [{result.low[i]:.{digits}f}, {result.high[i]:.{digits}f}]'
-
-
-def _table(name: str):
+def read_table(name: str):
+  """A game by its name, or from a CSV file."""
   from nlhf_jax.games import sources
 
   return sources.named(name) or sources.read(pathlib.Path(name))

@@ -1,4 +1,4 @@
-"""The command line: parses gin, runs what it describes. The only importer of gin.
+"""The command line.
 
   nlhf demo        SFT → preference and reward model → every method → win rates and a report
   nlhf train       one run
@@ -15,21 +15,16 @@ Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_pat
 """
 
 import argparse
-import difflib
 import json
 import logging
 import math
 import os
 import pathlib
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 
-from nlhf_jax.cli import flags
-from nlhf_jax.cli import games as game_commands
-
-_ROOT = pathlib.Path(__file__).resolve().parent.parent  # Where configs/ lies.
+from nlhf_jax.cli import flags, games, votes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ended_by(error: Exception, args: argparse.Namespace) -> int:
-  """Says what ended a command; one of many processes then ends at once. Raises what is nobody's mistake."""
+  """Reports what ended a command; one of many processes then ends at once. Raises what is no user's mistake."""
   import jax
 
   from nlhf_jax.runtime import processes
 
-  alone, text = processes.is_single_process(), _one_line(error)
+  single, text = processes.is_single_process(), ' '.join(str(error).split())
   mistake = isinstance(error, (ValueError, OSError, FloatingPointError))
-  if alone and (args.traceback or not mistake):
+  if single and (args.traceback or not mistake):
     raise error
   if args.traceback or not (mistake or isinstance(error, jax.errors.JaxRuntimeError)):
     traceback.print_exception(error)
@@ -71,7 +66,7 @@ def _ended_by(error: Exception, args: argparse.Namespace) -> int:
 
 
 def _use_large_pages() -> None:
-  """Starts this process again with glibc's 2 MiB pages, unless the user has said which.
+  """Starts this process again with glibc's 2 MiB pages, unless the user has set which.
 
   A compiled program on the CPU maps its temporary arrays anew at every call; with 4 KiB pages the page faults took up to
   half of a training step.
@@ -83,7 +78,7 @@ def _use_large_pages() -> None:
 
 
 def _keep_compiled() -> None:
-  """Compiled programs outlive the process, unless the user has said where they go or that they do not."""
+  """Compiled programs outlive the process, unless the user has set where they go or that they do not."""
   import jax
 
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -92,18 +87,18 @@ def _keep_compiled() -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+  from nlhf_jax.cli import experiments
   from nlhf_jax.evaluation import report
+  from nlhf_jax.training.experiment import Experiment
 
-  directory, root = _experiment(args.experiment), pathlib.Path(args.run_dir)
-  stages = _lines(directory / 'stages.txt')
-  for stage in stages:
-    experiment, config = _configure(args, [directory / f'{stage}.gin'], 'Experiment')
-    if not _train_to_the_end(experiment, root / stage, config):
+  directory, root = experiments.locate(args.experiment), pathlib.Path(args.run_dir)
+  for stage in experiments.stages(directory):
+    configured = _configure(args, Experiment, stage.files, stage.bindings)
+    if not _train_to_the_end(configured, root / stage.name):
       return
-  players = dict(line.split(None, 1) for line in _lines(directory / 'players.txt'))
-  runs = {label: str(root / stage) for stage, label in players.items()}
-  for_evaluation = argparse.Namespace(**vars(args), pass_over=True)
-  _compare(for_evaluation, [directory / 'evaluation.gin'], runs, root)
+  contestants = experiments.contestants(directory)
+  runs = {label: str(root / run) for label, run in contestants.items()}
+  _compare(args, [directory / 'evaluation.gin'], runs, root, ignore_unknown_macros=True)
   report.print_tables(root)
 
 
@@ -113,21 +108,30 @@ def _train(args: argparse.Namespace) -> None:
 
   if args.multihost or args.coordinator_address or args.process_count is not None:
     processes.join(args.coordinator_address, args.process_count, args.process_index)
-  experiment, config = _configure(args, [], 'Experiment')
+  configured = _configure_run(args)
   if args.dry_run:
-    print(json.dumps(plan.summary(experiment), indent=2))
+    print(json.dumps(plan.summary(configured.value), indent=2))
     return
-  if _train_to_the_end(experiment, pathlib.Path(args.run_dir), config) and processes.is_primary():
-    print(f'Trained: {args.run_dir}')
+  run_dir = pathlib.Path(args.run_dir)
+  if _train_to_the_end(configured, run_dir) and processes.is_primary():
+    print(f'Trained: {run_dir}')
+
+
+def _train_to_the_end(configured, run_dir: pathlib.Path) -> bool:
+  """False where the process was asked to end before; it has then saved where it is."""
+  from nlhf_jax.cli import gin_config
+  from nlhf_jax.training import run
+
+  experiment = configured.value
+  with gin_config.naming_flags(configured):
+    step = int(run.train(experiment, run_dir, configured.fields, configured.text).step)
+  if step < experiment.num_steps:
+    print(f'Stopped: {run_dir} at step {step} of {experiment.num_steps}; run again to go on.')
+  return step >= experiment.num_steps
 
 
 def _plan(args: argparse.Namespace) -> None:
-  sizes = {'data': 1, 'fsdp': 1, 'tensor': 1}
-  for part in filter(None, args.mesh.split(',')):
-    name, _, size = part.partition('=')
-    if name not in sizes or not size.isdecimal() or int(size) < 1:
-      raise ValueError(f'--mesh has {part!r}: write data=N,fsdp=N,tensor=N.')
-    sizes[name] = int(size)
+  sizes = _mesh_sizes(args.mesh)
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
@@ -140,23 +144,24 @@ def _plan(args: argparse.Namespace) -> None:
   from nlhf_jax.planning import plan
   from nlhf_jax.runtime import partitioning
 
-  experiment, _ = _configure(args, [], 'Experiment')
+  configured = _configure_run(args)
   mesh = partitioning.make_mesh(partitioning.Devices(**sizes))
-  result = plan.make(experiment, mesh)
+  result = plan.make(configured.value, mesh)
   for table in plan.report(result, args.chips):
     rich.print(table)
   if args.output:
     pathlib.Path(args.output).write_text(json.dumps(plan.as_json(result), indent=2) + '\n')
 
 
-def _train_to_the_end(experiment, run_dir: pathlib.Path, config: str) -> bool:
-  """False where the process was asked to end before; it has then saved where it is."""
-  from nlhf_jax.training import experiment
-
-  step = int(experiment.train(experiment, run_dir, config).step)
-  if step < experiment.num_steps:
-    print(f'Stopped: {run_dir} at step {step} of {experiment.num_steps}; run again to go on.')
-  return step >= experiment.num_steps
+def _mesh_sizes(text: str) -> dict[str, int]:
+  """Devices along each axis, of data=N,fsdp=N,tensor=N."""
+  sizes = {'data': 1, 'fsdp': 1, 'tensor': 1}
+  for part in filter(None, text.split(',')):
+    name, _, size = part.partition('=')
+    if name not in sizes or not size.isdecimal() or int(size) < 1:
+      raise ValueError(f'--mesh has {part!r}: write data=N,fsdp=N,tensor=N.')
+    sizes[name] = int(size)
+  return sizes
 
 
 def _win_rates(args: argparse.Namespace) -> None:
@@ -165,7 +170,7 @@ def _win_rates(args: argparse.Namespace) -> None:
   runs = {}
   for item in args.run_dirs:
     # A directory's own name may hold an equals sign.
-    label, _, run = ('', '', item) if _parts(item)[0].exists() else item.partition('=')
+    label, _, run = ('', '', item) if _run_and_set(item)[0].exists() else item.partition('=')
     label, run = (label, run) if run else ('', item)
     runs[label or pathlib.Path(run).name] = run
   if len(runs) < len(args.run_dirs):
@@ -175,25 +180,26 @@ def _win_rates(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
+  from nlhf_jax.cli import experiments
   from nlhf_jax.evaluation import tournament
 
-  player = _player(args.run_dir) if args.run_dir else _untrained(args)
-  evaluation, _ = _configure(args, [], 'Evaluation')
+  contestant = _contestant(args.run_dir) if args.run_dir else _untrained(args)
+  evaluation = _configure(args, tournament.Evaluation, []).value
   texts = list(args.prompt or [])
   if args.prompts_file:
-    texts += _lines(pathlib.Path(args.prompts_file))
+    texts += experiments.read_lines(pathlib.Path(args.prompts_file))
   for prompt, responses in tournament.sample(
-    evaluation, player, texts, num_samples=args.num_samples, seed=args.seed
+    evaluation, contestant, texts, num_samples=args.num_samples, seed=args.seed
   ):
     print(json.dumps({'prompt': prompt, 'responses': responses}, ensure_ascii=False))
 
 
 def _export(args: argparse.Namespace) -> None:
-  from nlhf_jax.training import experiment
+  from nlhf_jax.training import export
 
   run_dir, output_dir = pathlib.Path(args.run_dir), pathlib.Path(args.output_dir)
   experiment = _experiment_of(run_dir)
-  experiment.export(
+  export.export(
     experiment, run_dir, output_dir, args.to, dtype=args.dtype, base_model=args.base_model
   )
   print(f'Written: {output_dir}')
@@ -212,176 +218,91 @@ def _report(args: argparse.Namespace) -> None:
   print(report.from_run_dir(pathlib.Path(args.run_dir)))
 
 
-def _compare(args, gin_files, runs: dict[str, str], output_dir: pathlib.Path) -> None:
-  """Loads every run's policy by its own configuration, then the evaluation, and plays."""
+def _compare(
+  args, gin_files, runs: dict[str, str], output_dir: pathlib.Path, *, ignore_unknown_macros=False
+) -> None:
+  """Loads every run's policy by its own configuration, then the evaluation and its judge, and plays."""
   from nlhf_jax.evaluation import tournament
+  from nlhf_jax.training import resolve
 
-  players = {label: _player(run) for label, run in runs.items()}
-  evaluation, _ = _configure(args, gin_files, 'Evaluation')
-  tournament.compare(evaluation, players, output_dir)
+  contestants = {label: _contestant(run) for label, run in runs.items()}
+  described = tournament.Evaluation
+  configured = _configure(args, described, gin_files, ignore_unknown_macros=ignore_unknown_macros)
+  judge = resolve.bind_feedback(configured.value.judge, output_dir)
+  tournament.compare(configured.value._replace(judge=judge), contestants, output_dir)
 
 
-def _parts(run: str) -> tuple[pathlib.Path, str]:
+def _run_and_set(run: str) -> tuple[pathlib.Path, str]:
   """A run's directory, and which set of its parameters: of DIR:SET, or of DIR, whose own name may hold a colon."""
   directory, colon, name = run.rpartition(':')
-  whole = not colon or pathlib.Path(run).exists()
-  return (pathlib.Path(run), 'online') if whole else (pathlib.Path(directory), name)
+  if not colon or pathlib.Path(run).exists():
+    return pathlib.Path(run), 'online'
+  return pathlib.Path(directory), name
 
 
-def _player(run: str):
+def _contestant(run: str):
   """The policy of a run, DIR or DIR:SET, and its parameters."""
-  from nlhf_jax.training import experiment
   from nlhf_jax.evaluation import tournament
+  from nlhf_jax.training import weights
+  from nlhf_jax.types import Policy
 
-  run_dir, parameters = _parts(run)
+  run_dir, parameters = _run_and_set(run)
   experiment = _experiment_of(run_dir)
-  if not hasattr(experiment.model, 'play'):
+  if not isinstance(experiment.model, Policy):
     raise ValueError(
       f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
     )
-  return tournament.Contestant(
-    experiment.model, experiment.trained_params(experiment, run_dir, parameters)
-  )
+  params = weights.trained_params(experiment, run_dir, parameters)
+  return tournament.Contestant(experiment.model, params)
 
 
 def _untrained(args: argparse.Namespace):
   """The policy that the experiment of the gin files would start from."""
-  from nlhf_jax.training import experiment
   from nlhf_jax.evaluation import tournament
+  from nlhf_jax.training import weights
+  from nlhf_jax.training.experiment import Experiment
 
-  experiment, _ = _configure(args, [], 'Experiment')
+  experiment = _configure(args, Experiment, []).value
   if not callable(experiment.start_from):
     raise ValueError('Name a run with --run_dir, or gin files that start from a pre-trained model.')
-  params = experiment.load_params(experiment.model, experiment.start_from, pathlib.Path())
+  params = weights.load_params(experiment.model, experiment.start_from, pathlib.Path())
   return tournament.Contestant(experiment.model, params)
 
 
 def _experiment_of(run_dir: pathlib.Path):
   """The Experiment that a run's own configuration describes."""
-  import gin
-
-  from nlhf_jax.training import experiment
+  from nlhf_jax.cli import gin_config
   from nlhf_jax.runtime import run_directory
+  from nlhf_jax.training.experiment import Experiment
 
-  config = run_directory.read_config(run_dir)
-  gin.clear_config()
-  gin.parse_config(config)
-  return gin.get_configurable(experiment.Experiment)()
+  return gin_config.from_text(Experiment, run_directory.read_config(run_dir)).value
 
 
-def _configure(args: argparse.Namespace, gin_files: Sequence[pathlib.Path], what: str):
-  """The Experiment or Evaluation that gin files and flags describe, and the configuration as text."""
-  import gin
+def _configure_run(args: argparse.Namespace):
+  """The Experiment of --experiment=EXPERIMENT/RUN, or of gin files alone."""
+  from nlhf_jax.cli import experiments
+  from nlhf_jax.training.experiment import Experiment
 
-  from nlhf_jax.training import experiment
-  from nlhf_jax.evaluation import tournament
+  if not args.experiment:
+    return _configure(args, Experiment, [])
+  stage = experiments.stage(args.experiment)
+  return _configure(args, Experiment, stage.files, stage.bindings)
 
-  gin.clear_config()
-  _read_only_files()
-  search_paths = [*filter(None, args.gin_search_paths.split(',')), str(_ROOT)]
-  for path in search_paths:
-    gin.add_config_file_search_path(path)
-  files = [*map(str, gin_files), *args.gin_file]
-  for file in files:
-    if not any((pathlib.Path(path) / file).is_file() for path in ('', *search_paths)):
-      raise FileNotFoundError(
-        f'No gin file {file} in {", ".join(search_paths)}: see --gin_search_paths.'
-      )
-  if not files:
-    raise ValueError(
-      'No configuration: name a gin file with --gin_file, such as one of configs/experiments.'
-    )
-  bindings = list(args.bindings)
+
+def _configure(args, described, gin_files, bindings=(), *, ignore_unknown_macros=False):
+  """What gin files and flags describe; those of the command line win."""
+  from nlhf_jax.cli import gin_config
+
+  bindings = [*bindings, *args.bindings]
   if getattr(args, 'data_dir', None):
     if not pathlib.Path(args.data_dir).is_dir():
       raise FileNotFoundError(f'No directory {args.data_dir}: name the data with --data_dir.')
     bindings.append(f'DATA_DIR = {str(pathlib.Path(args.data_dir).resolve())!r}')
-  try:
-    gin.parse_config_files_and_bindings(files, [], finalize_config=False)
-    known = set(re.findall(r'^(\w+) =', gin.config_str(), re.MULTILINE))
-    if getattr(args, 'pass_over', False):  # Macros that an evaluation lacks were the stages'.
-      bindings = [b for b in bindings if _macro(b) is None or _macro(b) in known]
-    _check_macros(bindings, known)
-    gin.parse_config(bindings)
-    gin.finalize()
-    described = {'Experiment': experiment.Experiment, 'Evaluation': tournament.Evaluation}[what]
-    return gin.get_configurable(described)(), gin.config_str()
-  except (
-    AttributeError,
-    ModuleNotFoundError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-  ) as error:
-    raise ValueError(_explain(error)) from error
-
-
-def _read_only_files() -> None:
-  """Takes away gin's second reader, for files within Python packages.
-
-  It is asked before the search paths are. Of each file that is on one of these it says that it is not found, and where
-  `configs` looks like a package without an __init__.py, it fails.
-  """
-  import gin
-
-  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
-
-
-def _check_macros(bindings: Sequence[str], known: set[str]) -> None:
-  """Raises ValueError where a flag sets a macro that no file has: gin itself would let it pass unused."""
-  for binding in bindings:
-    if (name := _macro(binding)) and name not in known:
-      raise ValueError(f'No macro {name} in these gin files.{_nearest(name, known)}')
-
-
-def _macro(binding: str) -> str | None:
-  """The macro that a binding sets, if it does not bind a parameter."""
-  name = binding.split('=')[0].strip()
-  return name if re.fullmatch(r'\w+', name) else None
-
-
-def _explain(error: Exception) -> str:
-  """gin's message in one line, with the nearest name that exists."""
-  text = _one_line(error)
-  match = re.search(r"(?:module '([\w.]+)'.*|<module '([\w.]+)'.*)has no attribute '?(\w+)'?", text)
-  if match:
-    module = sys.modules.get(match[1] or match[2])
-    return text + _nearest(match[3], dir(module))
-  if match := re.search(r"No configurable matching '([\w.]*?)(\w+)'", text):
-    modules = [m for name, m in sys.modules.items() if f'{name}.'.endswith(match[1] or '.')]
-    return text + _nearest(match[2], {name for module in modules for name in dir(module)})
-  if missing := re.search(r'[Rr]equired bindings for .*', text):
-    return f'Something must be set: {missing[0]}'
-  return text
-
-
-def _nearest(name: str, known) -> str:
-  close = difflib.get_close_matches(name, list(known), n=1)
-  return f' Did you mean {close[0]}?' if close else ''
-
-
-def _experiment(name: str) -> pathlib.Path:
-  """The directory of an experiment, here or where the package lies."""
-  for directory in (pathlib.Path(name), _ROOT / name):
-    if (directory / 'stages.txt').is_file():
-      return directory
-  known = sorted(p.parent.name for p in _ROOT.glob('configs/experiments/*/stages.txt'))
-  raise FileNotFoundError(
-    f'No experiment {name} (no stages.txt in it): known are {", ".join(known)}.'
+  search_paths = [path for path in args.gin_search_paths.split(',') if path]
+  files = [*gin_files, *args.gin_file]
+  return gin_config.configure(
+    described, gin_config.Source(files, bindings, search_paths, ignore_unknown_macros)
   )
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-  if not path.is_file():
-    raise FileNotFoundError(f'No file {path}.')
-  lines = (line.strip() for line in path.read_text().splitlines())
-  return [line for line in lines if line and not line.startswith('#')]
-
-
-def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())
 
 
 _COMMANDS = {
@@ -393,8 +314,8 @@ _COMMANDS = {
   'report': _report,
   'export': _export,
   'import': _import,
-  'solve': game_commands.solve,
-  'rank': game_commands.rank,
+  'solve': games.solve,
+  'rank': votes.rank,
 }
 
 

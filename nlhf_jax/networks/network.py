@@ -21,6 +21,7 @@ from nlhf_jax.types import PAD, Params
 _LARGE = 2**16
 
 
+@runtime_checkable
 class StepFn(Protocol):
   """One token of each of L = B · lanes responses, the lanes of a prompt side by side."""
 
@@ -59,6 +60,7 @@ class Decoder(NamedTuple):
   grow: Callable[[Any, int], Any] | None = None
 
 
+@runtime_checkable
 class Sizes(Protocol):
   """What every network's configuration says."""
 

@@ -1,10 +1,10 @@
-"""Every method as a model of T5X: `MODEL = @t5x_models.Model()` in a gin file of `t5x/train.py`, which is not changed.
+"""Every method as a model of T5X: `MODEL = @model.Model()` in a gin file of `t5x/train.py`, which is not changed.
 
 T5X's trainer knows a model with parameters θ and a loss. Here the loss samples, has the samples judged, and is the
 method's own; the other parameter sets (μ, θ̄, π_t) and the judge's weights are `flax_mutables` of the train state, so
 that T5X shards them, saves them and resumes with them.
 
-Needs T5X (requirements-t5x.txt); nothing else in the package imports this file.
+Needs T5X (requirements-t5x.txt); nothing outside of this folder imports this file.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,6 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 import seqio
 from flax.linen import partitioning as flax_partitioning
 from t5x import metrics as t5x_metrics
@@ -23,11 +22,13 @@ from t5x import models, utils
 
 from nlhf_jax.models import policy
 from nlhf_jax.t5x_bridge import feature_converter
+from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
   Algorithm,
   Comparison,
   Demonstration,
   Losses,
+  ParameterSet,
   Params,
   PolicyParams,
   PRNGKey,
@@ -57,7 +58,7 @@ class Model(models.EncoderDecoderModel):
     algorithm: Callable[..., Algorithm],
     feedback: Callable[..., Any] | None = None,
     judge_module: nn.Module | None = None,
-    ema_decay: float | None = None,
+    sets: Mapping[str, ParameterSet] | None = None,
     loss_normalizing_factor: float | None = None,
     decode_fn: Callable[..., Any] = models.decoding.beam_search,
   ):
@@ -72,13 +73,13 @@ class Model(models.EncoderDecoderModel):
       algorithm: of `algorithms`, its constants bound; takes the model, and the feedback if any.
       feedback: `preference_model.preference_fn` or `reward_model.reward_fn`, its model bound; takes the judge's `params`.
       judge_module: the judge's network; None: there is no judge, or it has no weights.
-      ema_decay: κ in θ̄ ← κ θ̄ + (1 − κ) θ.
+      sets: parameter sets besides the method's own, or in their place.
       loss_normalizing_factor: divides the sum over the batch; None: the sum of its weights, which makes a mean. T5X
         adds gradients of microbatches up, so name a factor where there are several and the scale matters.
       decode_fn: of T5X's inference.
 
     Raises:
-      ValueError: the method takes two updates a step, or plays averaged weights without `ema_decay`.
+      ValueError: the method takes two updates a step.
     """
     super().__init__(
       module,
@@ -89,27 +90,30 @@ class Model(models.EncoderDecoderModel):
       loss_normalizing_factor=loss_normalizing_factor,
     )
     self._model, self._method, self._feedback = model, algorithm, feedback
-    self._judge_module, self._ema_decay = judge_module, ema_decay
+    self._judge_module, self._more_sets = judge_module, sets
     self._rows = None
-    method = self._algorithm(None)
-    if method.half_step is not None:
+    self.sets = self._algorithm(None).sets
+    if parameter_sets.half_step_name(self.sets) is not None:
       raise ValueError('T5X takes one update a step, this method two: run it with `nlhf train`.')
-    if 'ema' in method.plays and ema_decay is None:
-      raise ValueError('This method plays averaged weights: set Model.ema_decay, such as 0.999.')
-    self.sets = method.plays | ({'ema'} if ema_decay is not None else set())
 
   def get_initial_variables(self, rng, input_shapes, input_types=None):
     """θ, and the collections that become `flax_mutables`: other sets start at θ, the judge at random weights."""
     self._rows = input_shapes['encoder_input_tokens'][0]
     input_types = dict.fromkeys(input_shapes, jnp.int32) | dict(input_types or {})
     variables = dict(super().get_initial_variables(rng, input_shapes, input_types))
-    for name in sorted(self.sets):
-      variables |= {name: variables['params'], f'{name}_axes': variables['params_axes']}
+    params, axes = variables['params'], variables['params_axes']
+    starts = parameter_sets.start(self.sets, params, dict.fromkeys(self.sets, params))
+    for name, start in sorted(starts.items()):
+      in_ring = isinstance(start, tuple)
+      variables |= {
+        name: _numbered(start) if in_ring else start,
+        f'{name}_axes': _numbered((axes,) * len(start)) if in_ring else axes,
+      }
     if self._judge_module is not None:
       dummy = jnp.ones((1, 2), jnp.int32)
       judge = self._judge_module.init(rng, dummy, dummy, dummy, enable_dropout=False)
       variables |= {_JUDGE: judge['params'], f'{_JUDGE}_axes': judge['params_axes']}
-    if 'past' in self.sets:
+    if parameter_sets.moving(self.sets):
       names = flax_partitioning.AxisMetadata(names=())
       variables |= {_CLOCK: {'updates': jnp.int32(0)}, f'{_CLOCK}_axes': {'updates_axes': names}}
     return flax.core.freeze(variables)
@@ -121,7 +125,7 @@ class Model(models.EncoderDecoderModel):
       As T5X wants it: loss and metrics; where there are other sets, loss and (metrics, the sets after this step).
     """
     mutables = flax.core.unfreeze(flax_mutables or {})
-    mutables = self._moved_on(flax.core.unfreeze(params), mutables, batch)
+    mutables = self._moved(flax.core.unfreeze(params), mutables, batch)
     loss, metrics = self._loss(params, mutables, batch, dropout_rng)
     if flax_mutables is None:
       return loss, metrics
@@ -134,44 +138,51 @@ class Model(models.EncoderDecoderModel):
 
   def _algorithm(self, judge_params: Params | None) -> Algorithm:
     feedback = [] if self._feedback is None else [self._feedback(params=judge_params)]
-    return self._method(self._model, *feedback)
+    return parameter_sets.extend(self._method(self._model, *feedback), self._more_sets)
 
   def _loss(self, params, mutables, batch, rng):
     algorithm = self._algorithm(mutables.get(_JUDGE))
     params = flax.core.unfreeze(params)
-    sets = {name: mutables[name] for name in self.sets}
-    played = {'ema': None, 'reference': None} | sets | {'online': params}
-    played = PolicyParams(**jax.lax.stop_gradient(played))
-    rollout = algorithm.judge(algorithm.sample(played, as_batch(batch), rng))
+    played = jax.lax.stop_gradient(PolicyParams(params, self._played(mutables)))
+    rollout = algorithm.score(algorithm.sample(played, as_batch(batch), rng))
     losses = algorithm.loss(params, jax.lax.stop_gradient(rollout))
     factor = self._loss_normalizing_factor or jnp.sum(losses.weight)
     loss = jnp.sum(losses.value) / factor
     return loss, _metrics(loss, losses, rollout.response.mask)
 
-  def _moved_on(self, params, mutables, batch):
-    """The other sets, now that T5X has updated θ; to the bit what the loop of `nlhf train` makes of them."""
-    moving = {'ema', 'past'} & self.sets
-    if not moving:
+  def _played(self, mutables: Mapping[str, Any]) -> dict[str, Params]:
+    """The sets as methods know them; a ring is a tuple there, and numbered in `flax_mutables`."""
+    plain = {name: mutables[name] for name in self.sets}
+    return {
+      name: tuple(x[str(n)] for n in range(len(x))) if '0' in x else x for name, x in plain.items()
+    }
+
+  def _moved(self, params, mutables, batch):
+    """The sets that move, now that T5X has updated θ; to the bit what `nlhf train` makes of them."""
+    names = parameter_sets.moving(self.sets)
+    if not names:
       return mutables
     if batch['encoder_input_tokens'].shape[0] != self._rows:
       raise ValueError(
-        f'The sets {sorted(moving)} move once a step: num_microbatches must be None for this method.'
+        f'The sets {names} move once a step: num_microbatches must be None for this method.'
       )
+    updates = mutables[_CLOCK]['updates']
     params = jax.lax.stop_gradient(params)
-    mutables = dict(mutables)
-    if 'ema' in moving:
-      mutables['ema'] = optax.incremental_update(params, mutables['ema'], 1 - self._ema_decay)
-    if 'past' in moving:
-      updates = mutables[_CLOCK]['updates']
-      due = updates % self._algorithm(mutables.get(_JUDGE)).refresh_every == 0
-      choose = lambda new, old: jnp.where(due, new, old)
-      mutables['past'] = jax.tree.map(choose, params, mutables['past'])
-      mutables[_CLOCK] = {'updates': updates + 1}
-    return mutables
+    moved = parameter_sets.move(self.sets, self._played(mutables), params, updates)
+    # Before the first update nothing has changed, and a reference may have been given.
+    keep_first = lambda new, old: jnp.where(updates == 0, old, new)
+    for name, x in moved.items():
+      x = _numbered(x) if isinstance(x, tuple) else x
+      mutables = {**mutables, name: jax.tree.map(keep_first, x, mutables[name])}
+    return mutables | {_CLOCK: {'updates': updates + 1}}
+
+
+def _numbered(members: tuple[Any, ...]) -> dict[str, Any]:
+  return {str(number): x for number, x in enumerate(members)}
 
 
 class StartFrom(utils.TrainStateInitializer):
-  """A fresh run starts from weights on disk: `train_script.train.train_state_initializer_cls = @t5x_models.StartFrom`.
+  """A fresh run starts from weights on disk: `train_script.train.train_state_initializer_cls = @model.StartFrom`.
 
   θ and every set that the method plays get the same weights; a run that resumes finds all of them in its checkpoint.
   """
@@ -211,13 +222,15 @@ class StartFrom(utils.TrainStateInitializer):
       params = self._weights(params)
       for name in mutables.keys() - {_JUDGE, _CLOCK}:
         # T5X donates the state's buffers: no two sets may share one.
-        mutables[name] = jax.tree.map(jnp.array, params)
+        members = [params] * len(mutables[name]) if '0' in mutables[name] else None
+        start = params if members is None else _numbered(tuple(members))
+        mutables[name] = jax.tree.map(jnp.array, start)
     state = state.replace_params(flax.core.freeze(params))
     return state.replace_flax_mutables(flax.core.freeze(mutables))
 
 
 def as_batch(batch: Batch) -> Prompts | Demonstration | Comparison:
-  """What `data.converters` made of a task's rows, as our methods take it."""
+  """What `feature_converter` made of a task's rows, as our methods take it."""
   tokens = batch['encoder_input_tokens']
   index = batch.get('index', jnp.full(tokens.shape[0], -1, jnp.int32))
   prompts = Prompts(tokens, index)

@@ -1,0 +1,86 @@
+"""Experiments by name: a directory of gin files, whose stages.txt lists the runs, and contestants.txt who plays.
+
+A line of stages.txt is `RUN [FILE …] [NAME=VALUE …]`: the gin files of a run (RUN.gin if none is named; of the directory, of the
+search paths, or of another experiment) and bindings. A line of contestants.txt is `RUN[:SET] LABEL`.
+"""
+
+import pathlib
+import shlex
+from typing import NamedTuple
+
+from nlhf_jax.cli import gin_config
+
+
+class Stage(NamedTuple):
+  """One run of an experiment."""
+
+  # Its directory's name, too.
+  name: str
+  files: tuple[pathlib.Path, ...]
+  bindings: tuple[str, ...]
+
+
+def locate(name: str) -> pathlib.Path:
+  """The directory of an experiment: a path, or the name of one that the package brings.
+
+  Raises:
+    FileNotFoundError: there is no such experiment; the message lists those that there are.
+  """
+  shipped = gin_config.ROOT / 'configs' / 'experiments'
+  for directory in (pathlib.Path(name), gin_config.ROOT / name, shipped / name):
+    if (directory / 'stages.txt').is_file():
+      return directory
+  known = sorted(
+    str(p.parent.relative_to(shipped).as_posix()) for p in shipped.glob('**/stages.txt')
+  )
+  raise FileNotFoundError(
+    f'No experiment {name} (no stages.txt in it): known are {", ".join(known)}.'
+  )
+
+
+def stages(directory: pathlib.Path) -> list[Stage]:
+  """The runs of an experiment, in the order in which they can be run."""
+  return [_stage(directory, line) for line in read_lines(directory / 'stages.txt')]
+
+
+def stage(name: str) -> Stage:
+  """EXPERIMENT/RUN: one run of an experiment.
+
+  Raises:
+    FileNotFoundError: there is no such experiment, or it has no such run.
+  """
+  experiment, _, run = name.rstrip('/').rpartition('/')
+  directory = locate(experiment or name)
+  found = {stage.name: stage for stage in stages(directory)}
+  if run not in found:
+    raise FileNotFoundError(f'{directory} has no run {run!r}: its stages are {", ".join(found)}.')
+  return found[run]
+
+
+def contestants(directory: pathlib.Path) -> dict[str, str]:
+  """Label -> RUN or RUN:SET."""
+  pairs = (line.split(None, 1) for line in read_lines(directory / 'contestants.txt'))
+  return {label: run for run, label in pairs}
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+  """Lines of a text file, without blank ones and comments.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f'No file {path}.')
+  lines = (line.strip() for line in path.read_text(encoding='utf-8').splitlines())
+  return [line for line in lines if line and not line.startswith('#')]
+
+
+def _stage(directory: pathlib.Path, line: str) -> Stage:
+  name, *rest = shlex.split(line, posix=False)
+  bindings = tuple(word for word in rest if '=' in word)
+  files = [word for word in rest if '=' not in word] or [f'{name}.gin']
+  beside = [directory / file for file in files]
+  chosen = (
+    path if path.is_file() else pathlib.Path(file) for path, file in zip(beside, files, strict=True)
+  )
+  return Stage(name, tuple(chosen), bindings)

@@ -1,0 +1,252 @@
+"""gin at the rim: files and bindings in, what they describe out. The only importer of gin.
+
+Whether two configurations are the same run is decided on resolved fields: every parameter that can reach what is described,
+with macros in place of their names. Core errors name arguments; here the flags that set them are added.
+"""
+
+import contextlib
+import difflib
+import os
+import pathlib
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gin
+
+import nlhf_jax
+
+_PACKAGE = pathlib.Path(nlhf_jax.__file__).resolve().parent
+# Holds `configs/`: the package itself where it was installed, the repository where it is worked on.
+ROOT = _PACKAGE if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent
+_MISTAKES = (
+  AttributeError,
+  ModuleNotFoundError,
+  NameError,
+  OSError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+)
+# Arguments of one word that a message may name.
+_SYMBOLS = ('tau', 'beta', 'eta', 'decay')
+
+
+class Source(NamedTuple):
+  """What a command is configured by."""
+
+  files: Sequence[str | pathlib.Path]
+  # NAME=VALUE each.
+  bindings: Sequence[str] = ()
+  search_paths: Sequence[str] = ()
+  # Whether bindings of macros that the files lack are passed over: they belong to other files of an experiment.
+  ignore_unknown_macros: bool = False
+
+
+class Configured(NamedTuple):
+  """What was described, and how."""
+
+  value: Any
+  # As one gin file.
+  text: str
+  # Parameter -> value in JSON, of all that can reach the value.
+  fields: dict[str, Any]
+  # Argument -> the flag that sets it.
+  flags: dict[str, str]
+
+
+def configure(described: Callable[..., Any], source: Source) -> Configured:
+  """Calls a function or class by what gin files and bindings make of it.
+
+  Args:
+    described: such as `Experiment`.
+    source: files, bindings and where to look for files.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a file or binding is wrong; one line, with the nearest name that exists.
+  """
+  gin.clear_config()
+  _read_plain_files_only()
+  search_paths = [*source.search_paths, str(ROOT)]
+  for path in search_paths:
+    gin.add_config_file_search_path(path)
+  _check_files(source.files, search_paths)
+  try:
+    gin.parse_config_files_and_bindings(list(map(str, source.files)), [], finalize_config=False)
+    _bind(source)
+    gin.finalize()
+    return _call(described)
+  except _MISTAKES as error:
+    raise ValueError(_explain(error)) from error
+
+
+def from_text(described: Callable[..., Any], text: str) -> Configured:
+  """The same by the text of a configuration that was kept."""
+  gin.clear_config()
+  try:
+    gin.parse_config(text)
+    return _call(described)
+  except _MISTAKES as error:
+    raise ValueError(_explain(error)) from error
+
+
+def _call(described: Callable[..., Any]) -> Configured:
+  fields, flags = _resolve(described)
+  return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags)
+
+
+@contextlib.contextmanager
+def naming_flags(configured: Configured) -> Iterator[None]:
+  """Within, errors that name arguments name the flags that set them too."""
+  try:
+    yield
+  except ValueError as error:
+    words = set(re.findall(r'\b[a-z][a-z\d]*(?:_[a-z\d]+)+\b', str(error)))
+    words |= {name for name in _SYMBOLS if re.search(rf'\b{name}\b', str(error))}
+    known = [configured.flags[name] for name in sorted(words) if name in configured.flags]
+    if not known:
+      raise
+    raise ValueError(f'{error} (Set by {", ".join(known)}.)') from error
+
+
+def _read_plain_files_only() -> None:
+  """Takes away gin's second reader, for files within Python packages.
+
+  It is asked before the search paths are. Of each file that is on one of these it reports that it is not found, and where
+  `configs` looks like a package without an __init__.py, it fails.
+  """
+  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+
+
+def _check_files(files: Sequence[str | pathlib.Path], search_paths: Sequence[str]) -> None:
+  if not files:
+    raise ValueError(
+      'No configuration: name an experiment with --experiment, or a gin file with --gin_file.'
+    )
+  for file in files:
+    if not any((pathlib.Path(path) / file).is_file() for path in ('', *search_paths)):
+      raise FileNotFoundError(
+        f'No gin file {file} in {", ".join(search_paths)}: see --gin_search_paths.'
+      )
+
+
+def _bind(source: Source) -> None:
+  """Parses the bindings, which may refer to all that the files import, and to modules of the package by their last name."""
+  macros = {scope for scope, selector in gin.config._CONFIG if selector == 'gin.macro'}
+  bindings = source.bindings
+  if source.ignore_unknown_macros:
+    bindings = [b for b in bindings if _macro(b) is None or _macro(b) in macros]
+  for binding in bindings:
+    if (name := _macro(binding)) and name not in macros:
+      raise ValueError(f'No macro {name} in these gin files.{_nearest(name, macros)}')
+  imported = {statement.format() for statement in gin.config._IMPORTS}
+  dynamic = 'from __gin__ import dynamic_registration'
+  for binding in bindings:
+    imports = sorted(imported - {dynamic} | _missing_imports(binding, imported))
+    gin.parse_config('\n'.join([dynamic, *imports, binding]))
+
+
+def _missing_imports(binding: str, imported: set[str]) -> set[str]:
+  """Imports of the package's modules that a binding names and no file has imported."""
+  known = {re.split(r' import | as ', line)[-1].split('.')[-1] for line in imported}
+  value = binding.partition('=')[2]
+  names = set(re.findall(r'@(?:\w+/)*(\w+)\.\w+', value)) - known
+  found = set()
+  for module in pkgutil.walk_packages(nlhf_jax.__path__, 'nlhf_jax.', onerror=lambda name: None):
+    parent, _, leaf = module.name.rpartition('.')
+    if leaf in names and not module.ispkg and '.cli' not in parent:
+      found.add(f'from {parent} import {leaf}')
+  return found
+
+
+def _macro(binding: str) -> str | None:
+  """The macro that a binding sets, if it does not bind a parameter."""
+  name = binding.split('=')[0].strip()
+  return name if re.fullmatch(r'\w+', name) else None
+
+
+def _resolve(described: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, str]]:
+  """All parameters that reach an object through references, and the flags that set them."""
+  config = gin.config._CONFIG
+  queue, seen = [((), _selector(described))], set()
+  fields, flags = {}, {}
+
+  def value_of(value: Any, scopes: tuple[str, ...]) -> Any:
+    if isinstance(value, gin.config.ConfigurableReference):
+      scope, selector = value.config_key
+      if selector == 'gin.macro':
+        return value_of(config[scope, selector]['value'], scopes)
+      inner = tuple(value.scopes) or scopes
+      queue.append((inner, selector))
+      name = '/'.join([*inner, _short(selector)])
+      return f'@{name}()' if value.evaluate else f'@{name}'
+    if isinstance(value, dict):
+      return {str(k): value_of(x, scopes) for k, x in value.items()}
+    if isinstance(value, list | tuple):
+      return [value_of(x, scopes) for x in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+  while queue:
+    scopes, selector = queue.pop(0)
+    if (scopes, selector) in seen:
+      continue
+    seen.add((scopes, selector))
+    for parameter, value in sorted(_bindings(scopes, selector).items()):
+      name = f'{_short(selector)}.{parameter}'
+      fields['/'.join([*scopes, name])] = value_of(value, scopes)
+      flags.setdefault(parameter, _flag(name, value))
+  for parameter in getattr(described, '_fields', ()):
+    flags.setdefault(parameter, f'--gin.{_short(_selector(described))}.{parameter}')
+  return dict(sorted(fields.items())), flags
+
+
+def _selector(described: Callable[..., Any]) -> str:
+  return f'{described.__module__}.{described.__qualname__}'
+
+
+def _short(selector: str) -> str:
+  """As gin files write it: module and name."""
+  return '.'.join(selector.split('.')[-2:])
+
+
+def _bindings(scopes: tuple[str, ...], selector: str) -> dict[str, Any]:
+  """What is bound in a scope; inner scopes win."""
+  result = {}
+  for n in range(len(scopes) + 1):
+    result |= gin.config._CONFIG.get(('/'.join(scopes[:n]), selector), {})
+  return result
+
+
+def _flag(name: str, value: Any) -> str:
+  is_reference = isinstance(value, gin.config.ConfigurableReference)
+  if is_reference and value.config_key[1] == 'gin.macro':
+    return f'--gin.{value.config_key[0]}'
+  return f'--gin.{name}'
+
+
+def _explain(error: Exception) -> str:
+  """gin's message in one line, with the nearest name that exists."""
+  text = one_line(error)
+  match = re.search(r"(?:module '([\w.]+)'.*|<module '([\w.]+)'.*)has no attribute '?(\w+)'?", text)
+  if match:
+    module = sys.modules.get(match[1] or match[2])
+    return text + _nearest(match[3], dir(module))
+  if match := re.search(r"No configurable matching '([\w.]*?)(\w+)'", text):
+    modules = [m for name, m in sys.modules.items() if f'{name}.'.endswith(match[1] or '.')]
+    return text + _nearest(match[2], {name for module in modules for name in dir(module)})
+  if missing := re.search(r'[Rr]equired bindings for .*', text):
+    return f'Something must be set: {missing[0]}'
+  return text
+
+
+def _nearest(name: str, known) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f' Did you mean {close[0]}?' if close else ''
+
+
+def one_line(error: BaseException) -> str:
+  """An error's message without line breaks."""
+  return ' '.join(str(error).split())

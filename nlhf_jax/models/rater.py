@@ -1,0 +1,205 @@
+"""A network as a rater: it reads a prompt and some responses in a template, and a head gives one number.
+
+A rater is a template (`data.prompts` has two), a layout, which says what the encoder and what the decoder reads, and a
+head. Preference and reward model are a few lines on it.
+
+Source: Munos et al. (2024), arXiv:2312.00886, appendix (rater and reward prompt).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nlhf_jax.networks import axes
+from nlhf_jax.networks.network import hidden_and_head
+from nlhf_jax.types import EOS, PAD, Params, PRNGKey, Prompts, Template
+
+
+@runtime_checkable
+class Render(Protocol):
+  """What raters read for a response, where that is not the response itself."""
+
+  def __call__(self, prompts: Prompts, responses: Int[Array, 'N T']) -> Int[Array, 'N R']: ...
+
+
+@runtime_checkable
+class ScoreFn(Protocol):
+  """One number for each row; a row has the responses that the template takes, rendered."""
+
+  def __call__(
+    self, params: Params, prompts: Prompts, *responses: Int[Array, 'N R']
+  ) -> Float[Array, 'N']: ...
+
+
+@runtime_checkable
+class HeadScoreFn(Protocol):
+  """One number for each row, from what the network ends with."""
+
+  def __call__(
+    self,
+    params: Params | None,
+    hidden: Float[Array, 'N E'],
+    to_logits: Callable[[Float[Array, 'N T E']], Float[Array, 'N T V']],
+  ) -> Float[Array, 'N']: ...
+
+
+class Head(NamedTuple):
+  """How a number is made of the hidden state after the last token."""
+
+  # (its parameters, or None, hidden state, the network's own output layer) -> scores.
+  score: HeadScoreFn
+  # (rng, E) -> its parameters. None: it has none.
+  init: Callable[[PRNGKey, int], Params] | None = None
+
+
+class Rater(NamedTuple):
+  """A scorer of one or more responses to one prompt."""
+
+  # The network's parameters, or {'network': …, 'head': …} where the head has some of its own.
+  init: Callable[[PRNGKey], Params]
+  # Takes what `render` gives.
+  score: ScoreFn
+  # Logical axes of its parameters, as a policy's.
+  axes: Callable[[], Any]
+  render: Render
+  num_responses: int
+
+
+def as_written(prompts: Prompts, responses: Int[Array, 'N T']) -> Int[Array, 'N T']:
+  """Raters read the response itself."""
+  del prompts
+  return responses
+
+
+def vocabulary_row(token_id: int = EOS) -> Head:
+  """The logit of one entry of the vocabulary, so that a pre-trained network needs no new weights."""
+  return Head(lambda params, hidden, to_logits: to_logits(hidden[:, None])[:, 0, token_id])
+
+
+EOS_LOGIT = vocabulary_row()
+
+
+def in_encoder(
+  network: nn.Module,
+  template: Template,
+  *,
+  head: Head = EOS_LOGIT,
+  render: Render = as_written,
+) -> Rater:
+  """The paper's layout: the encoder reads the filled template, the decoder its start token alone.
+
+  Args:
+    network: whose last hidden state the head scores.
+    template: the pieces around the text and each of the responses.
+    head: from hidden state to score.
+    render: turns responses into what raters read.
+
+  Raises:
+    ValueError: the template takes no response.
+  """
+
+  def score(params, prompts, *responses):
+    rows = responses[0].shape[0]
+    text = jnp.repeat(prompts.tokens, rows // prompts.tokens.shape[0], axis=0)
+    tokens = _join(_fill(template, text, responses))
+    return _score_last(network, head, params, tokens, jnp.zeros((rows, 0), jnp.int32))
+
+  return _make(network, template, head, render, score)
+
+
+def in_decoder(
+  network: nn.Module,
+  template: Template,
+  *,
+  head: Head = EOS_LOGIT,
+  render: Render = as_written,
+) -> Rater:
+  """A cheaper layout: the encoder reads the text, once for all responses and orders; the decoder reads the rest.
+
+  Both together read what the encoder of `in_encoder` reads. Arguments and errors as there.
+  """
+
+  def score(params, prompts, *responses):
+    before, text, *rest = _fill(template, prompts.tokens, responses)
+    return _score_last(network, head, params, _join([before, text]), _join(rest))
+
+  return _make(network, template, head, render, score)
+
+
+def _make(
+  network: nn.Module, template: Template, head: Head, render: Render, score: ScoreFn
+) -> Rater:
+  num_responses = len(template) - 2
+  if num_responses < 1:
+    raise ValueError(
+      f'A template has a piece before the text, one before each response and one at the end, got {len(template)}: '
+      'take one of data.prompts.'
+    )
+  init, names = axes.init(network), functools.partial(axes.logical_axes, network)
+  if head.init is not None:
+    init, names = _with_head(network, head, init, names)
+  return Rater(init, score, names, render, num_responses)
+
+
+def _with_head(network: nn.Module, head: Head, init, names):
+  """Initialisation and logical axes of a network and a head that has parameters, which are never sharded."""
+
+  def init_both(rng):
+    network_rng, head_rng = jax.random.split(rng)
+    params = init(network_rng)
+    return {'network': params, 'head': head.init(head_rng, _num_features(network, params))}
+
+  def names_of_both():
+    shapes = jax.eval_shape(init_both, jax.random.PRNGKey(0))['head']
+    return {'network': names(), 'head': jax.tree.map(lambda x: (None,) * x.ndim, shapes)}
+
+  return init_both, names_of_both
+
+
+def _num_features(network: nn.Module, params: Params) -> int:
+  one = jnp.ones((1, 1), jnp.int32)
+  hidden = jax.eval_shape(lambda p: hidden_and_head(network, p, one, one, one)[0], params)
+  return hidden.shape[-1]
+
+
+def _score_last(
+  network: nn.Module,
+  head: Head,
+  params: Params,
+  encoder_tokens: Int[Array, 'B S'],
+  decoder_tokens: Int[Array, 'N T'],
+) -> Float[Array, 'N']:
+  """The head's score of the hidden state after the decoder has read all its tokens."""
+  weights, own = (params, None) if head.init is None else (params['network'], params['head'])
+  inputs = jnp.pad(decoder_tokens, [(0, 0), (1, 0)], constant_values=PAD)  # The start token.
+  targets = jnp.ones_like(inputs)
+  hidden, to_logits = hidden_and_head(network, weights, encoder_tokens, inputs, targets)
+  last = jnp.sum(decoder_tokens != PAD, axis=-1)
+  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  return head.score(own, hidden, to_logits)
+
+
+def _fill(
+  template: Template, text: Int[Array, 'rows S'], responses: tuple[Int[Array, 'N _'], ...]
+) -> list[Int[Array, '_ _']]:
+  """Pieces, text and responses in their order, still apart, the responses without EOS."""
+  texts = [text, *(jnp.where(x == EOS, PAD, x) for x in responses)]
+  result = []
+  for piece, tokens in zip(template, [*texts, None], strict=True):
+    rows = (texts[-1] if tokens is None else tokens).shape[0]
+    result.append(jnp.broadcast_to(jnp.array(piece, jnp.int32), (rows, len(piece))))
+    if tokens is not None:
+      result.append(tokens)
+  return result
+
+
+def _join(pieces: list[Int[Array, 'N _']]) -> Int[Array, 'N T']:
+  """One row of tokens for each, without the gaps that padding leaves between the pieces."""
+  tokens = jnp.concatenate(pieces, axis=-1)
+  order = jnp.argsort(tokens == PAD, axis=-1, stable=True)
+  return jnp.take_along_axis(tokens, order, axis=-1)
