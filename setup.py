@@ -48,6 +48,14 @@ setuptools.setup(
     't5x': ['cached_property', 'chex', 'fiddle', 'tensorboard'],
     'hf': ['torch', 'transformers'],
     'gguf': ['gguf>=0.17'],
+    # ziamath draws equations while the site is built; ruff lays signatures out.
+    'docs': [
+      'mkdocs>=1.6,<2',
+      'mkdocs-material>=9.7',
+      'mkdocstrings-python>=2',
+      'ziamath>=0.13',
+      'ruff>=0.12',
+    ],
     'test': [
       'pytest>=8',
       'pytest-xdist>=3.6',
