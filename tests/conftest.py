@@ -1,4 +1,4 @@
-"""Shared by all tests: where real data lies, and small compiled models."""
+"""Shared by all tests: where real data is, and small compiled models."""
 
 import itertools
 import json
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from nlhf_jax.models import policy
-from nlhf_jax.networks import decoding, llama, t5
 from nlhf_jax.formats import hf
-from nlhf_jax.types import Prompts
+from nlhf_jax.models import policy
+from nlhf_jax.networks import decoding, t5
+from nlhf_jax.types import EOS, PAD, Prompts
+from tests import tiny
 
 
 @pytest.fixture(scope='session')
@@ -41,24 +42,13 @@ def few_abstracts(test_data, tmp_path_factory) -> pathlib.Path:
 
 
 def tiny_network(vocab_size: int = 6) -> t5.Transformer:
-  return t5.Transformer(
-    t5.T5Config(
-      vocab_size=vocab_size,
-      emb_dim=8,
-      num_heads=2,
-      num_encoder_layers=1,
-      num_decoder_layers=1,
-      head_dim=4,
-      mlp_dim=16,
-      mlp_activations=('gelu', 'linear'),
-      dropout_rate=0.0,
-    )
-  )
+  """`tests.tiny` has more to change."""
+  return tiny.t5_network(vocab_size=vocab_size)
 
 
 @pytest.fixture(scope='session')
 def tiny_policy():
-  """A policy over sequences of up to 3 tokens from {1 (EOS), 2, 3, 4, 5}."""
+  """A policy over sequences of up to 3 tokens from {EOS, 2, 3, 4, 5}."""
   return policy.from_network(tiny_network(), decoding.Sampling(max_length=3))
 
 
@@ -78,11 +68,11 @@ def tiny_prompts() -> Prompts:
 
 @pytest.fixture(scope='session')
 def language() -> np.ndarray:
-  """Every response that the tiny policy can give: 1 + 4 + 16 that end, and 64 that are cut."""
+  """Every response that the tiny policy can give: 1 + 4 + 16 that end, and 64 that reach the limit."""
   rows = []
   for length in range(1, 4):
     for body in np.ndindex(*(4,) * (length - 1)):
-      rows.append([*(b + 2 for b in body), 1] + [0] * (3 - length))
+      rows.append([*(b + 2 for b in body), EOS] + [PAD] * (3 - length))
   rows += [[b + 2 for b in body] for body in np.ndindex(4, 4, 4)]
   return np.array(rows, np.int32)
 
@@ -95,19 +85,9 @@ CHAT_TEMPLATE = (
 
 def write_chat_model(directory: pathlib.Path) -> None:
   """A random Llama over bytes, as a hub would hold it; special tokens: 0 nothing, 1 start of a turn, 2 its end."""
-  config = llama.LlamaConfig(
-    vocab_size=259,
-    emb_dim=8,
-    num_heads=2,
-    num_kv_heads=1,
-    num_layers=1,
-    head_dim=4,
-    mlp_dim=16,
-    logits_via_embedding=True,
-    eos_id=2,
-  )
-  init = policy.from_network(llama.Transformer(config), decoding.Sampling(max_length=2)).init
-  hf.save(jax.jit(init)(jax.random.PRNGKey(0)), config, directory)
+  network = tiny.llama_network(vocab_size=259, logits_via_embedding=True, eos_id=2)
+  init = policy.from_network(network, decoding.Sampling(max_length=2)).init
+  hf.save(jax.jit(init)(jax.random.PRNGKey(0)), network.config, directory)
   letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
   words = {'<|none|>': 0, '<|start|>': 1, '<|end|>': 2}
   words |= {letter: number for number, letter in enumerate(letters, start=3)}
@@ -126,20 +106,3 @@ def chat_model(tmp_path_factory) -> pathlib.Path:
   directory = tmp_path_factory.mktemp('hub') / 'model'
   write_chat_model(directory)
   return directory
-
-
-def opened(decoder: decoding.Decoder, params, prompt_tokens, lanes: int, length: int):
-  """A compiled step (cache, tokens) -> (logits, cache) after some prompts, and an empty cache.
-
-  Args:
-    decoder: a network's functions.
-    params: its weights.
-    prompt_tokens: the prompts.
-    lanes: responses to each.
-    length: tokens that there is room for.
-  """
-  num_lanes = prompt_tokens.shape[0] * lanes
-  weights = decoder.weights(params, num_lanes)
-  encoded = jax.jit(decoder.encode)(params, prompt_tokens)
-  step = jax.jit(lambda cache, tokens: decoder.step(weights, encoded, cache, tokens, None))
-  return step, decoder.empty(weights, encoded, num_lanes, length)

@@ -5,21 +5,20 @@ A corpus is posts, their electorate and a split by post. Demonstrations, compari
 
 import functools
 import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import seqio
 
+from nlhf_jax.data import prompts as prompt_texts
+from nlhf_jax.data import tasks, vocabularies
+from nlhf_jax.data.word_vocabulary import WordVocabulary
 from nlhf_jax.judges import electorate as electorates
 from nlhf_jax.judges import extracts
-from nlhf_jax.votes import readers
-from nlhf_jax.data import tasks
-from nlhf_jax.data import vocabularies
 from nlhf_jax.judges import posts as post_sources
-from nlhf_jax.types import Enumeration, PreferenceFn
-
-# The words around text and summaries in the raters' prompts of the built-in vocabulary, too small for the paper's.
-PROMPT_WORDS = ('Text', 'First', 'Second', 'Preferred', 'Summary', 'Quality')
+from nlhf_jax.types import EOS, Enumeration, PreferenceFn, Prompts
+from nlhf_jax.votes import readers
 
 
 class Corpus(NamedTuple):
@@ -27,9 +26,11 @@ class Corpus(NamedTuple):
 
   name: str
   posts: list[post_sources.Post]
+  # Name of a split → its numbers.
   splits: dict[str, range]
   vocabulary: seqio.Vocabulary
   electorate: electorates.Electorate
+  # Of demonstrations and comparisons.
   seed: int
 
   def prompt(self, number: int) -> str:
@@ -41,13 +42,14 @@ class Corpus(NamedTuple):
 
   def response(self, number: int) -> str:
     ids = self.electorate.responses[number]
-    return ' '.join(self.vocabulary.decode([int(i)]) for i in ids if i > self.electorate.eos_id)
+    return ' '.join(self.vocabulary.decode([int(i)]) for i in ids if i > EOS)
 
 
 @functools.cache
 def vocabulary() -> seqio.Vocabulary:
-  """The words of the built-in corpus."""
-  return vocabularies.WordVocabulary([*post_sources.word_list(), *PROMPT_WORDS])
+  """The words of the built-in corpus, and of the raters' short templates."""
+  words = [*post_sources.word_list(), *prompt_texts.SHORT_PREFERENCE, *prompt_texts.SHORT_REWARD]
+  return WordVocabulary(dict.fromkeys(words))
 
 
 @functools.cache
@@ -78,14 +80,20 @@ def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int
   return _corpus('scitldr', all_posts, splits, vocabulary, seed)
 
 
-def _corpus(name, all_posts, splits, vocabulary, seed) -> Corpus:
+def _corpus(
+  name: str,
+  all_posts: list[post_sources.Post],
+  splits: dict[str, range],
+  vocabulary: seqio.Vocabulary,
+  seed: int,
+) -> Corpus:
   ids = vocabularies.marker_ids(vocabulary, post_sources.MAX_SENTENCES)
-  electorate = electorates.elect(all_posts, ids, vocabulary.eos_id)
+  electorate = electorates.elect(all_posts, ids)
   return Corpus(name, all_posts, splits, vocabulary, electorate, seed)
 
 
 def demonstrations(corpus: Corpus, per_post: int = 8) -> seqio.Task:
-  """Each written by one annotator, at random, who makes eight drafts and hands in his favourite."""
+  """Each written by one annotator, drawn at random: the favourite of eight drafts."""
 
   def rows(split):
     for number, rng in _seeded(corpus, split, 'demonstrations'):
@@ -124,22 +132,22 @@ def prompts(corpus: Corpus) -> seqio.Task:
   return _task(corpus, 'prompts', lambda split: (_row(corpus, n) for n in corpus.splits[split]))
 
 
-def renderer(corpus: Corpus, max_length: int):
+def renderer(corpus: Corpus, max_length: int) -> extracts.Render:
   """What raters read for a response: its sentences, of at most `max_length` tokens."""
   return extracts.renderer(corpus.electorate.marker_ids, max_length)
 
 
-def encoder(corpus: Corpus):
+def encoder(corpus: Corpus) -> Callable:
   """Text to tokens."""
-  return corpus.vocabulary.encode
+  return vocabularies.encoder(corpus.vocabulary)
 
 
-def decoder(corpus: Corpus):
+def decoder(corpus: Corpus) -> Callable:
   """Tokens to text."""
-  return corpus.vocabulary.decode
+  return vocabularies.decoder(corpus.vocabulary)
 
 
-def enumeration(corpus: Corpus):
+def enumeration(corpus: Corpus) -> Callable[[Prompts], Enumeration]:
   """Every response, with the electorate's scores of it for given prompts."""
   table = corpus.electorate
   return lambda prompts: Enumeration(table.responses, table.scores[np.asarray(prompts.index)])
@@ -154,13 +162,13 @@ def _row(corpus: Corpus, number: int) -> dict[str, str | int]:
   return {'index': number, 'prompt': corpus.prompt(number)}
 
 
-def _seeded(corpus: Corpus, split: str, view: str):
+def _seeded(corpus: Corpus, split: str, view: str) -> Iterator[tuple[int, np.random.Generator]]:
   """Row numbers of a split, each with a generator of its own."""
   salt = sum(ord(letter) for letter in view)
   for number in corpus.splits[split]:
     yield number, np.random.default_rng([corpus.seed, salt, number])
 
 
-def _task(corpus: Corpus, view: str, rows) -> seqio.Task:
+def _task(corpus: Corpus, view: str, rows: Callable[[str], Iterable[readers.Row]]) -> seqio.Task:
   by_split = {split: functools.partial(rows, split) for split in corpus.splits}
   return tasks.from_rows(f'{corpus.name}_{view}', by_split, corpus.vocabulary)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import seqio
 import tensorflow as tf
 
+from nlhf_jax.data import vocabularies
 from nlhf_jax.votes import readers
 
 Rows = Callable[[], Iterable[readers.Row]]
@@ -32,44 +33,54 @@ def from_rows(
     name: of the task.
     rows_by_split: split → a function that yields rows {index, prompt, response?, alternative?, preference?}.
     vocabulary: of prompt and responses alike; where it has `for_prompts`, that is the prompts'.
+
+  Raises:
+    ValueError: the first split has no rows, or the vocabulary has other ids for padding and EOS than 0 and 1.
   """
+  vocabularies.check(vocabulary)
   example = next(iter(next(iter(rows_by_split.values()))()), None)
   if example is None:
     raise ValueError(f'Task {name} has no rows in its first split.')
   texts = {field: feature for field, feature in _TEXTS.items() if field in example}
   numbers = {'index': tf.int32} | ({'preference': tf.float32} if 'preference' in example else {})
-  signature = {field: tf.TensorSpec((), tf.string) for field in texts}
-  signature |= {field: tf.TensorSpec((), dtype) for field, dtype in numbers.items()}
+  source = _source(rows_by_split, dict.fromkeys(texts, tf.string) | numbers)
+  key_map = {feature: field for field, feature in texts.items()} | {n: n for n in numbers}
+  return seqio.Task(
+    name,
+    source=source,
+    output_features=_features(texts.values(), numbers, vocabulary),
+    preprocessors=[
+      functools.partial(seqio.preprocessors.rekey, key_map=key_map),
+      functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+      seqio.preprocessors.append_eos,
+    ],
+  )
+
+
+def _source(
+  rows_by_split: Mapping[str, Rows], fields: Mapping[str, tf.DType]
+) -> seqio.FunctionDataSource:
+  """The rows of each split, of which these fields are kept."""
+  signature = {field: tf.TensorSpec((), dtype) for field, dtype in fields.items()}
 
   def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     del shuffle_files, seed  # The pipeline shuffles.
     keep = lambda: ({key: row[key] for key in signature} for row in rows_by_split[split]())
     return tf.data.Dataset.from_generator(keep, output_signature=signature)
 
-  features = {
-    feature: seqio.Feature(vocabulary, add_eos=True, required=True)
-    for field, feature in texts.items()
-    if field != 'prompt'
+  return seqio.FunctionDataSource(dataset, splits=tuple(rows_by_split))
+
+
+def _features(
+  texts: Iterable[str], numbers: Mapping[str, tf.DType], vocabulary: seqio.Vocabulary
+) -> dict[str, seqio.Feature]:
+  """Responses end with EOS, prompts do not."""
+  features = {feature: seqio.Feature(vocabulary, add_eos=True) for feature in texts}
+  features['inputs'] = seqio.Feature(vocabularies.for_prompts(vocabulary), add_eos=False)
+  none = seqio.PassThroughVocabulary(size=0)
+  return features | {
+    name: seqio.Feature(none, add_eos=False, dtype=dtype, rank=0) for name, dtype in numbers.items()
   }
-  for_prompts = getattr(vocabulary, 'for_prompts', vocabulary)
-  features['inputs'] = seqio.Feature(for_prompts, add_eos=False, required=True)
-  for field, dtype in numbers.items():
-    features[field] = seqio.Feature(
-      seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=dtype, rank=0
-    )
-  return seqio.Task(
-    name,
-    source=seqio.FunctionDataSource(dataset, splits=tuple(rows_by_split)),
-    output_features=features,
-    preprocessors=[
-      functools.partial(
-        seqio.preprocessors.rekey,
-        key_map={v: k for k, v in (texts | {n: n for n in numbers}).items()},
-      ),
-      functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
-      seqio.preprocessors.append_eos,
-    ],
-  )
 
 
 def tldr_demonstrations(
@@ -80,7 +91,7 @@ def tldr_demonstrations(
     path.stem: list(readers.read_jsonl(path, readers.tldr, skip_malformed=skip_malformed))
     for path in _files(data_dir, '*.jsonl')
   }
-  return _from_read('tldr', rows, vocabulary)
+  return _from_checked_rows('tldr', rows, vocabulary)
 
 
 def openai_comparisons(
@@ -104,7 +115,7 @@ def openai_comparisons(
     for row in readers.read_jsonl(path, readers.openai_comparison, skip_malformed=skip_malformed)
   ]
   rows = readers.merge_votes(rows) if soft_labels else rows
-  return _from_read('comparisons', _by_split(rows), vocabulary)
+  return _from_checked_rows('comparisons', _by_split(rows), vocabulary)
 
 
 def jsonl_demonstrations(
@@ -123,19 +134,19 @@ def jsonl_comparisons(
 
 def prompts_of(task: seqio.Task) -> seqio.Task:
   """The prompts of a task, each once."""
+  vocabulary = task.output_features['inputs'].vocabulary
 
   def rows(split):
     seen = set()
-    for example in task.get_dataset(
-      split=split, sequence_length=None, shuffle=False
-    ).as_numpy_iterator():
+    dataset = task.get_dataset(split=split, sequence_length=None, shuffle=False)
+    for example in dataset.as_numpy_iterator():
       if int(example['index']) not in seen:
         seen.add(int(example['index']))
-        prompt = task.output_features['inputs'].vocabulary.decode(example['inputs'].tolist())
+        prompt = vocabulary.decode(example['inputs'].tolist())
         yield {'index': int(example['index']), 'prompt': prompt}
 
   by_split = {split: functools.partial(rows, split) for split in task.splits}
-  return from_rows(f'{task.name}_prompts', by_split, task.output_features['inputs'].vocabulary)
+  return from_rows(f'{task.name}_prompts', by_split, vocabulary)
 
 
 def registered(task: seqio.Task) -> seqio.Task:
@@ -151,14 +162,14 @@ def _from_jsonl(kind, path, schema, vocabulary, skip_malformed) -> seqio.Task:
     by_split = {file.stem: list(read(file)) for file in _files(path, '*.jsonl')}
   else:
     by_split = _by_split(list(read(path)))
-  return _from_read(kind, by_split, vocabulary)
+  return _from_checked_rows(kind, by_split, vocabulary)
 
 
 def _by_split(rows: list[readers.Row]) -> dict[str, list[readers.Row]]:
-  """Splits by post: as the rows say, or else by a hash. What a held-out post shares with training leaves training."""
+  """Splits by post: as the rows say, or else by a hash. Rows of training whose post is held out are left out."""
   result: dict[str, list[readers.Row]] = {}
   for row in rows:
-    split = row.get('split') or readers.split_of(row['id'], DEFAULT_FRACTIONS)
+    split = row.get('split') or readers.hash_split(row['id'], DEFAULT_FRACTIONS)
     result.setdefault(split, []).append(row)
   held_out = {row['id'] for split, rows in result.items() if split != 'train' for row in rows}
   if 'train' in result:
@@ -169,13 +180,13 @@ def _by_split(rows: list[readers.Row]) -> dict[str, list[readers.Row]]:
   return result
 
 
-def _from_read(name: str, by_split, vocabulary: seqio.Vocabulary) -> seqio.Task:
+def _from_checked_rows(name: str, by_split, vocabulary: seqio.Vocabulary) -> seqio.Task:
   """Numbers the prompts, fits them into TL;DR's limit, and makes the task."""
   numbers: dict[str, int] = {}
-  count_tokens = lambda text: len(getattr(vocabulary, 'for_prompts', vocabulary).encode(text))
+  count_tokens = lambda text: len(vocabularies.for_prompts(vocabulary).encode(text))
   for rows in by_split.values():
     for row in rows:
-      row['prompt'] = readers.fit(row['prompt'], count_tokens, TLDR_MAX_TOKENS)
+      row['prompt'] = readers.fit_prompt(row['prompt'], count_tokens, TLDR_MAX_TOKENS)
       row['index'] = numbers.setdefault(row['prompt'], len(numbers))
   order = sorted(by_split, key=lambda split: split != 'train')
   return from_rows(
@@ -186,8 +197,12 @@ def _from_read(name: str, by_split, vocabulary: seqio.Vocabulary) -> seqio.Task:
 def _files(data_dir: str, pattern: str) -> list[pathlib.Path]:
   directory = pathlib.Path(data_dir)
   if not directory.is_dir():
-    raise FileNotFoundError(f'No directory {directory}: name the data with --data_dir.')
+    raise FileNotFoundError(
+      f'No directory {directory}: give the directory of the data as data_dir.'
+    )
   files = sorted(directory.glob(pattern))
   if not files:
-    raise FileNotFoundError(f'No {pattern} in {directory}: name the data with --data_dir.')
+    raise FileNotFoundError(
+      f'No {pattern} in {directory}: give the directory of the data as data_dir.'
+    )
   return files

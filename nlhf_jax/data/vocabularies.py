@@ -1,21 +1,23 @@
-"""Vocabularies: seqio's, Hugging Face's, and a closed list of words for the built-in corpus. Ids 0 pad, 1 EOS."""
+"""Vocabularies, all with 0 for padding and 1 for EOS, and what text becomes in one of them.
+
+A vocabulary may have `for_prompts`, another that puts a frame around a prompt, such as a chat template.
+"""
 
 import functools
-import json
 import os
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import jinja2.sandbox
-import numpy as np
+import jax
+import jax.numpy as jnp
 import seqio
-import tensorflow as tf
 import tokenizers
 
-from nlhf_jax.models import preference_model
-from nlhf_jax.models import reward_model
+from nlhf_jax.data import chat_templates
+from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
+from nlhf_jax.data.word_vocabulary import WordVocabulary
 from nlhf_jax.formats import hf
-from nlhf_jax.formats import hf_models
+from nlhf_jax.judges import text
+from nlhf_jax.types import EOS, PAD, PreferenceFn
 
 
 def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabulary:
@@ -25,158 +27,13 @@ def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
     FileNotFoundError: there is no such file.
   """
   if not os.path.isfile(path):
-    raise FileNotFoundError(
-      f'No vocabulary {path}: name a sentencepiece.model file with --gin.VOCABULARY_FILE.'
-    )
+    raise FileNotFoundError(f'No vocabulary {path}: name a sentencepiece.model file as its path.')
   return seqio.SentencePieceVocabulary(path, extra_ids=extra_ids)
 
 
 def byte(extra_ids: int = 0) -> seqio.ByteVocabulary:
   """UTF-8 bytes, offset by 3."""
   return seqio.ByteVocabulary(extra_ids=extra_ids)
-
-
-class WordVocabulary(seqio.Vocabulary):
-  """Words between blanks, from a closed list; any other word is unknown."""
-
-  def __init__(self, words: Iterable[str]):
-    super().__init__(extra_ids=0)
-    self._words = ('<pad>', '</s>', '<unk>', *words)
-    if len(set(self._words)) != len(self._words):
-      raise ValueError('A word stands twice in the vocabulary.')
-    self._ids = {word: number for number, word in enumerate(self._words)}
-
-  @property
-  def bos_id(self) -> int | None:
-    return None
-
-  @property
-  def eos_id(self) -> int:
-    return 1
-
-  @property
-  def unk_id(self) -> int:
-    return 2
-
-  @property
-  def _base_vocab_size(self) -> int:
-    return len(self._words)
-
-  def _encode(self, s: str) -> list[int]:
-    return [self._ids.get(word, self.unk_id) for word in s.split()]
-
-  def _decode(self, ids: Sequence[int]) -> str:
-    return ' '.join(self._words[i] for i in ids)
-
-  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    keys, values = tf.constant(self._words), tf.range(len(self._words))
-    entries = tf.lookup.KeyValueTensorInitializer(keys, values)
-    table = tf.lookup.StaticHashTable(entries, default_value=self.unk_id)
-    return table.lookup(tf.strings.split(s))
-
-  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    return tf.strings.reduce_join(tf.gather(tf.constant(self._words), ids), axis=-1, separator=' ')
-
-  def __eq__(self, other) -> bool:
-    return isinstance(other, WordVocabulary) and self._words == other._words
-
-  def __hash__(self) -> int:
-    return hash(self._words)
-
-
-class HuggingFaceVocabulary(seqio.Vocabulary):
-  """A tokenizer.json, with 0 for padding and 1 for the end, whatever ids it uses itself.
-
-  Text is text: '<|im_end|>' in a prompt is encoded as letters, and cannot end a turn of the chat.
-  """
-
-  def __init__(self, tokenizer: tokenizers.Tokenizer, ids: tuple[int, int], frame: tuple[str, str]):
-    """Made by `hugging_face`.
-
-    Args:
-      tokenizer: theirs.
-      ids: of padding and end, in theirs.
-      frame: what stands before and after each text, special tokens included.
-    """
-    super().__init__(extra_ids=0)
-    self._tokenizer = tokenizer
-    size = max(
-      tokenizer.get_vocab_size(), 1 + max(ids)
-    )  # An id that no text uses may lie beyond it.
-    self._words = list(range(size))  # Our id → theirs.
-    for ours, theirs in hf_models.moved_ids(*ids).items():
-      self._words[ours] = theirs
-    self._ids = {theirs: ours for ours, theirs in enumerate(self._words)}
-    self._frame, self._key = frame, (tokenizer.to_str(), ids, frame)
-    self.for_prompts = self
-
-  @property
-  def bos_id(self) -> int | None:
-    return None
-
-  @property
-  def eos_id(self) -> int:
-    return 1
-
-  @property
-  def unk_id(self) -> int:
-    return (
-      self.eos_id
-    )  # Bytes are words too: nothing is unknown. An id beyond the list ends the text.
-
-  @property
-  def _base_vocab_size(self) -> int:
-    return len(self._words)
-
-  def _encode(self, s: str) -> list[int]:
-    before, after = (self._special(piece) for piece in self._frame)
-    self._tokenizer.encode_special_tokens = True
-    return [*before, *self._ours(s), *after]
-
-  def _special(self, piece: str) -> list[int]:
-    self._tokenizer.encode_special_tokens = False
-    return self._ours(piece)
-
-  def _ours(self, text: str) -> list[int]:
-    return [self._ids[i] for i in self._tokenizer.encode(text, add_special_tokens=False).ids]
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """The text, without its frame: a prompt's words."""
-    if not any(self._frame):
-      return super().decode(ids)
-    return self._decode(list(ids))  # A frame may hold ends of turns: the text goes on after them.
-
-  def _decode(self, ids: Sequence[int]) -> str:
-    before, after = (self._kept(self._special(piece)) for piece in self._frame)
-    kept = self._kept(ids)
-    if kept[: len(before)] == before:
-      kept = kept[len(before) :]
-    if after and kept[-len(after) :] == after:
-      kept = kept[: -len(after)]
-    return self._tokenizer.decode([self._words[i] for i in kept], skip_special_tokens=False)
-
-  def _kept(self, ids: Iterable[int]) -> list[int]:
-    return [i for i in ids if self.eos_id < i < len(self._words)]
-
-  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    def encode(
-      text: bytes | np.ndarray,
-    ) -> np.ndarray:  # Bytes within a dataset, an array of them outside.
-      text = text.item() if isinstance(text, np.ndarray) else text
-      return np.array(self._encode(text.decode()), np.int32)
-
-    ids = tf.numpy_function(encode, [s], tf.int32)
-    ids.set_shape([None])
-    return ids
-
-  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    return tf.numpy_function(lambda x: self._decode(x.tolist()), [ids], tf.string)
-
-  def __eq__(self, other) -> bool:
-    return isinstance(other, HuggingFaceVocabulary) and self._key == other._key
-
-  def __hash__(self) -> int:
-    return hash(self._key)
 
 
 @functools.cache
@@ -198,23 +55,23 @@ def hugging_face(
   directory = hf.locate(model)
   path = directory / 'tokenizer.json'
   if not path.is_file():
-    raise FileNotFoundError(f'No {path}: name the directory of a model with --gin.MODEL.')
+    raise FileNotFoundError(f'No {path}: give the directory of a model that has one as model.')
   tokenizer = tokenizers.Tokenizer.from_file(str(path))
   config = hf.read_config(directory, ids=ids)
-  special = getattr(config, 'pad_id', 0), getattr(config, 'eos_id', 1)
+  special = getattr(config, 'pad_id', PAD), getattr(config, 'eos_id', EOS)
   pad = tokenizer.id_to_token(special[0])
   if not (tokenizer.get_added_tokens_decoder().get(special[0]) or pad in (None, '<pad>', '<unk>')):
     raise ValueError(
-      f'{path}: id {special[0]}, which is to mean padding, is the word {pad!r}: name one that text never uses, such '
-      'as a reserved token, with --gin.PAD_ID.'
+      f'{path}: id {special[0]}, which is to mean padding, is the word {pad!r}: give one that text never uses, such '
+      'as a reserved token, as ids.pad.'
     )
   vocabulary = HuggingFaceVocabulary(tokenizer, special, ('', ''))
-  frame = _chat_frame(directory, system) if chat else (_start_of_text(tokenizer, special), '')
+  frame = chat_templates.frame(directory, system) if chat else (_bos(tokenizer, special), '')
   vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, frame)
   return vocabulary
 
 
-def _start_of_text(tokenizer: tokenizers.Tokenizer, special: tuple[int, int]) -> str:
+def _bos(tokenizer: tokenizers.Tokenizer, special: tuple[int, int]) -> str:
   """What the tokenizer itself puts before a text, such as '<s>'."""
   added = tokenizer.encode('', add_special_tokens=True)
   return ''.join(
@@ -222,36 +79,51 @@ def _start_of_text(tokenizer: tokenizers.Tokenizer, special: tuple[int, int]) ->
   )
 
 
-def _chat_frame(directory: pathlib.Path, system: str | None) -> tuple[str, str]:
-  """What a model's chat template puts before and after a user's words."""
-  settings = {}
-  if (directory / 'tokenizer_config.json').is_file():
-    settings = json.loads((directory / 'tokenizer_config.json').read_text(encoding='utf-8'))
-  template = settings.get('chat_template')
-  if (directory / 'chat_template.jinja').is_file():
-    template = (directory / 'chat_template.jinja').read_text(encoding='utf-8')
-  if not template:
-    raise ValueError(f'{directory} has no chat template: set chat = False.')
-  words = 'WORDS-OF-THE-USER'
-  turns = [] if system is None else [{'role': 'system', 'content': system}]
-  turns.append({'role': 'user', 'content': words})
-  named = {key: _token(settings.get(key)) for key in ('bos_token', 'eos_token')}
-  # A template is somebody's program: it runs where it can reach nothing.
-  sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-  sandbox.globals['raise_exception'] = _refuse
-  text = sandbox.from_string(template).render(messages=turns, add_generation_prompt=True, **named)
-  before, found, after = text.partition(words)
-  if not found:
-    raise ValueError(f"{directory}: the chat template leaves out the user's words.")
-  return before, after
+def check(vocabulary: seqio.Vocabulary) -> None:
+  """Raises ValueError where a vocabulary has not 0 for padding and 1 for EOS, which policies and raters rely on."""
+  found = vocabulary.pad_id, vocabulary.eos_id
+  if found != (PAD, EOS):
+    raise ValueError(
+      f'The vocabulary pads with {found[0]} and ends with {found[1]}, where {PAD} and {EOS} are needed: build it with '
+      f'pad_id={PAD} and eos_id={EOS}, or read a tokenizer.json, whose ids are moved, with vocabularies.hugging_face.'
+    )
 
 
-def _token(value) -> str:
-  return value.get('content', '') if isinstance(value, dict) else value or ''
+def for_prompts(vocabulary: seqio.Vocabulary) -> seqio.Vocabulary:
+  """The vocabulary of prompts: itself where it puts no frame around them."""
+  return getattr(vocabulary, 'for_prompts', vocabulary)
 
 
-def _refuse(message: str):
-  raise ValueError(f'The chat template refuses: {message}')
+def encoder(vocabulary: seqio.Vocabulary) -> Callable[[str], Sequence[int]]:
+  """A prompt's words to tokens."""
+  return for_prompts(vocabulary).encode
+
+
+def decoder(vocabulary: seqio.Vocabulary) -> Callable[[Sequence[int]], str]:
+  """Tokens to text, without the frame that prompts have."""
+  return for_prompts(vocabulary).decode
+
+
+def text_judge(
+  function: text.TextPreference, vocabulary: seqio.Vocabulary, render: Callable | None = None
+) -> PreferenceFn:
+  """A judge that reads text, such as one of `judges.rules`, for policies of a vocabulary; runs on the host.
+
+  Args:
+    function: (prompt, first, second) -> P(first ≻ second), in [0, 1].
+    vocabulary: of prompts and responses.
+    render: what judges read for a response, as raters do, where that is not the response itself.
+  """
+  judge = text.from_text(function, decoder(vocabulary), vocabulary.decode)
+  if render is None:
+    return judge
+
+  def read_rendered(prompts, response, alternative):
+    on_device = jax.tree.map(jnp.asarray, prompts)
+    rendered = [render(on_device, jnp.asarray(x)) for x in (response, alternative)]
+    return judge(prompts, *rendered)
+
+  return read_rendered
 
 
 def marker_ids(vocabulary: seqio.Vocabulary, num_markers: int) -> tuple[int, ...]:
@@ -270,27 +142,3 @@ def marker_ids(vocabulary: seqio.Vocabulary, num_markers: int) -> tuple[int, ...
       f'The vocabulary has {vocabulary.extra_ids} sentinels, {num_markers} are needed: set extra_ids to 100.'
     )
   return tuple(vocabulary.vocab_size - 1 - n for n in range(num_markers))
-
-
-def encoder(vocabulary: seqio.Vocabulary) -> Callable[[str], Sequence[int]]:
-  """A prompt's words to tokens."""
-  return getattr(vocabulary, 'for_prompts', vocabulary).encode
-
-
-def decoder(vocabulary: seqio.Vocabulary) -> Callable[[Sequence[int]], str]:
-  """Tokens to text, without the frame that prompts have."""
-  return getattr(vocabulary, 'for_prompts', vocabulary).decode
-
-
-def rater_prompt(
-  vocabulary: seqio.Vocabulary, pieces: Sequence[str] = preference_model.RATER_PROMPT
-) -> preference_model.RaterPrompt:
-  """The rater prompt in tokens."""
-  return preference_model.RaterPrompt(*(tuple(vocabulary.encode(piece)) for piece in pieces))
-
-
-def reward_prompt(
-  vocabulary: seqio.Vocabulary, pieces: Sequence[str] = reward_model.REWARD_PROMPT
-) -> reward_model.RewardPrompt:
-  """The reward prompt in tokens."""
-  return reward_model.RewardPrompt(*(tuple(vocabulary.encode(piece)) for piece in pieces))

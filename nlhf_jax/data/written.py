@@ -1,23 +1,22 @@
 """Summaries in free text of SciTLDR's abstracts, for pre-trained models, judged by the same electorate.
 
-What the annotators of `electorate` score in extracts they score in any text: the key facts (content words of the human
-summary) and topics (content words that sentences of the abstract share) that it names, and its length.
+Its annotators score any text as they score extracts: by the key facts (content words of the human summary) and topics
+(content words that sentences of the abstract share) that it names, and by its length.
 """
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import seqio
 from jaxtyping import Float, Int
 
-from nlhf_jax.judges import electorate
-from nlhf_jax.judges import posts
-from nlhf_jax.votes import readers
-from nlhf_jax.data import tasks
+from nlhf_jax.data import tasks, vocabularies
+from nlhf_jax.judges import electorate, posts, text
 from nlhf_jax.types import PreferenceFn, Prompts
+from nlhf_jax.votes import readers
 
 
 class Abstracts(NamedTuple):
@@ -26,8 +25,10 @@ class Abstracts(NamedTuple):
   posts: list[posts.Post]
   prompts: list[str]
   summaries: list[str]
+  # Name of a split → its numbers.
   splits: dict[str, range]
   vocabulary: seqio.Vocabulary
+  # Of comparisons.
   seed: int
 
 
@@ -42,14 +43,14 @@ def scitldr(
     max_tokens: prompts that are longer lose the end of their abstract.
     seed: of comparisons.
   """
-  count_tokens = lambda text: len(_for_prompts(vocabulary).encode(text))
+  count_tokens = lambda text: len(vocabularies.for_prompts(vocabulary).encode(text))
   result = Abstracts([], [], [], {}, vocabulary, seed)
   for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
     start = len(result.posts)
     for row in readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr):
       if post := posts.from_rows([row]):
         result.posts.extend(post)
-        result.prompts.append(readers.fit(row['prompt'], count_tokens, max_tokens))
+        result.prompts.append(readers.fit_prompt(row['prompt'], count_tokens, max_tokens))
         result.summaries.append(row['response'])
     result.splits[split] = range(start, len(result.posts))
   return result
@@ -89,7 +90,9 @@ def judge(abstracts: Abstracts) -> PreferenceFn:
     prompts: Prompts, response: Int[np.ndarray, 'N T'], alternative: Int[np.ndarray, 'N T']
   ) -> Float[np.ndarray, 'N']:
     index = np.repeat(np.asarray(prompts.index), len(response) // len(prompts.index))
-    first, second = (_texts(abstracts, x) for x in (response, alternative))
+    first, second = (
+      text.decode_rows(abstracts.vocabulary.decode, x) for x in (response, alternative)
+    )
     shares = [
       preference(abstracts.posts[n], *pair) for n, *pair in zip(index, first, second, strict=True)
     ]
@@ -100,16 +103,12 @@ def judge(abstracts: Abstracts) -> PreferenceFn:
 
 def encoder(abstracts: Abstracts) -> Callable[[str], Sequence[int]]:
   """A prompt's words to tokens."""
-  return _for_prompts(abstracts.vocabulary).encode
+  return vocabularies.encoder(abstracts.vocabulary)
 
 
 def decoder(abstracts: Abstracts) -> Callable[[Sequence[int]], str]:
   """Tokens to text, without the frame that prompts have."""
-  return _for_prompts(abstracts.vocabulary).decode
-
-
-def _for_prompts(vocabulary: seqio.Vocabulary) -> seqio.Vocabulary:
-  return getattr(vocabulary, 'for_prompts', vocabulary)
+  return vocabularies.decoder(abstracts.vocabulary)
 
 
 def preference(post: posts.Post, first: str, second: str) -> float:
@@ -118,12 +117,12 @@ def preference(post: posts.Post, first: str, second: str) -> float:
   return float(np.mean(0.5 + 0.5 * (a > b) - 0.5 * (a < b)))
 
 
-def scores(post: posts.Post, text: str) -> Float[np.ndarray, 'K']:
-  """Every annotator's score of a text, as in the table of `electorate`; −inf for none."""
-  if not text.strip():
+def scores(post: posts.Post, summary: str) -> Float[np.ndarray, 'K']:
+  """Every annotator's score of a text, as in the table of `electorate`; −inf for an empty one."""
+  if not summary.strip():
     return np.full(len(electorate.ANNOTATORS), -np.inf, np.float32)
-  said, words = posts.content_words(text), posts.length(text)
-  facts, topics = (len(said & frozenset().union(*items)) for items in (post.facts, post.topics))
+  named, words = posts.content_words(summary), posts.length(summary)
+  facts, topics = (len(named & frozenset().union(*items)) for items in (post.facts, post.topics))
   return np.array([facts - 0.1 * words, facts - words, topics - 0.1 * words], np.float32)
 
 
@@ -135,14 +134,12 @@ def _candidate(rng: np.random.Generator, sentences: Sequence[str], summary: str)
   return ' '.join(sentences[number] for number in chosen)
 
 
-def _texts(abstracts: Abstracts, tokens: Int[np.ndarray, 'N T']) -> list[str]:
-  return [abstracts.vocabulary.decode(row[row > 0].tolist()) for row in np.asarray(tokens)]
-
-
-def _task(abstracts: Abstracts, view: str, rows_of) -> seqio.Task:
+def _task(
+  abstracts: Abstracts, view: str, make_rows: Callable[[int], Iterable[readers.Row]]
+) -> seqio.Task:
   def rows(split):
     for number in abstracts.splits[split]:
-      for row in rows_of(number):
+      for row in make_rows(number):
         yield {'index': number, 'prompt': abstracts.prompts[number]} | row
 
   by_split = {split: functools.partial(rows, split) for split in abstracts.splits}

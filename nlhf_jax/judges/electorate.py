@@ -6,9 +6,8 @@
 | brevity   | few words, unless they state a fact   | distinct key facts − words                |
 | breadth   | as many topics as possible            | distinct topics − words / 10              |
 
-Each is perfectly consistent, and yet their majorities cycle: a long, factual summary beats a short one, which beats a
-broad one, which beats the long one. Every response can be enumerated, so preferences, equilibria and worst cases are
-exact.
+Each is consistent, and yet their majorities cycle: a long, factual summary beats a short one, which beats a broad one,
+which beats the long one. Every response can be enumerated, so preferences, equilibria and worst cases are exact.
 """
 
 import functools
@@ -22,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.judges import posts
-from nlhf_jax.types import PreferenceFn, Prompts
+from nlhf_jax.types import EOS, PAD, PreferenceFn, Prompts
 
 ANNOTATORS = ('recall', 'brevity', 'breadth')
 MAX_SELECTED = 3
@@ -32,29 +31,31 @@ RESPONSE_LENGTH = MAX_SELECTED + 1  # Markers and EOS.
 class Electorate(NamedTuple):
   """Every annotator's score of every response to every post."""
 
-  responses: Int[np.ndarray, 'Y T']  # Tokens: one to three markers, EOS, padding.
-  scores: Float[np.ndarray, 'P K Y']  # Higher is better; −inf: not a response to this post.
+  # Tokens: one to three markers, EOS, padding.
+  responses: Int[np.ndarray, 'Y T']
+  # Of each post, annotator and response. Higher is better; −inf: not a response to this post.
+  scores: Float[np.ndarray, 'P K Y']
+  # The token before each sentence.
   marker_ids: tuple[int, ...]
-  eos_id: int
 
 
-def elect(
-  all_posts: Sequence[posts.Post], marker_ids: Sequence[int], eos_id: int = 1
-) -> Electorate:
+def elect(all_posts: Sequence[posts.Post], marker_ids: Sequence[int]) -> Electorate:
   """Lets every annotator score every response to every post.
 
   Args:
     all_posts: row p of the scores belongs to the post whose `index` is p.
     marker_ids: token of the marker of each sentence.
-    eos_id: token that ends a response.
+
+  Raises:
+    ValueError: there is not one marker for each sentence that a post may have.
   """
   if len(marker_ids) != posts.MAX_SENTENCES:
     raise ValueError(f'Expected {posts.MAX_SENTENCES} marker ids, got {len(marker_ids)}.')
-  responses = np.zeros((len(selections()), RESPONSE_LENGTH), np.int32)
+  responses = np.full((len(selections()), RESPONSE_LENGTH), PAD, np.int32)
   for number, selection in enumerate(selections()):
-    responses[number, : len(selection) + 1] = [*(marker_ids[i] for i in selection), eos_id]
+    responses[number, : len(selection) + 1] = [*(marker_ids[i] for i in selection), EOS]
   scores = np.stack([annotator_scores(post) for post in all_posts])
-  return Electorate(responses, scores, tuple(marker_ids), eos_id)
+  return Electorate(responses, scores, tuple(marker_ids))
 
 
 @functools.cache
@@ -66,7 +67,7 @@ def selections() -> list[tuple[int, ...]]:
 
 @functools.cache
 def _chosen() -> Float[np.ndarray, 'Y sentences']:
-  """1 where a response takes a sentence."""
+  """1 where a response has a sentence, else 0."""
   chosen = np.zeros((len(selections()), posts.MAX_SENTENCES), np.float32)
   for number, selection in enumerate(selections()):
     chosen[number, list(selection)] = 1
@@ -87,11 +88,11 @@ def annotator_scores(post: posts.Post) -> Float[np.ndarray, 'K Y']:
 def _num_distinct(
   chosen: Float[np.ndarray, 'Y sentences'], items: Sequence[frozenset[str]]
 ) -> Float[np.ndarray, 'Y']:
-  """Number of different items in the sentences that each response takes."""
-  every = sorted(frozenset().union(*items))
-  incidence = np.array([[item in sentence for item in every] for sentence in items], np.float32)
-  met = chosen[:, : len(items)] @ incidence.reshape(len(items), len(every)) > 0
-  return met.sum(axis=1).astype(np.float32)
+  """Number of different items in the sentences that each response has."""
+  distinct = sorted(frozenset().union(*items))
+  incidence = np.array([[item in sentence for item in distinct] for sentence in items], np.float32)
+  found = chosen[:, : len(items)] @ incidence.reshape(len(items), len(distinct)) > 0
+  return found.sum(axis=1).astype(np.float32)
 
 
 def share_of_votes(
@@ -102,13 +103,13 @@ def share_of_votes(
 
 
 def response_numbers(electorate: Electorate, tokens: Int[Array, 'N T']) -> Int[Array, 'N']:
-  """Which of the enumerated responses each row is; −1 for anything else, such as a marker twice or no EOS."""
-  padded = jnp.pad(tokens, [(0, 0), (0, RESPONSE_LENGTH)])
+  """Number of each row among the enumerated responses; −1 for anything else, such as a marker twice or no EOS."""
+  padded = jnp.pad(tokens, [(0, 0), (0, RESPONSE_LENGTH)], constant_values=PAD)
   head, tail = padded[:, :RESPONSE_LENGTH], padded[:, RESPONSE_LENGTH:]
   digits = jnp.zeros_like(head)
-  for digit, token in enumerate([*electorate.marker_ids, electorate.eos_id], start=1):
+  for digit, token in enumerate([*electorate.marker_ids, EOS], start=1):
     digits = jnp.where(head == token, digit, digits)
-  known = jnp.all((digits > 0) == (head > 0), axis=-1) & jnp.all(tail == 0, axis=-1)
+  known = jnp.all((digits > 0) == (head != PAD), axis=-1) & jnp.all(tail == PAD, axis=-1)
   code = jnp.sum(digits * 10 ** jnp.arange(RESPONSE_LENGTH), axis=-1)
   return jnp.where(known, jnp.asarray(_numbers_by_code())[code], -1)
 
@@ -124,7 +125,7 @@ def _numbers_by_code() -> Int[np.ndarray, 'codes']:
 
 
 def preference_fn(electorate: Electorate) -> PreferenceFn:
-  """The exact judge. What is no response to the post loses to every response, and ties with its like."""
+  """The exact judge. What is no response to the post loses to every response; two such tie."""
 
   @jax.jit
   def judge(scores, prompts: Prompts, response, alternative):
@@ -156,7 +157,7 @@ def write(
   num_sentences: int,
   num_drafts: int = 8,
 ) -> int:
-  """A demonstration: an annotator, at random, makes some drafts and hands in the one that he likes best."""
+  """A demonstration: of some random drafts the one that an annotator, drawn at random, scores highest."""
   drafts = [draft(rng, num_sentences) for _ in range(num_drafts)]
   annotator = rng.integers(len(scores))
   return max(drafts, key=lambda number: scores[annotator, number])
@@ -169,7 +170,7 @@ def votes(
   second: int,
   num_votes: int | None,
 ) -> float:
-  """Share of votes for `first`: everybody's (None), or that of `num_votes` annotators drawn at random."""
+  """Share of votes for `first`: of all annotators (None), or of `num_votes` of them drawn at random."""
   share = 0.5 + 0.5 * np.sign(scores[:, first] - scores[:, second])
   if num_votes is not None:
     share = rng.choice(share, size=num_votes)

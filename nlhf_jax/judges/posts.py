@@ -1,12 +1,12 @@
 """Posts for extractive summarisation: generated ones, and SciTLDR's abstracts.
 
 A post is up to 8 sentences, each behind a marker; a response is one to three different markers, and the summary is
-those sentences. Each sentence carries what annotators look at: the key facts it states, the topics it touches and its
-number of words. In the generated posts all of that can be read off the text, so a policy must read it:
+those sentences. Each sentence has what annotators look at: the key facts it states, the topics it touches and its
+number of words. In the generated posts all of that stands in the text:
 
   <s1> harbour flood strike today <s2> school <s3> market flood again quietly …
 
-(place = topic, event = key fact, the rest is padding; a telegram, since every word costs a small machine time.)
+(place = topic, event = key fact, the rest is padding; short, since every word costs a small machine time.)
 """
 
 import re
@@ -23,15 +23,8 @@ FACTS = (
   'verdict',
 )  # fmt: skip
 PADDING = (
-  'today',
-  'again',
-  'quietly',
-  'officially',
-  'nearby',
-  'overnight',
-  'reportedly',
-  'downtown',
-)
+  'today', 'again', 'quietly', 'officially', 'nearby', 'overnight', 'reportedly', 'downtown',
+)  # fmt: skip
 
 
 class Post(NamedTuple):
@@ -39,12 +32,16 @@ class Post(NamedTuple):
 
   id: str
   sentences: tuple[str, ...]
-  facts: tuple[frozenset[str], ...]  # Key facts that a sentence states.
-  topics: tuple[frozenset[str], ...]  # Topics that it touches.
-  words: tuple[float, ...]  # Its length, in words of a generated post.
+  # Key facts that each sentence states.
+  facts: tuple[frozenset[str], ...]
+  # Topics that it touches.
+  topics: tuple[frozenset[str], ...]
+  # Its length, in words of a generated post.
+  words: tuple[float, ...]
 
 
 def markers() -> tuple[str, ...]:
+  """The words that stand before sentences."""
   return tuple(f'<s{number}>' for number in range(1, MAX_SENTENCES + 1))
 
 
@@ -73,87 +70,19 @@ def _generate_one(name: str, rng: np.random.Generator) -> Post:
 
 
 def marked_text(sentences: Sequence[str], markers: Sequence[str]) -> str:
-  """The prompt: every sentence behind its marker."""
+  """The prompt: every sentence after its marker."""
   return ' '.join(f'{marker} {text}' for marker, text in zip(markers, sentences, strict=False))
 
 
-# Words too common to be anybody's key fact.
-_COMMON = frozenset(
-  [
-    'a',
-    'about',
-    'also',
-    'an',
-    'and',
-    'are',
-    'as',
-    'at',
-    'be',
-    'been',
-    'both',
-    'but',
-    'by',
-    'can',
-    'do',
-    'each',
-    'for',
-    'from',
-    'has',
-    'have',
-    'how',
-    'however',
-    'in',
-    'into',
-    'is',
-    'it',
-    'its',
-    'may',
-    'more',
-    'most',
-    'not',
-    'of',
-    'on',
-    'only',
-    'or',
-    'other',
-    'our',
-    'over',
-    'show',
-    'such',
-    'than',
-    'that',
-    'the',
-    'their',
-    'them',
-    'then',
-    'there',
-    'these',
-    'they',
-    'this',
-    'those',
-    'to',
-    'under',
-    'up',
-    'use',
-    'used',
-    'using',
-    'via',
-    'was',
-    'we',
-    'were',
-    'when',
-    'where',
-    'which',
-    'while',
-    'who',
-    'will',
-    'with',
-    'without',
-  ]
-)
-_WORDS_PER_GENERATED_WORD = (
-  5.0  # An abstract's sentence has about 25 words, a generated one about 5.
-)
+# Words too common to be a key fact.
+_COMMON_WORDS = """
+  a about also an and are as at be been both but by can do each for from has have how however in into is it
+  its may more most not of on only or other our over show such than that the their them then there these they
+  this those to under up use used using via was we were when where which while who will with without
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
+# An abstract's sentence has about 25 words, a generated one about 5.
+_WORDS_PER_GENERATED_WORD = 5.0
 
 
 def from_rows(rows: Iterable[dict[str, str]]) -> list[Post]:
@@ -183,16 +112,16 @@ def _from_row(row: dict[str, str]) -> Post:
 
 
 def length(text: str) -> float:
-  """Of a real text, in words of a generated one."""
+  """Length of a real text, in words of a generated one."""
   return len(text.split()) / _WORDS_PER_GENERATED_WORD
 
 
 def split_sentences(text: str) -> list[str]:
-  """Cuts after . ! ? that precede a space and a capital; abbreviations such as "et al." stay whole."""
+  """Splits after . ! ? that precede a space and a capital, but not after "et al.", "e.g." and "i.e."."""
   parts = re.split(r'(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!al\.)\s+(?=[A-Z])', text.strip())
   return [part for part in parts if part]
 
 
 def content_words(text: str) -> frozenset[str]:
-  """Lower-case words of three letters or more that are not common."""
+  """Words of three letters or more, in lower case, that are not too common."""
   return frozenset(re.findall(r'[a-z]{3,}', text.lower())) - _COMMON

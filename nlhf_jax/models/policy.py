@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from nlhf_jax.models import mixture
 from nlhf_jax.networks import axes, decoding
 from nlhf_jax.networks.network import Decoder, Network, hidden_and_head, map_in_chunks
-from nlhf_jax.types import PAD, Params, PlayFn, Policy, PolicyParams, PRNGKey, Prompts, Rollout
+from nlhf_jax.types import PAD, Params, Policy, PolicyParams, Prompts, Rollout
 
 
 def from_network(network: Network, sampling: decoding.Sampling, max_logits: int = 2**28) -> Policy:
@@ -43,22 +43,19 @@ def from_network(network: Network, sampling: decoding.Sampling, max_logits: int 
   def play(params, mixtures, prompts, rng, num_samples=1):
     return mixture.play(decoder, sampling, params, mixtures, prompts, rng, num_samples)
 
+  def sample(params, prompts, rng, num_samples=1):
+    """Of one parameter set, without an opponent."""
+    (rollout,) = play(PolicyParams(params), [mixture.ONLINE], prompts, rng, num_samples)
+    return rollout
+
   return Policy(
     init=axes.init(network),
     log_prob=log_prob,
-    sample=functools.partial(_sample_one_set, play),
+    sample=sample,
     play=play,
     untruncated=not sampling.top_k and sampling.top_p == 1,
     axes=functools.partial(axes.logical_axes, network),
   )
-
-
-def _sample_one_set(
-  play: PlayFn, params: Params, prompts: Prompts, rng: PRNGKey, num_samples: int = 1
-) -> Rollout:
-  """Samples of one parameter set, without an opponent."""
-  (rollout,) = play(PolicyParams(params), [mixture.ONLINE], prompts, rng, num_samples)
-  return rollout
 
 
 def shift_right(tokens: Int[Array, 'N T']) -> Int[Array, 'N T']:

@@ -6,17 +6,19 @@ from typing import ClassVar
 import seqio
 import tensorflow as tf
 
+from nlhf_jax.types import PAD
+
 
 class FeatureConverter(seqio.FeatureConverter):
   """Prompts, demonstrations and comparisons alike; what a batch holds follows the task's features.
 
   Task feature → feature of the model: `inputs` → `encoder_input_tokens`; `targets` → `decoder_target_tokens`,
-  `decoder_loss_weights` and `decoder_input_tokens`, the last of which is there, as 0, even where there are prompts
-  alone, since T5X takes its length from it; `alternative` → `alternative_tokens`, as long as the targets;
-  `preference` and `index` as they are.
+  `decoder_loss_weights` and `decoder_input_tokens`; `alternative` → `alternative_tokens`, as long as the targets;
+  `preference` and `index` as they are. T5X takes the length of responses from `decoder_input_tokens`, so that prompts
+  alone have them too, all padding.
   """
 
-  # They differ from task to task, so that seqio's checks of them do not apply.
+  # Empty, since features differ from task to task: seqio's checks of them are off.
   TASK_FEATURES: ClassVar = {}
   MODEL_FEATURES: ClassVar = {}
   PACKING_FEATURE_DTYPES: ClassVar = {}
@@ -46,14 +48,14 @@ class FeatureConverter(seqio.FeatureConverter):
     def convert(example):
       features = {
         'encoder_input_tokens': _pad(example['inputs'], prompt_length),
-        'decoder_input_tokens': tf.zeros((length,), tf.int32),
+        'decoder_input_tokens': tf.fill((length,), PAD),
       }
       if 'targets' in example:
         response = _pad(example['targets'], length)
         features |= {
           'decoder_target_tokens': response,
           'decoder_input_tokens': tf.concat([[self.bos_id], response[:-1]], axis=0),
-          'decoder_loss_weights': tf.cast(response > 0, tf.int32),
+          'decoder_loss_weights': tf.cast(response != PAD, tf.int32),
         }
       if 'alternative' in example:
         features['alternative_tokens'] = _pad(example['alternative'], length)
@@ -67,4 +69,5 @@ class FeatureConverter(seqio.FeatureConverter):
 
 def _pad(tokens: tf.Tensor, length: int) -> tf.Tensor:
   tokens = tf.cast(tokens[:length], tf.int32)
-  return tf.ensure_shape(tf.pad(tokens, [[0, length - tf.shape(tokens)[0]]]), (length,))
+  missing = length - tf.shape(tokens)[0]
+  return tf.ensure_shape(tf.pad(tokens, [[0, missing]], constant_values=PAD), (length,))

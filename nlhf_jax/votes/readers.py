@@ -1,6 +1,6 @@
-"""JSONL files of demonstrations and comparisons, read strictly: a malformed line names file, line and field.
+"""JSONL files of demonstrations and comparisons, checked strictly: an error names file, line and field.
 
-Plain Python, without TensorFlow. A row that was read is a dictionary: {id, prompt, response} for a demonstration,
+Plain Python, without TensorFlow. A row is a dictionary: {id, prompt, response} for a demonstration,
 {id, prompt, response, alternative, preference} for a comparison, with `split` where the file says it.
 """
 
@@ -27,7 +27,7 @@ def read_jsonl(
   Args:
     path: one JSON object a line; blank lines are passed over.
     schema: checks a row and returns what is kept of it.
-    skip_malformed: leave malformed lines out, count them and say so at the end, where the default stops at the first.
+    skip_malformed: leave malformed lines out and log their number at the end, where the default stops at the first.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -35,7 +35,7 @@ def read_jsonl(
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f'No file {path}: name the directory that holds it with --data_dir.')
+    raise FileNotFoundError(f'No file {path}: give the directory of the data as data_dir.')
   skipped = 0
   with path.open(encoding='utf-8') as lines:
     for number, line in enumerate(lines, start=1):
@@ -90,17 +90,12 @@ def prompt_response(row: Row) -> Row:
 
 
 def chosen_rejected(row: Row) -> Row:
-  """{prompt, chosen, rejected}. Sides are drawn by the pair's hash, so that position says nothing of the label."""
+  """{prompt, chosen, rejected}. Hashes of the two say which comes first, so that position tells nothing of the label."""
   prompt, chosen, rejected = (text(row, key) for key in ('prompt', 'chosen', 'rejected'))
   first, second = sorted([chosen, rejected], key=stable_hash)
   preference = float(first == chosen)
-  return {
-    'id': prompt,
-    'prompt': prompt,
-    'response': first,
-    'alternative': second,
-    'preference': preference,
-  }
+  pair = {'response': first, 'alternative': second, 'preference': preference}
+  return {'id': prompt, 'prompt': prompt} | pair
 
 
 def openai_comparison(row: Row) -> Row:
@@ -128,24 +123,25 @@ def _openai_prompt(row: Row) -> 'str | _Tldr':
 
 
 class _Tldr(dict):
-  """The TL;DR prompt, still in parts: only its post may be cut."""
+  """The TL;DR prompt, still in parts: only its post may be shortened."""
 
   def __str__(self) -> str:
     subreddit = f'SUBREDDIT: r/{self["subreddit"]}\n\n' if 'subreddit' in self else ''
     return f'{subreddit}TITLE: {self["title"]}\n\nPOST: {self["post"]}\n\nTL;DR:'
 
 
-def fit(prompt: 'str | _Tldr', count_tokens: Callable[[str], int], max_tokens: int) -> str:
-  """The text of a prompt of at most `max_tokens`: while it is too long, its post loses what follows the last newline.
+def fit_prompt(prompt: 'str | _Tldr', count_tokens: Callable[[str], int], max_tokens: int) -> str:
+  """The text of a TL;DR prompt of at most `max_tokens`: while too long, its post loses what follows the last newline.
 
-  A post without newlines loses its last tenth instead. Other prompts are returned whole.
+  A post without newlines loses its last tenth instead. Other prompts stay as they are, whatever their length.
   """
   if not isinstance(prompt, _Tldr):
     return prompt
   prompt = _Tldr(prompt)
   while count_tokens(str(prompt)) > max_tokens and prompt['post']:
-    cut = prompt['post'].rfind('\n')
-    prompt['post'] = prompt['post'][: cut if cut >= 0 else len(prompt['post']) * 9 // 10]
+    newline = prompt['post'].rfind('\n')
+    end = newline if newline >= 0 else len(prompt['post']) * 9 // 10
+    prompt['post'] = prompt['post'][:end]
   return str(prompt)
 
 
@@ -154,8 +150,8 @@ def stable_hash(value: str) -> int:
   return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], 'big')
 
 
-def split_of(post_id: str, fractions: dict[str, float]) -> str:
-  """Which split a post belongs to: all that is said of one post goes to one split.
+def hash_split(post_id: str, fractions: dict[str, float]) -> str:
+  """The split of a post, by the hash of its id alone, so that all rows of one post go to one split.
 
   Args:
     post_id: identifies the post.

@@ -14,16 +14,16 @@ import numpy as np
 import optax
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import policy
-from nlhf_jax.models import preference_model
-from nlhf_jax.networks import decoding, layers
 from nlhf_jax.formats import hf
-from nlhf_jax.training import loop
-from nlhf_jax.types import PolicyParams, Prompts
+from nlhf_jax.models import policy, preference_model, rater
+from nlhf_jax.networks import decoding, layers
+from nlhf_jax.training import steps
+from nlhf_jax.types import PAD, PolicyParams, Prompts
 
 GOLDEN = pathlib.Path(__file__).parent
-FAMILIES = ('t5_1_1', 't5_1_0', 'llama', 'qwen2_5', 'mistral')  # Of golden/hf.
-PROMPT = preference_model.RaterPrompt((2, 3), (4,), (5,), (6,))
+# Of golden/hf.
+FAMILIES = ('t5_1_1', 't5_1_0', 'llama', 'qwen2_5', 'mistral')
+TEMPLATE = ((2, 3), (4,), (5,), (6,))
 
 
 def step(
@@ -47,17 +47,17 @@ def step(
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   online = hf.load(GOLDEN / 'hf' / family, shapes)
   reference = jax.tree.map(lambda x: 1.3 * x, online)
-  judge = preference_model.in_decoder(network, PROMPT)
+  judge = preference_model.from_rater(rater.in_decoder(network, TEMPLATE))
   judge_params = jax.tree.map(lambda x: 0.8 * x, online)
   method = algorithms.nash_md_pg(
     model, preference_model.preference_fn(judge, judge_params), tau=0.1, beta=0.3, num_samples=2
   )
   tokens = np.random.default_rng(0).integers(2, 24, (3, 7)).astype(np.int32)
-  tokens[1, 3:], tokens[2, 1:] = 0, 0
+  tokens[1, 3:], tokens[2, 1:] = PAD, PAD
   prompts = Prompts(jnp.asarray(tokens), jnp.arange(3, dtype=jnp.int32))
-  sets = PolicyParams(online, None, reference)
-  rollout = method.judge(jax.jit(method.sample)(sets, prompts, jax.random.PRNGKey(0)))
-  gradient, metrics = loop.accumulate(method.loss, online, rollout, 1)
+  sets = PolicyParams(online, {'reference': reference})
+  rollout = method.score(jax.jit(method.sample)(sets, prompts, jax.random.PRNGKey(0)))
+  gradient, metrics = steps.accumulate(method.loss, online, rollout, 1)
   return {
     'tokens': np.stack([rollout.response.tokens, rollout.alternative.tokens]),
     'token_logp': np.stack([rollout.response.token_logp, rollout.alternative.token_logp]),

@@ -1,6 +1,5 @@
 """The mixture against brute force: uncached logits of both networks, recomputed for every token."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -9,20 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nlhf_jax.models import mixture
-from nlhf_jax.models import policy
-from nlhf_jax.networks import decoding, llama
-from nlhf_jax.types import PolicyParams, Prompts
-from tests.conftest import tiny_network
-
-TINY_LLAMA = llama.LlamaConfig(
-  vocab_size=6, emb_dim=8, num_heads=2, num_kv_heads=1, num_layers=2, head_dim=4, mlp_dim=16
-)
+from nlhf_jax.models import mixture, policy
+from nlhf_jax.networks import decoding
+from nlhf_jax.types import EOS, PAD, PolicyParams, Prompts
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def both(tiny_params):
-  return PolicyParams(online=tiny_params[0], ema=None, reference=tiny_params[1])
+  return PolicyParams(tiny_params[0], {'reference': tiny_params[1]})
 
 
 def exact_log_probs(tiny_policy, both, prompts, language, beta):
@@ -40,12 +34,12 @@ def exact_log_probs(tiny_policy, both, prompts, language, beta):
         table[prefix] = np.asarray(logp)[:, prefix_length]
     return table
 
-  tables = [conditional(both.online), conditional(both.reference)]
+  tables = [conditional(both.online), conditional(both.named('reference'))]
   result = []
   for row in language:
     total = 0.0
     for t, token in enumerate(row):
-      if token == 0:
+      if token == PAD:
         break
       mixed = sum(w * tab[tuple(row[:t])] for w, tab in zip((1 - beta, beta), tables, strict=True))
       total += (mixed - np.logaddexp.reduce(mixed))[token - 1]
@@ -54,25 +48,23 @@ def exact_log_probs(tiny_policy, both, prompts, language, beta):
 
 
 @pytest.mark.parametrize(('beta', 'name'), [(0.0, 'online'), (1.0, 'reference')])
-def test_ends_of_the_mixture_are_the_policies_themselves(
-  tiny_policy, both, tiny_prompts, beta, name
-):
+def test_ends_of_the_mixture(tiny_policy, both, tiny_prompts, beta, name):
+  """They are the policies themselves."""
   rng = jax.random.PRNGKey(3)
   (mixed,) = tiny_policy.play(both, [mixture.between(beta)], tiny_prompts, rng, 16)
-  alone = tiny_policy.sample(getattr(both, name), tiny_prompts, rng, 16)
+  alone = tiny_policy.sample(both.named(name), tiny_prompts, rng, 16)
   np.testing.assert_array_equal(mixed.tokens, alone.tokens)
   assert set(mixture.between(beta)) == {name}  # The other network does not even run.
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.125, 0.5, 1.0])
-def test_samples_follow_the_exact_mixture(tiny_policy, both, tiny_prompts, language, beta):
+def test_sample_distribution_of_the_mixture(tiny_policy, both, tiny_prompts, language, beta):
   """Chi-square over whole responses, with y' drawn beside a y of the policy."""
   one = Prompts(tiny_prompts.tokens[1:], tiny_prompts.index[1:])
   num_samples = 6000
-  players = [mixture.ONLINE, mixture.between(beta)]
-  rollouts = jax.jit(lambda rng: tiny_policy.play(both, players, one, rng, num_samples))(
-    jax.random.PRNGKey(7)
-  )
+  mixtures = [mixture.ONLINE, mixture.between(beta)]
+  draw = jax.jit(lambda rng: tiny_policy.play(both, mixtures, one, rng, num_samples))
+  rollouts = draw(jax.random.PRNGKey(7))
   for rollout, at in zip(rollouts, (0.0, beta), strict=True):
     expected = np.exp(exact_log_probs(tiny_policy, both, one, language, at).astype(np.float64))
     assert expected.sum() == pytest.approx(1, abs=1e-4)
@@ -90,7 +82,7 @@ def test_samples_follow_the_exact_mixture(tiny_policy, both, tiny_prompts, langu
     assert stats.chisquare(observed, predicted).pvalue > 1e-3
 
 
-def test_log_probs_of_samples_are_those_of_the_mixture(tiny_policy, both, tiny_prompts, language):
+def test_log_probs_of_mixture_samples(tiny_policy, both, tiny_prompts, language):
   one = Prompts(tiny_prompts.tokens[:1], tiny_prompts.index[:1])
   (rollout,) = tiny_policy.play(both, [mixture.between(0.5)], one, jax.random.PRNGKey(0), 20)
   exact = exact_log_probs(tiny_policy, both, one, language, 0.5)
@@ -100,9 +92,9 @@ def test_log_probs_of_samples_are_those_of_the_mixture(tiny_policy, both, tiny_p
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.5, 1.0])
-def test_greedy_equals_uncached_argmax(both, beta):
+def test_greedy_mixture_equals_uncached_argmax(both, beta):
   """Ragged prompts, several lanes, and on past the first EOS of the batch."""
-  network = tiny_network()
+  network = tiny.t5_network()
   length = 8
   greedy = policy.from_network(network, decoding.Sampling(length, temperature=0))
   rng = np.random.default_rng(0)
@@ -127,68 +119,75 @@ def test_greedy_equals_uncached_argmax(both, beta):
   tokens = np.zeros((6, length), np.int32)
   ended = np.zeros(6, bool)
   for t in range(length):
-    logits = (1 - beta) * uncached(both.online, tokens) + beta * uncached(both.reference, tokens)
-    chosen = np.asarray(logits)[:, t].copy()
-    chosen[:, 0] = -np.inf
-    tokens[:, t] = np.where(ended, 0, chosen.argmax(-1))
-    ended |= tokens[:, t] == 1
+    online, reference = (uncached(both.named(name), tokens) for name in ('online', 'reference'))
+    chosen = np.array((1 - beta) * online + beta * reference)[:, t]
+    chosen[:, PAD] = -np.inf
+    tokens[:, t] = np.where(ended, PAD, chosen.argmax(-1))
+    ended |= tokens[:, t] == EOS
   np.testing.assert_array_equal(np.asarray(rollout.tokens), np.repeat(tokens, 2, axis=0))
-  np.testing.assert_array_equal(np.asarray(rollout.mask), np.repeat(tokens > 0, 2, axis=0))
+  np.testing.assert_array_equal(np.asarray(rollout.mask), np.repeat(tokens != PAD, 2, axis=0))
 
 
 @pytest.mark.parametrize('beta', [-0.1, 1.5])
-def test_beta_outside_the_unit_interval_is_refused(beta):
+def test_beta_outside_the_unit_interval(beta):
   with pytest.raises(ValueError, match=rf'beta must be in \[0, 1\].*{beta}'):
     mixture.between(beta)
 
 
-def test_a_missing_parameter_set_is_named(tiny_policy, both, tiny_prompts):
-  with pytest.raises(ValueError, match="needs the parameter set 'ema'"):
-    tiny_policy.play(both, [mixture.EMA], tiny_prompts, jax.random.PRNGKey(0))
+@pytest.mark.parametrize('name', ['average', 'ring.0', 'ring.2'])
+def test_missing_parameter_sets(tiny_policy, both, tiny_prompts, name):
+  params = both._replace(
+    sets=both.sets | ({'ring': (both.online,) * 2} if name == 'ring.2' else {})
+  )
+  with pytest.raises(
+    ValueError, match=f"needs the parameter set '{name}'; this run has online, .*"
+  ):
+    tiny_policy.play(params, [{name: 1.0}], tiny_prompts, jax.random.PRNGKey(0))
+
+
+@pytest.mark.parametrize('weights', [{'online': 0.5}, {'online': 1.5, 'reference': -0.5}])
+def test_weights_that_make_no_mixture(tiny_policy, both, tiny_prompts, weights):
+  with pytest.raises(ValueError, match='positive weights that add up to 1, got'):
+    tiny_policy.play(both, [weights], tiny_prompts, jax.random.PRNGKey(0))
+
+
+def test_members_of_a_ring(tiny_policy, both, tiny_prompts):
+  """A mixture of two members draws what the mixture of the same two sets draws."""
+  params = both._replace(sets=both.sets | {'ring': (both.named('reference'), both.online)})
+  draw = lambda weights: tiny_policy.play(params, [weights], tiny_prompts, jax.random.PRNGKey(2), 8)
+  (found,) = draw({'ring.1': 0.7, 'ring.0': 0.3})
+  (expected,) = draw({'online': 0.7, 'reference': 0.3})
+  np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
 @pytest.mark.parametrize(
   ('family', 'num_slots'), [('t5', 1), ('t5', 5), ('llama', 2), ('window', 2)]
 )
-def test_prompts_that_take_turns_get_the_same_responses(family, num_slots):
-  """Seven prompts of unequal length, two players, two lanes each; responses end after 1 to 6 tokens, or are cut."""
+def test_responses_with_slots(family, num_slots):
+  """They are those without, of seven prompts of unequal length, two mixtures, two lanes each.
+
+  Responses end after 1 to 6 tokens, or reach the limit.
+  """
   network = {
-    't5': tiny_network(),
-    'llama': llama.Transformer(TINY_LLAMA),
-    'window': llama.Transformer(dataclasses.replace(TINY_LLAMA, sliding_window=3)),
+    't5': tiny.t5_network(),
+    'llama': tiny.llama_network(num_layers=2),
+    'window': tiny.llama_network(num_layers=2, sliding_window=3),
   }[family]
-  make = lambda seats: policy.from_network(network, decoding.Sampling(6, num_slots=seats))
+  make = lambda slots: policy.from_network(network, decoding.Sampling(6, num_slots=slots))
   init = jax.jit(make(0).init)
   sets = [jax.tree.map(lambda x: 1.5 * x, init(jax.random.PRNGKey(seed))) for seed in (0, 1)]
-  sets = PolicyParams(online=sets[0], ema=None, reference=sets[1])
+  sets = PolicyParams(sets[0], {'reference': sets[1]})
   tokens = np.random.default_rng(0).integers(2, 6, (7, 5)).astype(np.int32)
   for row, size in enumerate([5, 1, 3, 5, 4, 2, 1]):
     tokens[row, size:] = 0
   prompts = Prompts(jnp.asarray(tokens), jnp.arange(7))
-  players = [mixture.ONLINE, mixture.between(0.4)]
-  draw = lambda seats: jax.jit(lambda rng: make(seats).play(sets, players, prompts, rng, 2))(
+  mixtures = [mixture.ONLINE, mixture.between(0.4)]
+  draw = lambda slots: jax.jit(lambda rng: make(slots).play(sets, mixtures, prompts, rng, 2))(
     jax.random.PRNGKey(4)
   )
-  for together, in_turns in zip(draw(0), draw(num_slots), strict=True):
-    np.testing.assert_array_equal(together.tokens, in_turns.tokens)
-    np.testing.assert_array_equal(together.mask, in_turns.mask)
-    np.testing.assert_allclose(together.token_logp, in_turns.token_logp, atol=1e-5)
+  for together, queued in zip(draw(0), draw(num_slots), strict=True):
+    np.testing.assert_array_equal(together.tokens, queued.tokens)
+    np.testing.assert_array_equal(together.mask, queued.mask)
+    np.testing.assert_allclose(together.token_logp, queued.token_logp, atol=1e-5)
     lengths = np.asarray(together.mask).sum(-1)
     assert lengths.min() == 1 and lengths.max() == 6
-
-
-def test_few_seats_take_as_many_steps_as_their_lanes_need():
-  """Five prompts whose responses have 1, 1, 1, 2 and 4 tokens, two at a time: never a step with nobody to draw."""
-  lengths = jnp.array([4, 1, 1, 1, 2])
-  steps = []
-
-  def step(reads, count, tokens, positions):
-    jax.debug.callback(lambda _: steps.append(1), tokens)
-    ends = positions + 1 == reads  # Of each seat's one lane.
-    return jnp.where(ends[:, None], jnp.array([0, 9.0, 0]), jnp.array([0, 0, 9.0])), count
-
-  sampling = decoding.Sampling(6, temperature=0, num_slots=2)
-  rollout = decoding.sample_with_slots(step, lengths, jnp.zeros(()), 1, jax.random.key(0), sampling)
-  jax.effects_barrier()
-  np.testing.assert_array_equal(rollout.mask.sum(-1), lengths)
-  assert len(steps) == 5  # 9 tokens in two seats.

@@ -1,4 +1,4 @@
-"""The loop against its slow twin and exact probabilities; top-k and top-p against NumPy."""
+"""The loop against its slow twin and exact probabilities; top-k and top-p against NumPy; slots by their steps."""
 
 import functools
 
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nlhf_jax.networks import decoding, t5
-from nlhf_jax.networks.decoding import Sampling
-from tests.conftest import opened
-
-EOS = 1
+from nlhf_jax.networks import axes, decoding
+from nlhf_jax.networks.decoding import Sampling, loop, slots, truncation
+from nlhf_jax.types import EOS, PAD
+from tests import tiny
 
 
 def _markov(table, first=None):
@@ -20,7 +19,7 @@ def _markov(table, first=None):
 
   Args:
     table: logits after each token.
-    first: logits of the first token in each lane; None: those after token 0.
+    first: logits of the first token in each lane; None: those after PAD.
   """
   table = jnp.asarray(table, jnp.float32)
 
@@ -36,21 +35,8 @@ NO_STEPS = jnp.zeros((), int)
 
 @functools.cache
 def _tiny_t5():
-  config = t5.T5Config(
-    vocab_size=7,
-    emb_dim=8,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=2,
-    head_dim=4,
-    mlp_dim=16,
-    mlp_activations=('gelu', 'linear'),
-  )
-  network = t5.Transformer(config)
-  ones = jnp.ones((1, 2), jnp.int32)
-  params = jax.jit(lambda key: network.init(key, ones, ones, ones, enable_dropout=False))(
-    jax.random.key(38)
-  )['params']
+  network = tiny.t5_network(vocab_size=7, num_decoder_layers=2)
+  params = jax.jit(axes.init(network))(jax.random.key(38))
   params['decoder']['logits_dense']['kernel'] *= 2.0  # Far from uniform.
   return network, params
 
@@ -88,17 +74,17 @@ def _slow_twin(logits_of, rng, sampling: Sampling, num_lanes: int):
   [Sampling(8, temperature=0), Sampling(8), Sampling(8, temperature=0.7, top_k=3)],
   ids=['greedy', 'sampled', 'truncated'],
 )
-def test_cached_equals_uncached(sampling):
+def test_cached_decoding_equals_uncached(sampling):
   """Token for token, over ragged prompts, two lanes each, past EOS."""
   network, params = _tiny_t5()
   prompts = jnp.array([[3, 4, 5, 6], [2, 5, 0, 0], [6, 0, 0, 0], [5, 5, 2, 0]])
   rng = jax.random.key(5)
-  decoder = decoding.of_network(network)
+  decoder = network.incremental()
 
   @jax.jit
   def fast(params):
-    step, cache = opened(decoder, params, prompts, 2, sampling.max_length)
-    return decoding.sample(step, cache, 8, rng, sampling)
+    step, cache = tiny.compiled_step(decoder, params, prompts, 2, sampling.max_length)
+    return loop.sample(step, cache, 8, rng, sampling)
 
   @jax.jit
   def logits_of(inputs):
@@ -120,20 +106,20 @@ def test_cached_equals_uncached(sampling):
 @pytest.mark.parametrize(
   'sampling', [Sampling(2, temperature=0.7), Sampling(2, top_k=3), Sampling(2, top_p=0.6)], ids=str
 )
-def test_samples_follow_the_distribution(sampling):
+def test_sample_distribution(sampling):
   """Chi-square of 20,000 two-token responses against the product of the softmaxes."""
   rng = np.random.default_rng(0)
   num_lanes, vocab_size = 20_000, 5
   table = rng.normal(size=(vocab_size, vocab_size))
   probabilities = np.stack([_truncated(row, sampling) for row in table])
-  run = jax.jit(lambda key: decoding.sample(_markov(table), NO_STEPS, num_lanes, key, sampling))
+  run = jax.jit(lambda key: loop.sample(_markov(table), NO_STEPS, num_lanes, key, sampling))
   rollout = run(jax.random.key(0))
   first, second = np.asarray(rollout.tokens).T
   counts = np.zeros((vocab_size, vocab_size))
   np.add.at(counts, (first, second), 1)
   expected = num_lanes * probabilities[0][:, None] * probabilities
   expected[EOS] = 0
-  expected[EOS, 0] = num_lanes * probabilities[0, EOS]  # Only padding after EOS.
+  expected[EOS, PAD] = num_lanes * probabilities[0, EOS]  # Only padding after EOS.
   assert not counts[expected == 0].any()
   possible = expected > 0
   assert scipy.stats.chisquare(counts[possible], expected[possible]).pvalue > 1e-3
@@ -172,25 +158,25 @@ def _truncated(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
   ],
   ids=str,
 )
-def test_transform_keeps_what_the_definition_keeps(sampling):
+def test_truncated_distribution(sampling):
   logits = np.random.default_rng(1).normal(size=(6, 9)).astype(np.float32) * 2
   expected = np.stack([_truncated(row, sampling) for row in logits])
   np.testing.assert_allclose(
-    np.exp(decoding.transform(jnp.asarray(logits), sampling)), expected, atol=1e-6
+    np.exp(truncation.transform(jnp.asarray(logits), sampling)), expected, atol=1e-6
   )
 
 
-def test_top_p_is_taken_of_what_top_k_left():
+def test_top_p_of_what_top_k_left():
   logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-  p = jnp.exp(decoding.transform(logits, Sampling(1, top_k=2, top_p=0.55)))
+  p = jnp.exp(truncation.transform(logits, Sampling(1, top_k=2, top_p=0.55)))
   np.testing.assert_allclose(p, [[1, 0, 0, 0]], atol=1e-6)  # 0.4 / 0.7 reaches 0.55; 0.4 does not.
 
 
-def test_greedy_reports_the_log_prob_at_temperature_one():
+def test_greedy_log_prob_at_temperature_one():
   logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]]))
   sampling = Sampling(1, temperature=0, top_k=1)
   step = _markov(jnp.zeros((3, 3)), logits)
-  rollout = decoding.sample(step, NO_STEPS, 1, jax.random.key(0), sampling)
+  rollout = loop.sample(step, NO_STEPS, 1, jax.random.key(0), sampling)
   assert rollout.tokens.item() == 2
   np.testing.assert_allclose(rollout.token_logp, np.log([[0.7]]), rtol=1e-5)
 
@@ -203,7 +189,7 @@ CHAIN[[2, 3, 4, 5, 0, EOS], [3, 4, EOS, 5, 2, 2]] = 9.0
 @pytest.mark.parametrize(
   ('first', 'num_steps'), [([2, 4], 4), ([4, EOS], 2), ([EOS, EOS], 1), ([2, 5], 7)], ids=str
 )
-def test_loop_stops_when_every_lane_has_ended(first, num_steps):
+def test_number_of_steps_until_every_lane_has_ended(first, num_steps):
   """As many steps as the longest response has tokens."""
   steps = []
 
@@ -211,19 +197,20 @@ def test_loop_stops_when_every_lane_has_ended(first, num_steps):
     jax.debug.callback(lambda _: steps.append(1), tokens)
     return _markov(CHAIN, 9.0 * jax.nn.one_hot(jnp.array(first), 6))(cache, tokens)
 
-  run = jax.jit(lambda key: decoding.sample(step, NO_STEPS, 2, key, Sampling(7, temperature=0)))
+  run = jax.jit(lambda key: loop.sample(step, NO_STEPS, 2, key, Sampling(7, temperature=0)))
   rollout = run(jax.random.key(0))
   jax.effects_barrier()
   assert len(steps) == num_steps
   continued = {2: [2, 3, 4, 1, 0, 0, 0], 4: [4, 1, 0, 0, 0, 0, 0], EOS: [1] + [0] * 6, 5: [5] * 7}
   np.testing.assert_array_equal(rollout.tokens, [continued[token] for token in first])
-  np.testing.assert_array_equal(rollout.mask, rollout.tokens > 0)
+  np.testing.assert_array_equal(rollout.mask, rollout.tokens != PAD)
 
 
-def test_a_lane_draws_the_same_whatever_its_neighbours_do():
+def test_independence_of_lanes():
+  """A lane draws the same whatever its neighbours do."""
   table = np.random.default_rng(2).normal(size=(5, 5))
   logits = jnp.zeros((6, 5))
-  draw = lambda logits, key: decoding.sample(_markov(table, logits), NO_STEPS, 6, key, Sampling(5))
+  draw = lambda logits, key: loop.sample(_markov(table, logits), NO_STEPS, 6, key, Sampling(5))
   run = jax.jit(lambda logits, key: draw(logits, key).tokens)
   key = jax.random.key(0)
   alone = run(logits, key)
@@ -245,6 +232,28 @@ def test_a_lane_draws_the_same_whatever_its_neighbours_do():
     (Sampling(4, top_p=1.5), 'top_p .* got 1.5'),
   ],
 )
-def test_senseless_settings_are_refused(sampling, message):
+def test_sampling_validation(sampling, message):
   with pytest.raises(ValueError, match=message):
     decoding.validate(sampling)
+
+
+def test_capacities_of_growing_caches():
+  """They double, up to the length that is asked for."""
+  assert [loop.stages(n) for n in (1, 128, 129, 512)] == [[1], [128], [65, 129], [128, 256, 512]]
+
+
+def test_number_of_steps_with_slots():
+  """Five prompts whose responses have 4, 1, 1, 1 and 2 tokens, two at a time: never a step with nothing to draw."""
+  lengths = jnp.array([4, 1, 1, 1, 2])
+  steps = []
+
+  def step(encoded, count, tokens, positions):
+    jax.debug.callback(lambda _: steps.append(1), tokens)
+    ends = positions + 1 == encoded  # Of each slot's one lane.
+    return jnp.where(ends[:, None], jnp.array([0, 9.0, 0]), jnp.array([0, 0, 9.0])), count
+
+  sampling = Sampling(6, temperature=0, num_slots=2)
+  rollout = slots.sample(step, lengths, jnp.zeros(()), 1, jax.random.key(0), sampling)
+  jax.effects_barrier()
+  np.testing.assert_array_equal(rollout.mask.sum(-1), lengths)
+  assert len(steps) == 5  # 9 tokens in two slots.

@@ -4,8 +4,9 @@ import pathlib
 
 import gin
 import jax
-import jax.numpy as jnp
 import pytest
+
+from nlhf_jax.networks import axes
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'configs' / 'networks'
 FAMILIES = {
@@ -49,15 +50,15 @@ def build(network):
 
 
 @pytest.mark.parametrize('name', sorted(PUBLISHED))
-def test_parameters_are_as_many_as_published(name):
+def test_number_of_parameters(name):
   gin.clear_config()
   gin.add_config_file_search_path(str(CONFIGS.parent.parent))
   gin.parse_config(f"include '{CONFIGS / name}.gin'\nsizes_test.build.network = %NETWORK")
-  tokens = jnp.ones((1, 2), jnp.int32)
-  shapes = jax.eval_shape(lambda: build().init(jax.random.PRNGKey(0), tokens, tokens, tokens))
-  assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == PUBLISHED[name]
+  shapes = jax.eval_shape(axes.init(build()), jax.random.PRNGKey(0))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == PUBLISHED[name]
   gin.clear_config()
 
 
-def test_every_size_is_counted():
+def test_configurations_of_networks():
+  """Every size is counted above."""
   assert {path.stem for path in CONFIGS.glob('*.gin')} == PUBLISHED.keys() | FAMILIES

@@ -1,4 +1,4 @@
-"""T5 against T5X's table of parameters, and itself computed the long way; tests/runtime/hf_test.py has Hugging Face's."""
+"""T5 against T5X's table of parameters, and itself computed the long way; tests/formats/hf_test.py has Hugging Face's."""
 
 import functools
 
@@ -8,33 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.networks import decoding, t5
-from tests.conftest import opened
+from nlhf_jax.networks import axes, t5
+from nlhf_jax.types import PAD
+from tests import tiny
 
-TINY = t5.T5Config(
-  vocab_size=11,
-  emb_dim=8,
-  num_heads=2,
-  num_encoder_layers=1,
-  num_decoder_layers=2,
-  head_dim=4,
-  mlp_dim=16,
-  mlp_activations=('gelu', 'linear'),
-)
+SIZES = {'vocab_size': 11, 'num_decoder_layers': 2}
 PROMPTS = jnp.array([[3, 4, 5, 6], [7, 8, 0, 0], [9, 0, 0, 0]])
 TARGETS = jnp.array([[2, 3, 1], [4, 1, 0], [5, 6, 7]])
 
 
-def _replace(**changes) -> t5.T5Config:
-  return t5.T5Config(**{**vars(TINY), **changes})
+def _network(**changes) -> t5.Transformer:
+  return tiny.t5_network(**SIZES | changes)
 
 
-def _init(config: t5.T5Config, seed: int = 0):
+def _init(seed: int = 0, **changes):
   """A network with random norms and large weights, so that attention is far from uniform."""
-  network = t5.Transformer(config)
-  params = jax.jit(network.init, static_argnames='enable_dropout')(
-    jax.random.key(seed), PROMPTS, TARGETS, TARGETS, enable_dropout=False
-  )['params']
+  network = _network(**changes)
+  params = jax.jit(axes.init(network))(jax.random.key(seed))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
   noisy = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -42,8 +32,8 @@ def _init(config: t5.T5Config, seed: int = 0):
 
 
 @pytest.fixture(scope='module')
-def tiny():
-  return _init(TINY)
+def noisy():
+  return _init()
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=('decode', 'method', 'mutable'))
@@ -94,27 +84,25 @@ def _t5x_table(config: t5.T5Config) -> dict[str, tuple[tuple[int, ...], tuple[st
 @pytest.mark.parametrize(
   'changes', [{}, {'logits_via_embedding': True}, {'mlp_activations': ('relu',)}], ids=str
 )
-def test_parameters_have_the_names_shapes_and_axes_of_t5x(changes):
-  config = _replace(**changes)
+def test_names_shapes_and_axes_of_parameters(changes):
+  """They are T5X's."""
+  network = _network(**changes)
   variables = jax.eval_shape(
-    lambda: t5.Transformer(config).init(
-      jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False
-    )
+    lambda: network.init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)
   )
   assert set(variables) == {'params', 'params_axes'}
   shapes = flax.traverse_util.flatten_dict(variables['params'], sep='/')
-  axes = flax.traverse_util.flatten_dict(variables['params_axes'], sep='/')
-  found = {path: (x.shape, tuple(axes[f'{path}_axes'].names)) for path, x in shapes.items()}
-  assert found == _t5x_table(config)
-  assert len(axes) == len(shapes)
+  names = flax.traverse_util.flatten_dict(variables['params_axes'], sep='/')
+  found = {path: (x.shape, tuple(names[f'{path}_axes'].names)) for path, x in shapes.items()}
+  assert found == _t5x_table(network.config)
+  assert len(names) == len(shapes)
 
 
-def test_initial_weights_have_the_scales_of_t5x():
-  """Standard deviations: 1 embedding, 1/√(E d) query, 1/√(fan in) the other kernels."""
-  config = _replace(emb_dim=64, num_heads=8, head_dim=16, mlp_dim=256, vocab_size=300)
-  init = jax.jit(t5.Transformer(config).init, static_argnames='enable_dropout')
-  variables = init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)
-  params = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+def test_scales_of_initial_weights():
+  """T5X's standard deviations: 1 embedding, 1/√(E d) query, 1/√(fan in) the other kernels."""
+  network = _network(emb_dim=64, num_heads=8, head_dim=16, mlp_dim=256, vocab_size=300)
+  params = jax.jit(axes.init(network))(jax.random.key(0))
+  params = flax.traverse_util.flatten_dict(params, sep='/')
   expected = {
     'token_embedder/embedding': 1,
     'decoder/layers_1/self_attention/query/kernel': (64 * 16) ** -0.5,
@@ -127,11 +115,9 @@ def test_initial_weights_have_the_scales_of_t5x():
     np.testing.assert_allclose(jnp.std(params[path]), scale, rtol=0.05, err_msg=path)
 
 
-def test_local_init_gives_each_head_a_window():
+def test_windows_of_heads_with_local_init():
   """Buckets 0 … 7 of the encoder are keys at that distance before the query, 17 … 23 after it."""
-  config = _replace(local_init=True, num_heads=5)
-  init = jax.jit(t5.Transformer(config).init, static_argnames='enable_dropout')
-  params = init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)['params']
+  params = jax.jit(axes.init(_network(local_init=True, num_heads=5)))(jax.random.key(0))
   seen = np.asarray(params['encoder']['relpos_bias']['rel_embedding']) == 1.0
   next_five, everything = range(17, 22), {*range(32)} - {16}  # No key is 0 after the query.
   for head, window in enumerate([next_five, range(1, 6), [17], everything, next_five]):
@@ -139,48 +125,49 @@ def test_local_init_gives_each_head_a_window():
   assert np.std(params['decoder']['relpos_bias']['rel_embedding']) > 0.05
 
 
-def test_padding_changes_nothing(tiny):
-  logits = _logits(*tiny, PROMPTS, TARGETS)
+def test_padding_changes_nothing(noisy):
+  logits = _logits(*noisy, PROMPTS, TARGETS)
   wider = jnp.pad(PROMPTS, [(0, 0), (0, 3)]), jnp.pad(TARGETS, [(0, 0), (0, 2)])
-  padded = _logits(*tiny, *wider)[:, : TARGETS.shape[1]]
-  real = np.asarray(TARGETS > 0)
+  padded = _logits(*noisy, *wider)[:, : TARGETS.shape[1]]
+  real = np.asarray(TARGETS != PAD)
   np.testing.assert_allclose(logits[real], padded[real], atol=1e-5)
 
 
-def test_responses_of_one_prompt_share_it_as_if_it_were_repeated(tiny):
+def test_shared_prompts_equal_repeated_ones(noisy):
   """Decoder rows i·k … i·k + k − 1 read prompt i: the same logits, and the same gradients."""
   targets = jnp.concatenate([TARGETS, TARGETS[::-1]])  # Two for each of three prompts.
 
   def loss(params, prompts):
-    logits = _logits(tiny[0], params, prompts, targets)
+    logits = _logits(noisy[0], params, prompts, targets)
     return jnp.sum(jnp.sin(logits)), logits
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (_, shared), shared_grad = run(tiny[1], PROMPTS)
-  (_, repeated), repeated_grad = run(tiny[1], jnp.repeat(PROMPTS, 2, axis=0))
+  (_, shared), shared_grad = run(noisy[1], PROMPTS)
+  (_, repeated), repeated_grad = run(noisy[1], jnp.repeat(PROMPTS, 2, axis=0))
   np.testing.assert_allclose(shared, repeated, atol=1e-5)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-4), shared_grad, repeated_grad
   )
 
 
-def test_lanes_of_a_prompt_equal_repeated_prompts(tiny):
-  network, params = tiny
-  decoder = decoding.of_network(network)
-  shared, cache = opened(decoder, params, PROMPTS, 2, 4)
-  repeated, repeated_cache = opened(decoder, params, jnp.repeat(PROMPTS, 2, axis=0), 1, 4)
+def test_lanes_of_a_prompt_equal_repeated_prompts(noisy):
+  network, params = noisy
+  decoder, repeated_prompts = network.incremental(), jnp.repeat(PROMPTS, 2, axis=0)
+  shared, cache = tiny.compiled_step(decoder, params, PROMPTS, 2, 4)
+  repeated, repeated_cache = tiny.compiled_step(decoder, params, repeated_prompts, 1, 4)
   for tokens in (jnp.zeros(6, jnp.int32), jnp.array([2, 3, 4, 5, 6, 7])):
     logits, cache = shared(cache, tokens)
     expected, repeated_cache = repeated(repeated_cache, tokens)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_cache_holds_responses_and_the_encoding_each_prompt_once(tiny):
-  network, params = tiny
-  decoder = decoding.of_network(network)
-  step, cache = opened(decoder, params, PROMPTS, 2, 5)
+def test_shapes_of_the_cache(noisy):
+  """It holds responses; the encoding holds each prompt once."""
+  network, params = noisy
+  decoder = network.incremental()
+  step, cache = tiny.compiled_step(decoder, params, PROMPTS, 2, 5)
   _, cache = step(cache, jnp.zeros(6, jnp.int32))
-  heads, d = TINY.num_heads, TINY.head_dim
+  heads, d = network.config.num_heads, network.config.head_dim
   for layer in ('layers_0', 'layers_1'):
     assert set(cache['decoder'][layer]) == {'self_attention'}
     assert cache['decoder'][layer]['self_attention']['cached_key'].shape == (6, heads, d, 5)
@@ -190,9 +177,9 @@ def test_cache_holds_responses_and_the_encoding_each_prompt_once(tiny):
   assert [x.key.shape for x in layers] == [(3, heads, d, PROMPTS.shape[1])] * 2
 
 
-def test_decodes_the_way_t5x_does(tiny):
+def test_decoding_by_the_calls_of_t5x(noisy):
   """A call with dummy prompts allocates the cache; steps see the encoder's output repeated."""
-  network, params = tiny
+  network, params = noisy
   inputs = jnp.array([[0, 2, 3], [0, 4, 1], [0, 5, 6], [0, 7, 8], [0, 9, 2], [0, 3, 3]])
   prompts = jnp.repeat(PROMPTS, 2, axis=0)
   ones = jnp.ones_like(inputs)
@@ -221,15 +208,15 @@ def test_decodes_the_way_t5x_does(tiny):
     assert jax.tree.structure(cache) == jax.tree.structure(variables['cache'])
     cache = variables['cache']
     steps.append(logits[:, 0])
-  whole = _apply(network, params, prompts, inputs, ones)
-  np.testing.assert_allclose(jnp.stack(steps, axis=1), whole, atol=1e-5)
+  expected = _apply(network, params, prompts, inputs, ones)
+  np.testing.assert_allclose(jnp.stack(steps, axis=1), expected, atol=1e-5)
 
 
-def test_packed_examples_do_not_see_each_other(tiny):
-  apart = _logits(*tiny, PROMPTS[1:, :2], TARGETS[1:])
+def test_packed_examples_do_not_see_each_other(noisy):
+  apart = _logits(*noisy, PROMPTS[1:, :2], TARGETS[1:])
   prompts = jnp.array([[7, 8, 9, 0]])
   targets = jnp.array([[4, 1, 5, 6, 7]])
-  network, params = tiny
+  network, params = noisy
   packed = _apply(
     network,
     params,
@@ -244,20 +231,18 @@ def test_packed_examples_do_not_see_each_other(tiny):
 
 
 @pytest.mark.parametrize('tied', [False, True])
-def test_bfloat16_keeps_parameters_and_logits_in_float32(tied):
-  network, params = _init(_replace(logits_via_embedding=tied))
-  half = t5.Transformer(_replace(logits_via_embedding=tied, dtype=jnp.bfloat16))
-  init = jax.eval_shape(
-    lambda: half.init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)
-  )
-  assert {x.dtype for x in jax.tree.leaves(init['params'])} == {jnp.dtype(jnp.float32)}
+def test_float32_of_parameters_and_logits_in_bfloat16(tied):
+  network, params = _init(logits_via_embedding=tied)
+  half = _network(logits_via_embedding=tied, dtype=jnp.bfloat16)
+  shapes = jax.eval_shape(axes.init(half), jax.random.key(0))
+  assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
   exact, rounded = (_logits(net, params, PROMPTS, TARGETS) for net in (network, half))
   assert rounded.dtype == jnp.float32
-  assert 0 < jnp.max(jnp.abs(exact - rounded)[TARGETS > 0]) < 0.1 * jnp.max(jnp.abs(exact))
+  assert 0 < jnp.max(jnp.abs(exact - rounded)[TARGETS != PAD]) < 0.1 * jnp.max(jnp.abs(exact))
 
 
 def test_dropout_drops_a_feature_at_all_positions_of_a_row():
-  network, params = _init(_replace(num_encoder_layers=0, dropout_rate=0.5))
+  network, params = _init(num_encoder_layers=0, dropout_rate=0.5)
   encoded = network.apply(
     {'params': params}, PROMPTS, rngs={'dropout': jax.random.key(0)}, method='encode'
   )
@@ -267,11 +252,11 @@ def test_dropout_drops_a_feature_at_all_positions_of_a_row():
   assert len(np.unique(dropped[:, 0], axis=0)) == len(PROMPTS)
 
 
-def test_unknown_activation_is_named():
+def test_unknown_activation():
   with pytest.raises(ValueError, match="'gelue'"):
-    _replace(mlp_activations=('gelue', 'linear'))
+    _network(mlp_activations=('gelue', 'linear'))
 
 
-def test_uneven_rows_are_refused(tiny):
+def test_uneven_rows(noisy):
   with pytest.raises(ValueError, match='4 decoder rows for 3 prompts'):
-    _logits(*tiny, PROMPTS, jnp.ones((4, 2), jnp.int32))
+    _logits(*noisy, PROMPTS, jnp.ones((4, 2), jnp.int32))
