@@ -3,6 +3,7 @@
 A block that needs data or an accelerator is parsed and not run. Placeholders in commands are in capitals: DIR, FILE, RUN.
 """
 
+import ast
 import functools
 import pathlib
 import re
@@ -22,6 +23,10 @@ PAGES = [
 ]
 # What a reader fills in.
 PLACEHOLDER = re.compile(r'[A-Z]+(_[A-Z]+)*|runs/\S*|models/\S*')
+
+
+# Names in capitals that are no macros.
+READERS_OWN = {'COMMAND', 'FILE', 'RUN_DIR'}
 
 
 class Block(NamedTuple):
@@ -198,6 +203,43 @@ def test_named_files_exist(page):
     if re.fullmatch(modules, s) and not any((ROOT / x / s).exists() for x in ('', 'nlhf_jax'))
   ]
   assert not missing
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_named_macros_and_functions_exist(page):
+  """Code spans that are macros of gin (NUM_STEPS), or functions and their arguments (checkpoints.Keep.last)."""
+  configs = '\n'.join(x.read_text(encoding='utf-8') for x in (ROOT / 'configs').rglob('*.gin'))
+  missing = []
+  for span in spans(page):
+    name = re.sub(r'^(--gin\.|@)|( =|\().*', '', span)
+    if re.fullmatch(r'[A-Z]+(_[A-Z]+)+|[A-Z]{4,}', name):
+      found = name in READERS_OWN or re.search(rf'^{name} =', configs, re.MULTILINE)
+    else:
+      is_file = re.search(r'\.(csv|gin|html|json|jsonl|md|py|sh|txt|yaml)$', name)
+      is_name = re.fullmatch(r'\w+(\.\w+){1,2}', name) and not is_file
+      found = not is_name or is_defined(*name.split('.'))
+    if not found:
+      missing.append(span)
+  assert not missing
+
+
+def is_defined(module: str, name: str, argument: str = '') -> bool:
+  """Whether a module of the package has a function or class, and this the argument; true where there is no such module."""
+  described = {'Experiment': 'experiment', 'Evaluation': 'tournament'}
+  if module in described:
+    return is_defined(described[module], module, name)
+  paths = [x for x in (ROOT / 'nlhf_jax').rglob('*.py') if module in (x.stem, x.parent.name)]
+  trees = [ast.parse(path.read_text(encoding='utf-8')) for path in paths]
+  nodes = [
+    x for x in ast.walk(ast.Module([y for t in trees for y in t.body], [])) if defines(x, name)
+  ]
+  arguments = {x.arg for node in nodes for x in ast.walk(node) if isinstance(x, ast.arg)}
+  arguments |= {x.target.id for node in nodes for x in node.body if isinstance(x, ast.AnnAssign)}
+  return not paths or (bool(nodes) and (not argument or argument in arguments))
+
+
+def defines(node: ast.AST, name: str) -> bool:
+  return isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
 
 
 def test_readme_is_short():
