@@ -142,11 +142,12 @@ def find_experiment(name: str) -> list[experiments.Stage]:
 
 
 def check_bindings(bindings: list[str], files: list[str]) -> None:
+  """Macros are set by one of the files, parameters are those of a function or class."""
+  texts = '\n'.join(included(file) for file in files)
   for binding in bindings:
     name = binding.partition('=')[0]
-    pattern = rf'^{re.escape(name)} *=|^ +{re.escape(name.rpartition(".")[2])} *='
-    texts = '\n'.join(included(file) for file in files)
-    assert re.search(pattern, texts, re.MULTILINE), f'{name} is in none of {files}.'
+    known = is_defined(*name.split('.')) if '.' in name else re.search(rf'^{name} *=', texts, re.M)
+    assert known, f'{name} is in none of {files}.'
 
 
 @functools.cache
