@@ -64,7 +64,7 @@ PYTHON = [block for page in PAGES[1:] for block in blocks_in(page, 'python')]
 
 def command_lines(block: Block) -> list[str]:
   lines = block.text.replace('\\\n', ' ').splitlines()
-  return [line for line in (re.sub(r'\s#.*', '', line).strip() for line in lines) if line]
+  return [line for line in (re.sub(r'(^|\s)#.*', '', line).strip() for line in lines) if line]
 
 
 COMMANDS = [
