@@ -16,9 +16,9 @@ import time
 import jax
 import jax.numpy as jnp
 
+from nlhf_jax.formats import hf
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
-from nlhf_jax.formats import hf
 
 
 def shapes(directory: pathlib.Path):

@@ -33,11 +33,9 @@ import optax
 from rich import console, table
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import mixture
-from nlhf_jax.models import policy
-from nlhf_jax.models import reward_model
-from nlhf_jax.networks import decoding, layers, llama, t5
 from nlhf_jax.formats import hf
+from nlhf_jax.models import mixture, policy, reward_model
+from nlhf_jax.networks import decoding, layers, llama, t5
 from nlhf_jax.training import loop
 from nlhf_jax.types import PolicyParams, Prompts
 

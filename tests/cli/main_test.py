@@ -8,10 +8,9 @@ import pytest
 import safetensors.numpy
 
 from nlhf_jax.cli import main
+from nlhf_jax.formats import hf, t5x
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
-from nlhf_jax.formats import hf
-from nlhf_jax.formats import t5x
 
 SFT = '--gin_file=configs/experiments/builtin/sft.gin'
 MD = '--gin_file=configs/experiments/builtin/nash_md_pg.gin'
