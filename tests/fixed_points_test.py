@@ -260,7 +260,8 @@ def exact_loss(algorithm, world):
   """(θ, all sets) → the expectation of the method's own loss over all that its own mixtures can draw."""
   if algorithm.reads is Comparison:
     return functools.partial(offline_loss, algorithm, world)
-  params = EMPTY._replace(sets=dict.fromkeys(algorithm.sets, EMPTY.online))
+  started = parameter_sets.start(algorithm.sets, EMPTY.online, {'reference': EMPTY.online})
+  params = EMPTY._replace(sets={**dict.fromkeys(algorithm.sets, EMPTY.online), **started})
   drawn = jax.eval_shape(algorithm.sample, params, PROMPT, jax.random.PRNGKey(0))
   kinds = {Scored: scored_loss, Comparison: comparison_loss, Pair: pair_loss}
   return functools.partial(kinds[type(drawn)], algorithm, world)
