@@ -19,17 +19,22 @@ from nlhf_jax.games import solve, sources
 
 
 class Exact(NamedTuple):
-  """Per prompt and player."""
+  """Per prompt and contestant."""
 
-  worst_case: Float[np.ndarray, 'B players']  # min_y P(π ≻ y|x), in [0, 1/2].
-  duality_gap: Float[np.ndarray, 'B players']  # Of the regularised game.
-  kl: Float[np.ndarray, 'B players']  # KL(π‖μ), nats.
-  preference: Float[np.ndarray, 'B players players']  # P(π_i ≻ π_j|x).
-  unbeaten: Bool[np.ndarray, 'B']  # Some response loses to none.
+  # min_y P(π ≻ y|x), in [0, 1/2].
+  worst_case: Float[np.ndarray, 'B contestants']
+  # Of the regularised game.
+  duality_gap: Float[np.ndarray, 'B contestants']
+  # KL(π‖μ), nats.
+  kl: Float[np.ndarray, 'B contestants']
+  # P(π_i ≻ π_j|x).
+  preference: Float[np.ndarray, 'B contestants contestants']
+  # Whether some response loses to none.
+  unbeaten: Bool[np.ndarray, 'B']
 
 
 def evaluate(
-  log_probs: Float[np.ndarray, 'players B Y'],
+  log_probs: Float[np.ndarray, 'contestants B Y'],
   scores: Float[np.ndarray, 'B K Y'],
   reference_log_probs: Float[np.ndarray, 'B Y'],
   tau: float,
@@ -37,7 +42,7 @@ def evaluate(
   """Plays every prompt's game.
 
   Args:
-    log_probs: log π(y|x) of every player, prompt and response.
+    log_probs: log π(y|x) of every contestant, prompt and response.
     scores: of each annotator; −inf: no response to this prompt, whatever its probability.
     reference_log_probs: log μ(y|x).
     tau: strength of the regularised game whose gap is taken.
@@ -56,7 +61,14 @@ def fixed_points(
 ) -> Float[np.ndarray, 'B Y']:
   """log π_β(y|x) of the policies that Nash-MD would end in, could it play every response: β = 1 replies to μ.
 
-  The mixture π_β^{1−β} μ^β, of whole responses, is the equilibrium at strength τ/(1 − β); so π_β ∝ (π*/μ^β)^{1/(1−β)}.
+  The mixture π_β^{1−β} μ^β, of complete responses, is the equilibrium at strength τ/(1 − β); so π_β ∝
+  (π*/μ^β)^{1/(1−β)}.
+
+  Args:
+    scores: of each annotator; −inf: no response to this prompt.
+    reference_log_probs: log μ(y|x).
+    tau: strength of the regularisation.
+    beta: β in [0, 1], the mixture's weight on μ.
   """
   result = np.full(reference_log_probs.shape, -np.inf)
   for b, row in enumerate(scores):
@@ -81,6 +93,7 @@ def _table(scores: Float[np.ndarray, 'K Y']):
 
 
 def _play(log_probs, scores, reference_log_probs, tau):
+  """Of one prompt: the fields of `Exact`."""
   valid, preference = _table(scores)
   policies = np.stack([_with_rest(x[valid]) for x in log_probs])
   with jax.enable_x64(True):
@@ -91,14 +104,14 @@ def _play(log_probs, scores, reference_log_probs, tau):
 
 
 @jax.jit
-def _measure(game: games.PreferenceGame, policies: Float[Array, 'players Y']):
+def _measure(game: games.PreferenceGame, policies: Float[Array, 'contestants Y']):
   """Worst case, duality gap and KL to μ of every policy."""
 
-  def of_one(policy):
+  def measures(policy):
     kl = games.kl_divergence(policy, game.reference)
     return games.worst_case(game, policy), games.duality_gap(game, policy), kl
 
-  return jax.vmap(of_one)(policies)
+  return jax.vmap(measures)(policies)
 
 
 def _with_rest(log_probs: Float[np.ndarray, 'Y']) -> Float[np.ndarray, 'Y_and_rest']:
@@ -113,7 +126,7 @@ def table(exact: Exact, labels: Sequence[str], baseline: str | None = None) -> d
 
   Args:
     exact: of `evaluate`.
-    labels: of the players.
+    labels: of the contestants.
     baseline: a label; the worst cases' paired differences from it are added.
   """
   subsets = {'all': np.ones(len(exact.unbeaten), bool), 'no_condorcet_winner': ~exact.unbeaten}
@@ -138,5 +151,5 @@ def table(exact: Exact, labels: Sequence[str], baseline: str | None = None) -> d
 
 
 def write(directory: pathlib.Path, result: dict[str, Any]) -> None:
-  """exact.json."""
+  """Writes exact.json."""
   (directory / 'exact.json').write_text(json.dumps(result, indent=2) + '\n')

@@ -1,6 +1,6 @@
 """How well a judge predicts held-out votes: accuracy, log-loss, calibration error, raw position bias.
 
-Beside it two trivial judges that know nothing of the text: "the longer wins" and "the first wins". Intervals resample
+Beside it two trivial judges that do not read the text: "the longer wins" and "the first wins". Intervals resample
 prompts, since comparisons of one prompt are not independent.
 """
 
@@ -76,7 +76,14 @@ def position_bias(
   comparisons: Comparison,
   batch_size: int = 64,
 ) -> float:
-  """How much the raw network favours the summary shown first, in [−½, ½]; the model itself cancels it."""
+  """How much the raw network favours the response shown first, in [−½, ½]; the model itself cancels it.
+
+  Args:
+    model: the preference model.
+    params: its parameters.
+    comparisons: what it is asked.
+    batch_size: pairs to a call.
+  """
 
   @jax.jit
   def bias(params: Params, part: Comparison):

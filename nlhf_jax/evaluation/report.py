@@ -1,7 +1,7 @@
 """One self-contained page about a directory of runs, and the same tables for a terminal.
 
 Reads what the tournament and the runs left: win_rates.json, exact.json, samples.jsonl, */metrics.jsonl, */judge.json.
-What is missing is left out, and said. Responses are untrusted text: the template escapes everything.
+What is missing is left out, and a note tells so. Responses are untrusted text: the template escapes everything.
 """
 
 import base64
@@ -157,7 +157,8 @@ def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   runs = {
     path.parent.name: metrics.read_rows(path) for path in sorted(directory.glob('*/metrics.jsonl'))
   }
-  colours = {name: f'C{number}' for number, name in enumerate(runs)}  # A run's, in every picture.
+  # A run has one colour in every picture.
+  colours = {name: f'C{number}' for number, name in enumerate(runs)}
   pictures = []
   for key, title in _CURVES.items():
     lines = {

@@ -1,6 +1,6 @@
-"""Pairwise win rates P(i ≻ j) between players, with intervals.
+"""Pairwise win rates P(i ≻ j) between contestants, with intervals.
 
-Every pair of players answers the same prompts and is judged in both orders; intervals resample prompts, the same ones
+Every pair of contestants answers the same prompts and is judged in both orders; intervals resample prompts, the same ones
 for every entry, so that differences are paired.
 """
 
@@ -20,12 +20,12 @@ NUM_RESAMPLES = 2000
 
 
 class WinRates(NamedTuple):
-  """Entry (i, j): the rate at which player i is preferred to player j; the diagonal is 1/2."""
+  """Entry (i, j): the rate at which contestant i is preferred to contestant j; the diagonal is 1/2."""
 
   labels: tuple[str, ...]
-  mean: Float[np.ndarray, 'players players']
-  low: Float[np.ndarray, 'players players']
-  high: Float[np.ndarray, 'players players']
+  mean: Float[np.ndarray, 'contestants contestants']
+  low: Float[np.ndarray, 'contestants contestants']
+  high: Float[np.ndarray, 'contestants contestants']
   num_prompts: int
   judge: str
 
@@ -37,23 +37,23 @@ def judge_all(
   *,
   batch_size: int = 64,
   advance: Callable[[int], None] = lambda steps: None,
-) -> Float[np.ndarray, 'B players players']:
-  """Preference between every two players on every prompt, the mean over their samples and both orders.
+) -> Float[np.ndarray, 'B contestants contestants']:
+  """Preference between every two contestants on every prompt, the mean over their samples and both orders.
 
   Args:
     judge: P(y ≻ y'|x).
     prompts: B prompts.
-    responses: for each player N = B·k rows, k to a prompt.
+    responses: for each contestant N = B·k rows, k to a prompt.
     batch_size: prompts to a call of the judge.
-    advance: called with 1 after each pair of players.
+    advance: called with 1 after each pair of contestants.
 
   Raises:
     ValueError: the judge answered NaN or something outside [0, 1]; such an answer is no vote.
   """
-  players, size = len(responses), prompts.tokens.shape[0]
-  result = np.full((size, players, players), 0.5)
-  for i in range(players):
-    for j in range(i + 1, players):
+  contestants, size = len(responses), prompts.tokens.shape[0]
+  result = np.full((size, contestants, contestants), 0.5)
+  for i in range(contestants):
+    for j in range(i + 1, contestants):
       forward, backward = (
         _judge_pair(judge, prompts, responses[a], responses[b], batch_size, (a, b))
         for a, b in ((i, j), (j, i))
@@ -64,26 +64,26 @@ def judge_all(
   return result
 
 
-def _judge_pair(judge, prompts, first, second, batch_size, pair) -> Float[np.ndarray, 'B']:
+def _judge_pair(judge, prompts, response, alternative, batch_size, pair) -> Float[np.ndarray, 'B']:
   size = prompts.tokens.shape[0]
-  k = first.shape[0] // size
+  k = response.shape[0] // size
   means = []
   for start in range(0, size, batch_size):
     rows = slice(start, min(start + batch_size, size))
     lanes = slice(rows.start * k, rows.stop * k)
     part = Prompts(prompts.tokens[rows], prompts.index[rows])
-    p = np.asarray(judge(part, first[lanes], second[lanes]), np.float64).reshape(-1, k)
+    p = np.asarray(judge(part, response[lanes], alternative[lanes]), np.float64).reshape(-1, k)
     if not np.all((p >= 0) & (p <= 1)):
       bad = start + int(np.argmin(np.all((p >= 0) & (p <= 1), axis=-1)))
       raise ValueError(
-        f'The judge answered outside [0, 1] on prompt {bad} for players {pair}: no vote.'
+        f'The judge answered outside [0, 1] on prompt {bad} for contestants {pair}: no vote.'
       )
     means.append(p.mean(axis=-1))
   return np.concatenate(means)
 
 
 def summarise(
-  per_prompt: Float[np.ndarray, 'B players players'], labels: Sequence[str], judge: str
+  per_prompt: Float[np.ndarray, 'B contestants contestants'], labels: Sequence[str], judge: str
 ) -> WinRates:
   """Means over prompts with their 95 % intervals."""
   mean, low, high = mean_with_interval(per_prompt)
@@ -95,8 +95,8 @@ def mean_with_interval(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Mean over prompts, and the 95 % percentile interval of the bootstrap over prompts.
 
-  The resampled prompts depend on the seed and the number of prompts alone. For a paired difference between two players
-  pass the difference of their values.
+  The resampled prompts depend on the seed and the number of prompts alone. For a paired difference between two
+  contestants pass the difference of their values.
   """
   size = values.shape[0]
   draws = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES)
@@ -107,7 +107,7 @@ def mean_with_interval(
 
 
 def write(directory: pathlib.Path, rates: WinRates) -> None:
-  """win_rates.csv, labels in the first row and column, and win_rates.json with the intervals."""
+  """Writes win_rates.csv, labels in the first row and column, and win_rates.json with the intervals."""
   with (directory / 'win_rates.csv').open('w', newline='') as file:
     writer = csv.writer(file)
     writer.writerow(['i_beats_j', *rates.labels])

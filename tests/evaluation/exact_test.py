@@ -1,15 +1,15 @@
-"""Exact play: the fixed points of Nash-MD satisfy their equation."""
+"""Exact play against brute force; the fixed points of Nash-MD satisfy their equation."""
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import optimize, special
 
 from nlhf_jax.evaluation import exact
 from nlhf_jax.games import sources
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.3, 0.75, 1.0])
-def test_fixed_points_are_fixed(beta):
+def test_fixed_points(beta):
   """π_β ∝ μ exp(P(y ≻ π_β^{1−β} μ^β)/τ), over the responses that there are and "anything else"."""
   rng, tau = np.random.default_rng(0), 0.2
   scores = rng.normal(size=(2, 3, 6))
@@ -26,3 +26,52 @@ def test_fixed_points_are_fixed(beta):
     mixture = special.softmax((1 - beta) * np.log(policy) + beta * np.log(mu))
     reply = special.softmax(np.log(mu) + preference @ mixture / tau)
     np.testing.assert_allclose(policy, reply, atol=1e-8)
+
+
+def test_brute_force():
+  """Worst case, gap and preference of two policies on small games, by enumeration and by a numerical optimiser."""
+  rng = np.random.default_rng(1)
+  scores = rng.integers(0, 4, (2, 3, 5)).astype(np.float32)
+  scores[1, :, 4] = -np.inf
+  log_probs = np.log(rng.dirichlet(np.ones(5), size=(2, 2)) * 0.95)
+  reference, tau = np.log(np.full((2, 5), 0.19)), 0.1
+  result = exact.evaluate(log_probs, scores, reference, tau)
+  for b in range(2):
+    size = 5 - b
+    table = np.full((size + 1, size + 1), 0.5)
+    for i in range(size):
+      table[i, size], table[size, i] = 1.0, 0.0
+      for j in range(size):
+        votes = [(s[i] > s[j]) + 0.5 * (s[i] == s[j]) for s in scores[b]]
+        table[i, j] = np.mean(votes)
+    p = [np.append(np.exp(x[b, :size]), 1 - np.exp(x[b, :size]).sum()) for x in log_probs]
+    mu = np.append(np.exp(reference[b, :size]), 1 - np.exp(reference[b, :size]).sum())
+    np.testing.assert_allclose(result.preference[b, 0, 1], p[0] @ table @ p[1], atol=1e-9)
+    np.testing.assert_allclose(
+      result.worst_case[b, 0], min(p[0] @ table[:, y] for y in range(size + 1))
+    )
+    kl = lambda q, mu=mu: np.sum(q * np.log(q / mu))
+
+    def loss(logits, p=p, table=table, kl=kl):
+      q = np.exp(logits - np.logaddexp.reduce(logits))
+      return -(q @ table @ p[1] - tau * kl(q) + tau * kl(p[1]))
+
+    best = -optimize.minimize(loss, np.zeros(size + 1)).fun
+    np.testing.assert_allclose(result.duality_gap[b, 1], 2 * best - 1, atol=1e-5)
+    np.testing.assert_allclose(result.kl[b, 1], kl(p[1]), atol=1e-9)
+    assert result.unbeaten[b] == any(all(table[i] >= 0.5) for i in range(size + 1))
+
+
+def test_table_of_prompts_without_a_condorcet_winner():
+  cycle = np.array([[2, 1, 0], [0, 2, 1], [1, 0, 2]], np.float32)  # Three tastes, a cycle.
+  winner = np.array([[2, 1, 0]] * 3, np.float32)
+  scores = np.stack([cycle, winner])
+  uniform = np.log(np.full((2, 3), 1 / 3))
+  first = np.log(np.tile([0.998, 0.001, 0.001], (2, 1)))
+  result = exact.evaluate(np.stack([uniform, first]), scores, uniform, 0.1)
+  table = exact.table(result, ['uniform', 'first'], baseline='first')
+  apart = table['no_condorcet_winner']
+  assert (table['all']['num_prompts'], apart['num_prompts']) == (2, 1)
+  assert apart['worst_case']['mean'][0] == pytest.approx(0.5)
+  assert apart['worst_case']['mean'][1] == pytest.approx(1 / 3, abs=2e-3)
+  assert apart['worst_case_difference']['mean'][0] == pytest.approx(1 / 6, abs=2e-3)

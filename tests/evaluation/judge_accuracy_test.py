@@ -1,0 +1,57 @@
+"""How well a judge predicts votes, by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlhf_jax.evaluation import judge_accuracy
+from nlhf_jax.models import preference_model
+from nlhf_jax.models.policy import as_rollout
+from nlhf_jax.types import Comparison, Prompts
+
+
+def _comparisons(votes, first_lengths):
+  tokens = np.zeros((len(votes), 4), np.int32)
+  for row, length in enumerate(first_lengths):
+    tokens[row, :length] = 1
+  other = np.tile(np.array([[1, 1, 0, 0]], np.int32), (len(votes), 1))
+  return Comparison(
+    Prompts(jnp.zeros((len(votes), 2), jnp.int32), jnp.arange(len(votes))),
+    as_rollout(jnp.asarray(tokens)),
+    as_rollout(jnp.asarray(other)),
+    jnp.asarray(votes),
+  )
+
+
+def test_measures_of_a_judge():
+  comparisons = _comparisons([1.0, 0.0, 1.0, 0.5], [3, 3, 1, 2])
+  answers = np.array([0.9, 0.6, 0.8, 0.5])
+  result = judge_accuracy.measure(
+    lambda x, y, z: answers[np.asarray(x.index)], comparisons, batch_size=3
+  )
+  assert result['accuracy']['mean'] == (1 + 0 + 1 + 0.5) / 4
+  assert result['longer_wins']['mean'] == (1 + 0 + 0 + 0.5) / 4
+  assert result['first_wins']['mean'] == (1 + 0 + 1 + 0.5) / 4
+  losses = [-np.log(0.9), -np.log(0.4), -np.log(0.8), -np.log(0.5)]
+  assert result['log_loss'] == pytest.approx(np.mean(losses))
+  # Each answer has its bin to itself.
+  assert result['calibration_error'] == pytest.approx((0.1 + 0.6 + 0.2 + 0.0) / 4)
+  assert result['accuracy']['low'] <= 0.625 <= result['accuracy']['high']
+
+
+def test_position_bias():
+  """½[σ(s(x, y, y')) + σ(s(x, y', y))] − ½ of raw scores by hand, the mean over all rows of all batches."""
+  comparisons = _comparisons([1.0, 0.0, 1.0], [1, 1, 1])
+  forward, backward = np.array([2.0, 0.0, -1.0]), np.array([1.0, 0.0, 3.0])
+
+  def scores(params, prompts, response, alternative):
+    del response, alternative
+    return params * jnp.asarray(forward)[prompts.index], params * jnp.asarray(backward)[
+      prompts.index
+    ]
+
+  model = preference_model.PreferenceModel(init=None, scores=scores)
+  found = judge_accuracy.position_bias(model, jnp.float32(1.0), comparisons, batch_size=2)
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))
+  expected = np.mean(0.5 * (sigmoid(forward) + sigmoid(backward)) - 0.5)
+  assert found == pytest.approx(expected, abs=1e-6)
