@@ -88,7 +88,7 @@ def read_table(name: str):
   """A game by its name, or from a CSV file."""
   from nlhf_jax.games import sources
 
-  return sources.named(name) or sources.read(pathlib.Path(name))
+  return sources.named(name) or sources.read_table(pathlib.Path(name))
 
 
 def _reference(path: str | None, labels):

@@ -10,13 +10,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.networks import axes
-from nlhf_jax.networks.network import hidden_and_head
+from nlhf_jax.networks.network import Network, hidden_and_head
 from nlhf_jax.types import EOS, PAD, Params, PRNGKey, Prompts, Template
 
 
@@ -85,7 +84,7 @@ EOS_LOGIT = vocabulary_row()
 
 
 def in_encoder(
-  network: nn.Module,
+  network: Network,
   template: Template,
   *,
   head: Head = EOS_LOGIT,
@@ -113,7 +112,7 @@ def in_encoder(
 
 
 def in_decoder(
-  network: nn.Module,
+  network: Network,
   template: Template,
   *,
   head: Head = EOS_LOGIT,
@@ -132,7 +131,7 @@ def in_decoder(
 
 
 def _make(
-  network: nn.Module, template: Template, head: Head, render: Render, score: ScoreFn
+  network: Network, template: Template, head: Head, render: Render, score: ScoreFn
 ) -> Rater:
   num_responses = len(template) - 2
   if num_responses < 1:
@@ -146,7 +145,7 @@ def _make(
   return Rater(init, score, names, render, num_responses)
 
 
-def _with_head(network: nn.Module, head: Head, init, names):
+def _with_head(network: Network, head: Head, init, names):
   """Initialisation and logical axes of a network and a head that has parameters, which are never sharded."""
 
   def init_both(rng):
@@ -161,14 +160,14 @@ def _with_head(network: nn.Module, head: Head, init, names):
   return init_both, names_of_both
 
 
-def _num_features(network: nn.Module, params: Params) -> int:
+def _num_features(network: Network, params: Params) -> int:
   one = jnp.ones((1, 1), jnp.int32)
   hidden = jax.eval_shape(lambda p: hidden_and_head(network, p, one, one, one)[0], params)
   return hidden.shape[-1]
 
 
 def _score_last(
-  network: nn.Module,
+  network: Network,
   head: Head,
   params: Params,
   encoder_tokens: Int[Array, 'B S'],

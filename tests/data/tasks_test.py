@@ -8,13 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.judges import electorate
-from nlhf_jax.judges import extracts
-from nlhf_jax.data import pipeline
-from nlhf_jax.judges import posts
-from nlhf_jax.data import summaries
-from nlhf_jax.data import tasks
-from nlhf_jax.data import vocabularies
+from nlhf_jax.data import pipeline, summaries, tasks, vocabularies
+from nlhf_jax.judges import electorate, extracts, posts
 from nlhf_jax.types import Comparison, Demonstration, Prompts
 
 LENGTHS = {'prompt_length': 64, 'response_length': 4}

@@ -5,10 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from nlhf_jax.data import pipeline, vocabularies, written
 from nlhf_jax.judges import electorate
-from nlhf_jax.data import pipeline
-from nlhf_jax.data import vocabularies
-from nlhf_jax.data import written
 from nlhf_jax.types import Prompts
 
 

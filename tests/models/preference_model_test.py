@@ -1,4 +1,4 @@
-"""The preference model: exactly antisymmetric, blind to padding, and able to hold a cycle; the reward model is not."""
+"""The preference model: exactly antisymmetric, blind to padding, and able to hold a cycle."""
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +6,23 @@ import numpy as np
 import optax
 import pytest
 
-from nlhf_jax import algorithms
-from nlhf_jax.models import reward_model
-from nlhf_jax.models import preference_model as pm
+from nlhf_jax.models import preference_model, rater
 from nlhf_jax.models.policy import as_rollout
-from nlhf_jax.training import loop
 from nlhf_jax.types import Comparison, Prompts
 from tests.conftest import tiny_network
 
 VOCAB = 12
-RATER = pm.RaterPrompt((7, 8), (9,), (10,), (11,))
-REWARD = reward_model.RewardPrompt((7,), (8,), (9,))
+TEMPLATE = ((7, 8), (9,), (10,), (11,))
 
 
-@pytest.fixture(scope='module', params=[pm.in_encoder, pm.in_decoder])
+@pytest.fixture(scope='module', params=[rater.in_encoder, rater.in_decoder])
 def model(request):
-  return request.param(tiny_network(VOCAB), RATER)
+  return preference_model.from_rater(request.param(tiny_network(VOCAB), TEMPLATE))
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return jax.jit(model.init)(jax.random.PRNGKey(0))
 
 
 @pytest.fixture(scope='module')
@@ -34,84 +35,109 @@ def pairs():
   return Prompts(jnp.asarray(prompts), jnp.arange(2)), jnp.asarray(y), jnp.asarray(other)
 
 
-def test_preferences_of_both_orders_add_up_to_exactly_one(model, pairs):
+def test_preferences_of_both_orders_add_up_to_exactly_one(model, params, pairs):
   prompts, y, other = pairs
-  judge = pm.preference_fn(model, jax.jit(model.init)(jax.random.PRNGKey(0)))
+  judge = preference_model.preference_fn(model, params)
   forward, backward = judge(prompts, y, other), judge(prompts, other, y)
   assert np.all(np.asarray(forward) + np.asarray(backward) == 1.0)
   assert np.asarray(forward).std() > 1e-3
   assert np.all(np.asarray(judge(prompts, y, y)) == 0.5)
 
 
-def test_a_pair_is_judged_alike_alone_and_in_company_and_under_more_padding(model, pairs):
+def test_logit_is_antisymmetric_to_the_bit_wherever_a_pair_stands(model, params, pairs):
   prompts, y, other = pairs
-  params = jax.jit(model.init)(jax.random.PRNGKey(0))
-  together = pm.logit(model, params, prompts, y, other)
+  logit = jax.jit(lambda *pair: preference_model.logit(model, params, prompts, *pair))
+  mixed = jnp.where(jnp.arange(6)[:, None] % 2 == 0, y, other)
+  opposite = jnp.where(jnp.arange(6)[:, None] % 2 == 0, other, y)
+  assert np.array_equal(logit(mixed, opposite), -logit(opposite, mixed))
+
+
+def test_logit_is_half_the_difference_of_both_orders(model, params, pairs):
+  prompts, y, other = pairs
+  forward, backward = model.scores(params, prompts, y, other)
+  expected = 0.5 * (forward - backward)
+  np.testing.assert_allclose(
+    preference_model.logit(model, params, prompts, y, other), expected, atol=1e-6
+  )
+
+
+def test_pair_is_judged_alike_in_any_batch_and_under_more_padding(model, params, pairs):
+  prompts, y, other = pairs
+  together = preference_model.logit(model, params, prompts, y, other)
   wide = lambda x: jnp.pad(x, [(0, 0), (0, 3)])
-  padded = pm.logit(
+  padded = preference_model.logit(
     model, params, Prompts(wide(prompts.tokens), prompts.index), wide(y), wide(other)
   )
   np.testing.assert_allclose(together, padded, atol=1e-5)
   second = Prompts(prompts.tokens[1:], prompts.index[1:])
   np.testing.assert_allclose(
-    together[4:5], pm.logit(model, params, second, y[4:5], other[4:5]), atol=1e-5
+    together[4:5], preference_model.logit(model, params, second, y[4:5], other[4:5]), atol=1e-5
   )
-
-
-def test_the_rater_prompt_is_put_together_without_gaps():
-  tokens = jnp.array([[7, 0, 3, 0, 0, 5, 1]])
-  np.testing.assert_array_equal(pm.move_padding_to_end(tokens), [[7, 3, 5, 1, 0, 0, 0]])
 
 
 def test_render_replaces_what_raters_read(pairs):
+  """A rater that reads one constant response is indifferent; one that reads a permuted token judges permuted pairs."""
   prompts, y, other = pairs
-  network = tiny_network(VOCAB)
-  params = jax.jit(pm.in_decoder(network, RATER).init)(jax.random.PRNGKey(0))
-  constant = lambda prompts, responses: jnp.full_like(responses, 3)
-  blind = pm.in_decoder(network, RATER, render=constant)
-  np.testing.assert_array_equal(pm.logit(blind, params, prompts, y, other), jnp.zeros(6))
-
-
-def _cycle() -> Comparison:
-  """One prompt; 2 beats 3 beats 4 beats 2, by 9 votes of 10."""
-  prompts = Prompts(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32))
-  y = jnp.array([[2, 1], [3, 1], [4, 1]])
-  return Comparison(prompts, as_rollout(y), as_rollout(jnp.roll(y, -1, axis=0)), jnp.full(3, 0.9))
-
-
-def _fit(algorithm) -> float:
-  """Log-loss after training on the cycle."""
-  seen = []
-  hooks = loop.Hooks(lambda step, metrics: seen.append(metrics['log_loss']), lambda *_: None)
-  optimizer = optax.adam(2e-2)
-  state = loop.init_state(algorithm, optimizer, seed=0)
-  comparison = _cycle()
-  loop.train(
-    algorithm, optimizer, state, iter(lambda: comparison, None), hooks, num_steps=250, log_every=25
+  make = lambda render: preference_model.from_rater(
+    rater.in_decoder(tiny_network(VOCAB), TEMPLATE, render=render)
   )
-  return seen[-1]
+  blind = make(lambda prompts, responses: jnp.full_like(responses, 3))
+  params = jax.jit(blind.init)(jax.random.PRNGKey(0))
+  np.testing.assert_array_equal(
+    preference_model.logit(blind, params, prompts, y, other), jnp.zeros(6)
+  )
+  swap = lambda x: jnp.where(x == 2, 3, jnp.where(x == 3, 2, x))
+  plain, swapped = make(rater.as_written), make(lambda prompts, responses: swap(responses))
+  np.testing.assert_array_equal(
+    swapped.scores(params, prompts, y, other), plain.scores(params, prompts, swap(y), swap(other))
+  )
 
 
-def test_a_cycle_is_learnt_by_the_preference_model_but_not_by_a_reward():
-  entropy = -0.9 * np.log(0.9) - 0.1 * np.log(0.1)
-  preference = _fit(algorithms.preference(pm.in_decoder(tiny_network(VOCAB), RATER)))
-  reward = _fit(algorithms.reward(reward_model.in_decoder(tiny_network(VOCAB), REWARD)))
-  assert preference == pytest.approx(entropy, abs=0.02)
-  assert reward == pytest.approx(np.log(2), abs=0.01)  # No line holds a cycle: it can only shrug.
-
-
-@pytest.mark.parametrize('layout', [reward_model.in_encoder, reward_model.in_decoder])
-def test_bradley_terry_is_the_sigmoid_of_the_rewards_difference(layout, pairs):
+def test_loss_is_the_cross_entropy_of_the_preference(model, params, pairs):
   prompts, y, other = pairs
-  model = layout(tiny_network(VOCAB), REWARD)
-  reward = reward_model.reward_fn(model, jax.jit(model.init)(jax.random.PRNGKey(0)))
-  judge = reward_model.bradley_terry(reward)
-  expected = jax.nn.sigmoid(reward(prompts, y) - reward(prompts, other))
-  np.testing.assert_allclose(judge(prompts, y, other), expected, atol=1e-6)
-  assert np.all(np.asarray(judge(prompts, y, other)) + np.asarray(judge(prompts, other, y)) == 1.0)
+  votes = jnp.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
+  comparison = Comparison(prompts, as_rollout(y), as_rollout(other), votes)
+  found = preference_model.loss(model, params, comparison)
+  p = np.asarray(preference_model.preference_fn(model, params)(prompts, y, other), np.float64)
+  expected = -votes * np.log(p) - (1 - votes) * np.log(1 - p)
+  np.testing.assert_allclose(found.value, expected, atol=1e-5)
+  assert set(found.metrics) >= {'accuracy', 'log_loss', 'position_bias'}
+
+
+def test_cycle_is_learnt():
+  """2 beats 3 beats 4 beats 2, by 9 votes of 10: the loss falls to the votes' entropy."""
+  model = preference_model.from_rater(rater.in_decoder(tiny_network(VOCAB), TEMPLATE))
+  prompts, y = (
+    Prompts(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32)),
+    jnp.array([[2, 1], [3, 1], [4, 1]]),
+  )
+  comparison = Comparison(
+    prompts, as_rollout(y), as_rollout(jnp.roll(y, -1, axis=0)), jnp.full(3, 0.9)
+  )
+  optimizer = optax.adam(2e-2)
+  objective = lambda params: preference_model.loss(model, params, comparison).value.mean()
+
+  @jax.jit
+  def update(params, state):
+    change, state = optimizer.update(jax.grad(objective)(params), state)
+    return optax.apply_updates(params, change), state
+
+  params = jax.jit(model.init)(jax.random.PRNGKey(0))
+  state = optimizer.init(params)
+  for _ in range(200):
+    params, state = update(params, state)
+  entropy = -0.9 * np.log(0.9) - 0.1 * np.log(0.1)
+  assert objective(params) == pytest.approx(entropy, abs=0.02)
 
 
 def test_position_bias_is_how_much_the_first_place_is_worth():
-  always_first = pm.position_bias(jnp.array([50.0]), jnp.array([50.0]))
-  fair = pm.position_bias(jnp.array([3.0]), jnp.array([-3.0]))
+  always_first = preference_model.position_bias(jnp.array([50.0]), jnp.array([50.0]))
+  fair = preference_model.position_bias(jnp.array([3.0]), jnp.array([-3.0]))
   np.testing.assert_allclose([always_first[0], fair[0]], [0.5, 0.0], atol=1e-6)
+
+
+def test_exact_sigmoid_is_the_sigmoid_and_adds_up_to_one():
+  x = jnp.linspace(-30, 30, 1001)
+  p = np.asarray(preference_model.exact_sigmoid(x))
+  np.testing.assert_allclose(p, 1 / (1 + np.exp(-np.asarray(x, np.float64))), atol=1e-7)
+  assert np.all(p + np.asarray(preference_model.exact_sigmoid(-x)) == 1.0)

@@ -8,10 +8,10 @@ import sys
 import jax
 import pytest
 
-from nlhf_jax.training import experiment
 from nlhf_jax.cli import main
 from nlhf_jax.planning import plan
 from nlhf_jax.runtime import partitioning
+from nlhf_jax.training import experiment
 from tests.runtime import run_of_many
 
 ROOT = pathlib.Path(__file__).parent.parent

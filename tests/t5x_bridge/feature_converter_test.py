@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import seqio
 
+from nlhf_jax.data import tasks, vocabularies
 from nlhf_jax.t5x_bridge import feature_converter
-from nlhf_jax.data import tasks
-from nlhf_jax.data import vocabularies
 
 ROWS = {
   'prompts': {'index': 3, 'prompt': 'ab'},

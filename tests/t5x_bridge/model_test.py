@@ -15,12 +15,10 @@ import pytest
 
 from nlhf_jax import algorithms
 from nlhf_jax.cli import main
-from nlhf_jax.models import policy
-from nlhf_jax.models import preference_model
-from nlhf_jax.models import reward_model
-from nlhf_jax.networks import decoding
+from nlhf_jax.models import policy, preference_model, reward_model
 from nlhf_jax.models.preference_model import RaterPrompt
 from nlhf_jax.models.reward_model import RewardPrompt
+from nlhf_jax.networks import decoding
 from nlhf_jax.training import loop
 from tests.conftest import tiny_network
 
@@ -28,8 +26,8 @@ pytest.importorskip('t5x.train_state', reason='T5X is not installed: see require
 
 from t5x import adafactor
 
-from nlhf_jax.t5x_bridge import model
 from nlhf_jax.data import vocabularies
+from nlhf_jax.t5x_bridge import model
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPES = {'encoder_input_tokens': (4, 5), 'decoder_input_tokens': (4, 3)}
