@@ -2,7 +2,7 @@
 
   python benchmarks/kill_and_resume.py --kills 20 --processes 1 --output out.json
 
-The run is `nlhf train` of the built-in task's SFT stage, or of another gin file; a checkpoint every two steps. Half of the
+The run is `nlhf train` of the built-in task's SFT stage, or of another experiment; a checkpoint every two steps. Half of the
 kills (SIGKILL, to all processes of the run, or to one of them where there are several) come at a random moment of a
 random step, the others while a checkpoint is being written. Prints, and writes, when each came and whether arrays,
 metrics and samples are equal to the last bit.
@@ -41,7 +41,7 @@ class Run:
     self.saved = run_dir / 'checkpoints'
     self.members, count = [], args.processes
     for index in range(count):
-      argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'train', f'--gin_file={args.gin_file}']
+      argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'train', f'--experiment={args.experiment}']
       argv += [f'--run_dir={run_dir}', f'--gin.NUM_STEPS={args.steps}', *SMALL, *args.flags]
       if count > 1:
         argv += [
@@ -127,7 +127,7 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--processes', type=int, default=1)
   parser.add_argument('--steps', type=int, default=400)
-  parser.add_argument('--gin_file', default='configs/experiments/builtin/sft.gin')
+  parser.add_argument('--experiment', default='builtin/sft')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--output', required=True)
   parser.add_argument('flags', nargs='*', help='after --: more flags of `nlhf train`')

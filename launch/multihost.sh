@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains on several hosts. On each of them, with the same arguments: launch/multihost.sh GIN_FILE RUN_DIR [flags of `nlhf train`].
+# Trains on several hosts. On each of them, with the same arguments: launch/multihost.sh GIN_FILE|EXPERIMENT/RUN RUN_DIR
+# [flags of `nlhf train`].
 #
 # RUN_DIR is one directory that all of them see. Which processes belong to the run is given by, in this order:
 #   COORDINATOR_ADDRESS=HOST:PORT, PROCESS_COUNT and PROCESS_INDEX, on plain hosts;
@@ -9,10 +10,11 @@
 set -euo pipefail
 
 if (($# < 2)); then
-  echo "usage: $0 GIN_FILE RUN_DIR [flags of nlhf train]" >&2
+  echo "usage: $0 GIN_FILE|EXPERIMENT/RUN RUN_DIR [flags of nlhf train]" >&2
   exit 2
 fi
-gin_file=$1 run_dir=$2
+run=--experiment="$1" run_dir=$2
+[[ $1 != *.gin ]] || run=--gin_file="$1"
 shift 2
 
 tpu_pod() {
@@ -38,7 +40,7 @@ else
   exit 2
 fi
 
-command=(nlhf train --gin_file="$gin_file" --run_dir="$run_dir" "${join[@]}" "$@")
+command=(nlhf train "$run" --run_dir="$run_dir" "${join[@]}" "$@")
 [[ ${STOPPED_STATUS:-0} == 0 ]] && exec "${command[@]}"
 
 stopped=

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster, from the repository's root: sbatch --nodes=4 launch/slurm.sh GIN_FILE RUN_DIR [flags of `nlhf train`].
+# Trains on a SLURM cluster, from the repository's root: sbatch --nodes=4 launch/slurm.sh GIN_FILE|EXPERIMENT/RUN RUN_DIR
+# [flags of `nlhf train`].
 #
 # Options before launch/slurm.sh win over those below. A process has one GPU, since that is how JAX reads SLURM's tasks; so
 # --ntasks-per-node and --gpus-per-node are the same number. For one process a node: --ntasks-per-node=1, and
@@ -19,7 +20,7 @@
 set -euo pipefail
 
 if (($# < 2)); then
-  echo "usage: sbatch [options] launch/slurm.sh GIN_FILE RUN_DIR [flags of nlhf train]" >&2
+  echo "usage: sbatch [options] launch/slurm.sh GIN_FILE|EXPERIMENT/RUN RUN_DIR [flags of nlhf train]" >&2
   exit 2
 fi
 # SLURM runs a copy of this file, so its own path is of no use.

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Runs `nlhf train` once for each setting of a grid or a list of gin bindings, on one of several engines, and compares.
 
-  python launch/sweep.py --gin_file=configs/experiments/builtin/nash_md_pg.gin --output_dir=runs/beta \\
-    --grid BETA=0,0.125,0.5,1 --grid SEED=0,1,2 --evaluation=configs/experiments/builtin/evaluation.gin --reference=sft
+  python launch/sweep.py --experiment=builtin/nash_md_pg --output_dir=runs/beta --reference=sft \\
+    --grid algorithms.nash_md_pg.beta=0,0.125,0.5,1 --grid SEED=0,1,2 \\
+    --evaluation=configs/experiments/builtin/evaluation.gin
 
 A run's directory is in OUTPUT_DIR under the name of its bindings, beside those that it starts from and is judged by. What
 is done is not run again, what was interrupted goes on, what fails is named while the rest goes on. Engines: `local`
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the sweep; its exit status."""
   args = _parse(argv)
   try:
+    if not args.experiment and not args.gin_file:
+      raise ValueError('Name the runs with --experiment EXPERIMENT/RUN, or with --gin_file FILE.')
     settings = parse_settings(args.grid, args.list)
     output_dir = pathlib.Path(args.output_dir)
     _claim(output_dir, args)
@@ -55,7 +58,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--gin_file', action='append', required=True, help='of the runs (repeatable)')
+  parser.add_argument('--experiment', help='EXPERIMENT/RUN: a run of its stages.txt')
+  parser.add_argument(
+    '--gin_file', action='append', default=[], help='of the runs (repeatable; the later wins)'
+  )
   parser.add_argument('--output_dir', required=True, help='the parent of all runs')
   parser.add_argument(
     '--grid',
@@ -132,7 +138,7 @@ def run_name(setting: Setting) -> str:
 
 def _claim(output_dir: pathlib.Path, args: argparse.Namespace) -> None:
   """Refuses a directory of another sweep; its settings may be others."""
-  mine = {'gin_file': args.gin_file, 'flags': args.flags}
+  mine = {'experiment': args.experiment, 'gin_file': args.gin_file, 'flags': args.flags}
   path = output_dir / 'sweep.json'
   if path.is_file() and json.loads(path.read_text()) != mine:
     raise ValueError(
@@ -157,10 +163,11 @@ def is_done(run_dir: pathlib.Path) -> bool:
 
 def command(args: argparse.Namespace, setting: Setting) -> list[str]:
   """The `nlhf train` of a setting."""
-  files = [f'--gin_file={file}' for file in args.gin_file]
+  runs = [f'--experiment={args.experiment}'] if args.experiment else []
+  runs += [f'--gin_file={file}' for file in args.gin_file]
   bindings = [f'--gin.{name}={value}' for name, value in setting.items()]
   run_dir = f'--run_dir={pathlib.Path(args.output_dir) / run_name(setting)}'
-  return ['nlhf', 'train', *files, run_dir, *bindings, *args.flags]
+  return ['nlhf', 'train', *runs, run_dir, *bindings, *args.flags]
 
 
 def run(args: argparse.Namespace, setting: Setting) -> int:

@@ -1,7 +1,7 @@
 """Trains on Google Cloud's Vertex AI through XManager: one image of this repository, on one to four hosts with GPUs.
 
   pip install xmanager
-  python launch/xmanager.py --nodes=2 --accelerator=a100 --count=8 -- --gin_file=FILE --run_dir=/gcs/BUCKET/RUN [flags of nlhf train]
+  python launch/xmanager.py --nodes=2 --accelerator=a100 --count=8 -- --experiment=NAME --run_dir=/gcs/BUCKET/RUN [flags of nlhf train]
 
 What follows `--` goes to every host as it is. Vertex mounts buckets at /gcs, where all hosts see one run directory. A run that is
 started again with the same flags resumes where it stopped. XManager's own flags (--xm_...) work too, as does its set-up of

@@ -11,6 +11,8 @@ import time
 import pytest
 import yaml
 
+from nlhf_jax.cli import experiments
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LAUNCH = ROOT / 'launch'
 GIVEN = {
@@ -72,6 +74,13 @@ def test_multihost_joins(path, where, status):
   join = PLAIN if where == 'plain' else ['--multihost']
   expected = ['train', '--gin_file=a.gin', '--run_dir=my runs/a', *join, *AWKWARD]
   assert called(path, 'nlhf') == expected
+
+
+@pytest.mark.parametrize('script', ['local.sh', 'multihost.sh'])
+def test_experiment_by_name(path, script):
+  assert run(path, script, 'tldr/nash_md_1', 'a', *AWKWARD, **GIVEN['slurm']) == (0, '')
+  assert called(path, 'nlhf')[:3] == ['train', '--experiment=tldr/nash_md_1', '--run_dir=a']
+  assert called(path, 'nlhf')[-2:] == AWKWARD
 
 
 def test_multihost_on_a_tpu_pod(path):
@@ -177,7 +186,8 @@ def test_jobset():
   across = [int(n) for n in pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x')]
   chips = job['parallelism'] * container['resources']['limits']['google.com/tpu']
   assert job['parallelism'] == job['completions'] and chips == across[0] * across[1]
-  assert (ROOT / container['args'][0]).is_file() and (ROOT / container['command'][1]).is_file()
+  assert (ROOT / container['command'][1]).is_file()
+  assert experiments.stage(container['args'][0]).files
 
 
 def test_xmanager_jobs(tmp_path):

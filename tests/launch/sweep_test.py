@@ -63,6 +63,18 @@ def test_grid_is_run_once(start):
   assert (other.returncode, 'holds another sweep' in other.stderr) == (2, True)
 
 
+def test_error_of_runs_without_a_name(tmp_path, capsys):
+  assert sweep.main([f'--output_dir={tmp_path / "new"}', '--grid', 'A=1']) == 2
+  assert 'Name the runs with --experiment EXPERIMENT/RUN' in capsys.readouterr().err
+  assert not (tmp_path / 'new').exists()
+
+
+def test_command_of_an_experiment():
+  args = argparse.Namespace(experiment='a/b', gin_file=['c.gin'], output_dir='o', flags=['--x'])
+  expected = 'nlhf train --experiment=a/b --gin_file=c.gin --run_dir=o/A=1 --gin.A=1 --x'.split()
+  assert sweep.command(args, {'A': '1'}) == expected
+
+
 def test_job_array(start):
   (start.dir / 'BETA=0,SEED=1' / 'checkpoints' / '7').mkdir(parents=True)
   fields = {'Experiment.num_steps': 7, 'Other.num_steps': 8}
