@@ -58,6 +58,7 @@ def file_batches(directory: pathlib.Path) -> list[games.PreferenceGame]:
 
 
 def one_by_one(batch):
+  """The games of a batch."""
   return [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(len(batch.tau))]
 
 

@@ -202,7 +202,9 @@ def show(result: dict) -> None:
     limit = complete['limit of update']
     row('update', complete['update'], 'its limit', limit, limit / complete['update'])
     for name in ('sample', 'score'):
-      row(name, complete[name], 'complete step', complete['step'], complete[name] / complete['step'])
+      row(
+        name, complete[name], 'complete step', complete['step'], complete[name] / complete['step']
+      )
     compiling = complete['first step, compiling']
     row('first step', compiling, 'complete step', complete['step'], compiling / complete['step'])
   others = dict(result.get('peers', {}))
