@@ -1,12 +1,11 @@
-"""What T5X's trainer gets to see of our tasks."""
+"""What T5X's trainer gets of our tasks."""
 
 import numpy as np
 import pytest
 import seqio
 
+from nlhf_jax.data import tasks, vocabularies
 from nlhf_jax.t5x_bridge import feature_converter
-from nlhf_jax.data import tasks
-from nlhf_jax.data import vocabularies
 
 ROWS = {
   'prompts': {'index': 3, 'prompt': 'ab'},
@@ -38,7 +37,8 @@ def read(kind, lengths, **options):
   [
     ('prompts', {'decoder_input_tokens': [0, 0, 0]}),
     (
-      'demonstrations',  # 'cde' and EOS are one token too many.
+      # 'cde' and EOS are one token too many.
+      'demonstrations',
       {
         'decoder_target_tokens': [102, 103, 104],
         'decoder_input_tokens': [0, 102, 103],
