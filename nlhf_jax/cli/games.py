@@ -80,7 +80,7 @@ def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[
 
   if not several or name not in solvers.NAMED:
     return settings
-  takes = solvers.settings_of(name)
+  takes = solvers.settings(name)
   return {key: value for key, value in settings.items() if key in takes}
 
 

@@ -37,6 +37,7 @@ class T5XModule(nn.Module):
     encoder_segment_ids: Int[Array, 'B S'] | None = None,
     enable_dropout: bool = True,
   ) -> Float[Array, 'B S E']:
+    """What the decoder reads of prompts."""
     return self.module.encode(
       encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout
     )

@@ -18,7 +18,7 @@ def abstracts(test_data: pathlib.Path):
   return written.scitldr(str(test_data / 'scitldr'), vocabulary)
 
 
-def test_an_extract_is_scored_like_its_text(abstracts):
+def test_text_is_scored_like_its_extract(abstracts):
   for post in abstracts.posts[:20]:
     expected = electorate.annotator_scores(post)
     for number, selection in enumerate(electorate.selections()):
@@ -27,8 +27,8 @@ def test_an_extract_is_scored_like_its_text(abstracts):
         np.testing.assert_allclose(written.scores(post, text), expected[:, number], atol=1e-4)
 
 
-def test_the_judge_reads_tokens(abstracts):
-  """Two responses to each of two prompts; an empty one loses to anything."""
+def test_judge_reads_tokens(abstracts):
+  """Two responses to each of two prompts; an empty one loses to any other."""
   rows = [1, 4]
   texts = [text for n in rows for text in (abstracts.summaries[n], abstracts.posts[n].sentences[0])]
   tokens = np.zeros((4, 200), np.int32)

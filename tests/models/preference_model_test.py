@@ -1,5 +1,7 @@
 """The preference model: exactly antisymmetric, blind to padding, and able to hold a cycle."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from nlhf_jax.models import preference_model, rater
 from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.types import Comparison, Prompts
-from tests.conftest import tiny_network
+from tests.tiny import t5_network
 
 VOCAB = 12
 TEMPLATE = ((7, 8), (9,), (10,), (11,))
@@ -17,12 +19,16 @@ TEMPLATE = ((7, 8), (9,), (10,), (11,))
 
 @pytest.fixture(scope='module', params=[rater.in_encoder, rater.in_decoder])
 def model(request):
-  return preference_model.from_rater(request.param(tiny_network(VOCAB), TEMPLATE))
+  return preference_model.from_rater(request.param(t5_network(vocab_size=VOCAB), TEMPLATE))
 
 
 @pytest.fixture(scope='module')
 def params(model):
   return jax.jit(model.init)(jax.random.PRNGKey(0))
+
+
+def _logit(model, params, prompts, y, other):
+  return jax.jit(functools.partial(preference_model.logit, model))(params, prompts, y, other)
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +52,7 @@ def test_preferences_of_both_orders_add_up_to_exactly_one(model, params, pairs):
 
 def test_logit_is_antisymmetric_to_the_bit_wherever_a_pair_stands(model, params, pairs):
   prompts, y, other = pairs
-  logit = jax.jit(lambda *pair: preference_model.logit(model, params, prompts, *pair))
+  logit = functools.partial(_logit, model, params, prompts)
   mixed = jnp.where(jnp.arange(6)[:, None] % 2 == 0, y, other)
   opposite = jnp.where(jnp.arange(6)[:, None] % 2 == 0, other, y)
   assert np.array_equal(logit(mixed, opposite), -logit(opposite, mixed))
@@ -54,42 +60,34 @@ def test_logit_is_antisymmetric_to_the_bit_wherever_a_pair_stands(model, params,
 
 def test_logit_is_half_the_difference_of_both_orders(model, params, pairs):
   prompts, y, other = pairs
-  forward, backward = model.scores(params, prompts, y, other)
+  forward, backward = jax.jit(model.scores)(params, prompts, y, other)
   expected = 0.5 * (forward - backward)
-  np.testing.assert_allclose(
-    preference_model.logit(model, params, prompts, y, other), expected, atol=1e-6
-  )
+  np.testing.assert_allclose(_logit(model, params, prompts, y, other), expected, atol=1e-6)
 
 
 def test_pair_is_judged_alike_in_any_batch_and_under_more_padding(model, params, pairs):
   prompts, y, other = pairs
-  together = preference_model.logit(model, params, prompts, y, other)
+  together = _logit(model, params, prompts, y, other)
   wide = lambda x: jnp.pad(x, [(0, 0), (0, 3)])
-  padded = preference_model.logit(
-    model, params, Prompts(wide(prompts.tokens), prompts.index), wide(y), wide(other)
-  )
-  np.testing.assert_allclose(together, padded, atol=1e-5)
-  second = Prompts(prompts.tokens[1:], prompts.index[1:])
-  np.testing.assert_allclose(
-    together[4:5], preference_model.logit(model, params, second, y[4:5], other[4:5]), atol=1e-5
-  )
+  second = Prompts(wide(prompts.tokens[1:]), prompts.index[1:])
+  alone = _logit(model, params, second, wide(y[4:5]), wide(other[4:5]))
+  np.testing.assert_allclose(together[4:5], alone, atol=1e-5)
 
 
 def test_render_replaces_what_raters_read(pairs):
-  """A rater that reads one constant response is indifferent; one that reads a permuted token judges permuted pairs."""
+  """Read as a constant, all responses are alike; read with two tokens swapped, they are other responses."""
   prompts, y, other = pairs
   make = lambda render: preference_model.from_rater(
-    rater.in_decoder(tiny_network(VOCAB), TEMPLATE, render=render)
+    rater.in_decoder(t5_network(vocab_size=VOCAB), TEMPLATE, render=render)
   )
   blind = make(lambda prompts, responses: jnp.full_like(responses, 3))
   params = jax.jit(blind.init)(jax.random.PRNGKey(0))
-  np.testing.assert_array_equal(
-    preference_model.logit(blind, params, prompts, y, other), jnp.zeros(6)
-  )
+  np.testing.assert_array_equal(_logit(blind, params, prompts, y, other), jnp.zeros(6))
   swap = lambda x: jnp.where(x == 2, 3, jnp.where(x == 3, 2, x))
   plain, swapped = make(rater.as_written), make(lambda prompts, responses: swap(responses))
   np.testing.assert_array_equal(
-    swapped.scores(params, prompts, y, other), plain.scores(params, prompts, swap(y), swap(other))
+    jax.jit(swapped.scores)(params, prompts, y, other),
+    jax.jit(plain.scores)(params, prompts, swap(y), swap(other)),
   )
 
 
@@ -97,7 +95,7 @@ def test_loss_is_the_cross_entropy_of_the_preference(model, params, pairs):
   prompts, y, other = pairs
   votes = jnp.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
   comparison = Comparison(prompts, as_rollout(y), as_rollout(other), votes)
-  found = preference_model.loss(model, params, comparison)
+  found = jax.jit(functools.partial(preference_model.loss, model))(params, comparison)
   p = np.asarray(preference_model.preference_fn(model, params)(prompts, y, other), np.float64)
   expected = -votes * np.log(p) - (1 - votes) * np.log(1 - p)
   np.testing.assert_allclose(found.value, expected, atol=1e-5)
@@ -106,28 +104,26 @@ def test_loss_is_the_cross_entropy_of_the_preference(model, params, pairs):
 
 def test_cycle_is_learnt():
   """2 beats 3 beats 4 beats 2, by 9 votes of 10: the loss falls to the votes' entropy."""
-  model = preference_model.from_rater(rater.in_decoder(tiny_network(VOCAB), TEMPLATE))
-  prompts, y = (
-    Prompts(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32)),
-    jnp.array([[2, 1], [3, 1], [4, 1]]),
-  )
-  comparison = Comparison(
-    prompts, as_rollout(y), as_rollout(jnp.roll(y, -1, axis=0)), jnp.full(3, 0.9)
-  )
+  model = preference_model.from_rater(rater.in_decoder(t5_network(vocab_size=VOCAB), TEMPLATE))
+  prompts = Prompts(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32))
+  y = jnp.array([[2, 1], [3, 1], [4, 1]])
+  pair = as_rollout(y), as_rollout(jnp.roll(y, -1, axis=0))
+  comparison = Comparison(prompts, *pair, jnp.full(3, 0.9))
   optimizer = optax.adam(2e-2)
   objective = lambda params: preference_model.loss(model, params, comparison).value.mean()
 
   @jax.jit
   def update(params, state):
-    change, state = optimizer.update(jax.grad(objective)(params), state)
-    return optax.apply_updates(params, change), state
+    value, gradient = jax.value_and_grad(objective)(params)
+    change, state = optimizer.update(gradient, state)
+    return optax.apply_updates(params, change), state, value
 
   params = jax.jit(model.init)(jax.random.PRNGKey(0))
-  state = optimizer.init(params)
+  state = jax.jit(optimizer.init)(params)
   for _ in range(200):
-    params, state = update(params, state)
+    params, state, value = update(params, state)
   entropy = -0.9 * np.log(0.9) - 0.1 * np.log(0.1)
-  assert objective(params) == pytest.approx(entropy, abs=0.02)
+  assert value == pytest.approx(entropy, abs=0.02)
 
 
 def test_position_bias_is_how_much_the_first_place_is_worth():

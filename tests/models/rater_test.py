@@ -1,5 +1,7 @@
 """Raters: a filled template, read in either layout, scored by a head."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from nlhf_jax.models import preference_model, rater, reward_model
 from nlhf_jax.networks.network import hidden_and_head
 from nlhf_jax.types import Prompts
-from tests.conftest import tiny_network
+from tests.tiny import t5_network
 
 VOCAB = 14
 TEMPLATE = ((7, 8), (9,), (10,), (), (11, 12))
@@ -30,7 +32,7 @@ def _pad(rows, length):
 
 @pytest.fixture(scope='module')
 def network():
-  return tiny_network(VOCAB)
+  return t5_network(vocab_size=VOCAB)
 
 
 @pytest.fixture(scope='module')
@@ -50,44 +52,57 @@ def responses():
   return [_pad([[*ids, 1] for ids in column], 5) for column in columns]
 
 
-def _pass(network, params, encoder_tokens, decoder_tokens):
-  """Last hidden state and logits of one row, given as lists, without any padding."""
-  inputs = jnp.array([[0, *decoder_tokens]])
+@functools.partial(jax.jit, static_argnums=0)
+def _pass(network, params, encoder_tokens, inputs):
   hidden, to_logits = hidden_and_head(
-    network, params, jnp.array([encoder_tokens]), inputs, jnp.ones_like(inputs)
+    network, params, encoder_tokens, inputs, jnp.ones_like(inputs)
   )
   return hidden[0, -1], to_logits(hidden)[0, -1]
 
 
-def _parts(row):
-  """The text with what precedes it, and what follows it, of one row of RESPONSES."""
-  first, *rest = TEMPLATE
-  after = [*rest[0]]
-  for response, piece in zip(RESPONSES[row], rest[1:], strict=True):
-    after += [*response, *piece]
-  return [*first, *PROMPTS[row // 2]], after
+def _passes(network, params, layout):
+  """Last hidden state and logits of each row alone: its template filled by hand, without any padding."""
+  results = []
+  for row, responses in enumerate(RESPONSES):
+    first, second, *rest = TEMPLATE
+    before, after = [*first, *PROMPTS[row // 2]], [*second]
+    for response, piece in zip(responses, rest, strict=True):
+      after += [*response, *piece]
+    read, written = (before + after, []) if layout == 'encoder' else (before, after)
+    results.append(_pass(network, params, jnp.array([read]), jnp.array([[0, *written]])))
+  return tuple(np.stack(column) for column in zip(*results, strict=True))
+
+
+def _score(model, params, prompts, responses):
+  return jax.jit(model.score)(params, prompts, *responses)
+
+
+@pytest.fixture(scope='module')
+def in_decoder_by_hand(network, params):
+  return _passes(network, params, 'decoder')
 
 
 def test_in_encoder_scores_the_filled_template(network, params, prompts, responses):
-  """Against a pass of each row alone, its template filled by hand."""
-  found = rater.in_encoder(network, TEMPLATE).score(params, prompts, *responses)
-  for row, score in enumerate(found):
-    before, after = _parts(row)
-    assert score == pytest.approx(float(_pass(network, params, before + after, [])[1][1]), abs=1e-5)
-
-
-def test_in_decoder_scores_the_filled_template(network, params, prompts, responses):
-  found = rater.in_decoder(network, TEMPLATE).score(params, prompts, *responses)
-  for row, score in enumerate(found):
-    assert score == pytest.approx(float(_pass(network, params, *_parts(row))[1][1]), abs=1e-5)
+  found = _score(rater.in_encoder(network, TEMPLATE), params, prompts, responses)
+  _, logits = _passes(network, params, 'encoder')
+  np.testing.assert_allclose(found, logits[:, 1], atol=1e-5)
   assert np.std(found) > 1e-3
 
 
-def test_vocabulary_row_is_the_logit_of_its_token(network, params, prompts, responses):
+def test_in_decoder_scores_the_filled_template(
+  network, params, prompts, responses, in_decoder_by_hand
+):
+  found = _score(rater.in_decoder(network, TEMPLATE), params, prompts, responses)
+  np.testing.assert_allclose(found, in_decoder_by_hand[1][:, 1], atol=1e-5)
+  assert np.std(found) > 1e-3
+
+
+def test_vocabulary_row_is_the_logit_of_its_token(
+  network, params, prompts, responses, in_decoder_by_hand
+):
   model = rater.in_decoder(network, TEMPLATE, head=rater.vocabulary_row(5))
-  found = model.score(params, prompts, *responses)
-  expected = [float(_pass(network, params, *_parts(row))[1][5]) for row in range(4)]
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  found = _score(model, params, prompts, responses)
+  np.testing.assert_allclose(found, in_decoder_by_hand[1][:, 5], atol=1e-5)
 
 
 def _linear_head():
@@ -95,16 +110,24 @@ def _linear_head():
   return rater.Head(lambda params, hidden, to_logits: hidden @ params['kernel'], init)
 
 
+def test_linear_head_reads_the_last_hidden_state(
+  network, params, prompts, responses, in_decoder_by_hand
+):
+  model = rater.in_decoder(network, TEMPLATE, head=_linear_head())
+  kernel = jnp.linspace(-1, 1, 8)
+  both = {'network': params, 'head': {'kernel': kernel}}
+  found = _score(model, both, prompts, responses)
+  np.testing.assert_allclose(found, in_decoder_by_hand[0] @ kernel, atol=1e-5)
+
+
 def test_head_parameters_stand_beside_the_networks(network, prompts, responses):
-  """A linear head: its kernel has the size of the hidden state, and both are trained."""
+  """A kernel of the hidden state's size; both are trained."""
   model = rater.in_decoder(network, TEMPLATE, head=_linear_head())
   params = jax.jit(model.init)(jax.random.PRNGKey(1))
   assert set(params) == {'network', 'head'}
-  found = model.score(params, prompts, *responses)
-  for row, score in enumerate(found):
-    hidden, _ = _pass(network, params['network'], *_parts(row))
-    assert score == pytest.approx(float(hidden @ params['head']['kernel']), abs=1e-5)
-  gradient = jax.grad(lambda p: model.score(p, prompts, *responses).sum())(params)
+  assert params['head']['kernel'].shape == (8,)
+  total = lambda params: model.score(params, prompts, *responses).sum()
+  gradient = jax.jit(jax.grad(total))(params)
   assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient['head']))
   assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient['network']))
 

@@ -1,5 +1,7 @@
 """The reward model and the Bradley-Terry preference made of it, which can hold no cycle."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from nlhf_jax.models import rater, reward_model
 from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.types import Comparison, Prompts
-from tests.conftest import tiny_network
+from tests.tiny import t5_network
 
 VOCAB = 12
 TEMPLATE = ((7,), (8,), (9,))
@@ -17,7 +19,7 @@ TEMPLATE = ((7,), (8,), (9,))
 
 @pytest.fixture(scope='module', params=[rater.in_encoder, rater.in_decoder])
 def model(request):
-  return reward_model.from_rater(request.param(tiny_network(VOCAB), TEMPLATE))
+  return reward_model.from_rater(request.param(t5_network(vocab_size=VOCAB), TEMPLATE))
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +41,7 @@ def test_reward_of_a_response_depends_on_its_own_prompt_alone(model, params, pai
   prompts, y, _ = pairs
   reward = reward_model.reward_fn(model, params)
   together = reward(prompts, y)
-  for row in range(6):
+  for row in range(0, 6, 2):
     alone = Prompts(prompts.tokens[row // 3][None], prompts.index[row // 3][None])
     assert reward(alone, y[row : row + 1])[0] == pytest.approx(float(together[row]), abs=1e-5)
   other = Prompts(prompts.tokens[::-1], prompts.index[::-1])
@@ -79,39 +81,41 @@ def test_loss_is_the_cross_entropy_of_the_difference(model, params, pairs):
   reward = reward_model.reward_fn(model, params)
   z = np.asarray(reward(prompts, y) - reward(prompts, other), np.float64)
   expected = np.log1p(np.exp(-z)) * votes + np.log1p(np.exp(z)) * (1 - votes)
-  np.testing.assert_allclose(
-    reward_model.loss(model, params, comparison).value, expected, atol=1e-5
-  )
+  found = jax.jit(functools.partial(reward_model.loss, model))(params, comparison).value
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def _fit(preference):
-  """Loss after training on 2 against 3, 3 against 4 and 4 against 2."""
-  model = reward_model.from_rater(rater.in_decoder(tiny_network(VOCAB), TEMPLATE))
-  prompts, y = (
-    Prompts(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32)),
-    jnp.array([[2, 1], [3, 1], [4, 1]]),
-  )
-  comparison = Comparison(
-    prompts, as_rollout(y), as_rollout(jnp.roll(y, -1, axis=0)), jnp.asarray(preference)
-  )
+@pytest.fixture(scope='module')
+def fit():
+  """Loss after training on votes about 2 against 3, 3 against 4 and 4 against 2."""
+  model = reward_model.from_rater(rater.in_decoder(t5_network(vocab_size=VOCAB), TEMPLATE))
+  prompts = Prompts(jnp.array([[5, 6]]), jnp.zeros(1, jnp.int32))
+  y = jnp.array([[2, 1], [3, 1], [4, 1]])
+  pair = as_rollout(y), as_rollout(jnp.roll(y, -1, axis=0))
   optimizer = optax.adam(2e-2)
-  objective = lambda params: reward_model.loss(model, params, comparison).value.mean()
+
+  def objective(params, votes):
+    return reward_model.loss(model, params, Comparison(prompts, *pair, votes)).value.mean()
 
   @jax.jit
-  def update(params, state):
-    change, state = optimizer.update(jax.grad(objective)(params), state)
-    return optax.apply_updates(params, change), state
+  def update(params, state, votes):
+    value, gradient = jax.value_and_grad(objective)(params, votes)
+    change, state = optimizer.update(gradient, state)
+    return optax.apply_updates(params, change), state, value
 
-  params = jax.jit(model.init)(jax.random.PRNGKey(0))
-  state = optimizer.init(params)
-  for _ in range(200):
-    params, state = update(params, state)
-  return float(objective(params))
+  def run(votes):
+    params = jax.jit(model.init)(jax.random.PRNGKey(0))
+    state = jax.jit(optimizer.init)(params)
+    for _ in range(200):
+      params, state, value = update(params, state, jnp.asarray(votes, jnp.float32))
+    return float(value)
+
+  return run
 
 
-def test_order_is_learnt_but_no_cycle():
+def test_order_is_learnt_but_no_cycle(fit):
   """r = (1, 0, −1) fits votes σ(1), σ(1), σ(−2) exactly; a cycle leaves any line at log 2."""
   line = 1 / (1 + np.exp(-np.array([1.0, 1.0, -2.0])))
   entropy = np.mean(-line * np.log(line) - (1 - line) * np.log(1 - line))
-  assert _fit(line) == pytest.approx(entropy, abs=0.01)
-  assert _fit(np.full(3, 0.9)) == pytest.approx(np.log(2), abs=0.01)
+  assert fit(line) == pytest.approx(entropy, abs=0.01)
+  assert fit(np.full(3, 0.9)) == pytest.approx(np.log(2), abs=0.01)

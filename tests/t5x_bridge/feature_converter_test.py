@@ -1,4 +1,4 @@
-"""What T5X's trainer gets to see of our tasks."""
+"""What T5X's trainer gets of our tasks."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,8 @@ def read(kind, lengths, **options):
   [
     ('prompts', {'decoder_input_tokens': [0, 0, 0]}),
     (
-      'demonstrations',  # 'cde' and EOS are one token too many.
+      # 'cde' and EOS are one token too many.
+      'demonstrations',
       {
         'decoder_target_tokens': [102, 103, 104],
         'decoder_input_tokens': [0, 102, 103],

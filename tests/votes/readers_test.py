@@ -1,4 +1,4 @@
-"""Files are read strictly; what is said of one post never straddles a split."""
+"""Files are checked strictly; rows of one post are in one split."""
 
 import json
 
@@ -40,7 +40,7 @@ def comparison(**changes):
     (comparison(info={'id': 3}), "field 'info.id' must be a string, got int"),
   ],
 )
-def test_a_malformed_line_is_named(tmp_path, caplog, row, message):
+def test_malformed_line_is_named(tmp_path, caplog, row, message):
   path = write(tmp_path / 'data.jsonl', comparison(), row, comparison())
   with pytest.raises(ValueError, match=message):
     list(readers.read_jsonl(path, readers.openai_comparison))
@@ -48,12 +48,12 @@ def test_a_malformed_line_is_named(tmp_path, caplog, row, message):
   assert 'skipped 1 malformed' in caplog.text
 
 
-def test_a_missing_file_names_the_remedy(tmp_path):
-  with pytest.raises(FileNotFoundError, match='name the directory that holds it with --data_dir'):
+def test_missing_file_names_the_remedy(tmp_path):
+  with pytest.raises(FileNotFoundError, match='give the directory of the data as data_dir'):
     list(readers.read_jsonl(tmp_path / 'none.jsonl', readers.tldr))
 
 
-def test_openai_comparisons_keep_the_files_order_and_say_who_won(tmp_path):
+def test_openai_comparisons_keep_order_and_choice(tmp_path):
   row = readers.openai_comparison(comparison())
   assert (row['response'], row['alternative'], row['preference']) == ('a', 'b', 0.0)
   assert str(row['prompt']) == 'SUBREDDIT: r/s\n\nTITLE: T\n\nPOST: A post.\n\nTL;DR:'
@@ -69,7 +69,7 @@ def test_votes_on_a_pair_are_merged_in_either_order():
   assert merged[0]['preference'] == pytest.approx(2 / 3)
 
 
-def test_the_side_of_the_chosen_says_nothing():
+def test_side_of_the_chosen_tells_nothing():
   rows = [
     readers.chosen_rejected({'prompt': 'p', 'chosen': f'c{n}', 'rejected': f'r{n}'})
     for n in range(400)
@@ -78,27 +78,20 @@ def test_the_side_of_the_chosen_says_nothing():
   assert 150 < sum(row['preference'] for row in rows) < 250
 
 
-def test_a_long_post_is_cut_at_its_last_newline():
-  row = readers.tldr(
-    {
-      'id': '1',
-      'subreddit': 's',
-      'title': 't',
-      'post': 'one two\nthree four\nfive',
-      'summary': 'sum',
-    }
-  )
+def test_long_post_ends_at_a_newline():
+  fields = {'id': '1', 'subreddit': 's', 'title': 't', 'summary': 'sum'}
+  row = readers.tldr(fields | {'post': 'one two\nthree four\nfive'})
   count = lambda text: len(text.split())
   full = count(str(row['prompt']))
-  assert 'five' not in readers.fit(row['prompt'], count, full - 1)
-  assert 'three four' in readers.fit(row['prompt'], count, full - 1)
-  cut = readers.fit(row['prompt'], count, full - 2)
-  assert 'three' not in cut
-  assert cut.endswith('POST: one two\n\nTL;DR:')
+  assert 'five' not in readers.fit_prompt(row['prompt'], count, full - 1)
+  assert 'three four' in readers.fit_prompt(row['prompt'], count, full - 1)
+  shortened = readers.fit_prompt(row['prompt'], count, full - 2)
+  assert 'three' not in shortened
+  assert shortened.endswith('POST: one two\n\nTL;DR:')
 
 
 def test_splits_are_a_function_of_the_post_alone():
   fractions = {'train': 0.8, 'test': 0.2}
-  splits = [readers.split_of(f'post {n}', fractions) for n in range(2000)]
-  assert splits == [readers.split_of(f'post {n}', fractions) for n in range(2000)]
+  splits = [readers.hash_split(f'post {n}', fractions) for n in range(2000)]
+  assert splits == [readers.hash_split(f'post {n}', fractions) for n in range(2000)]
   assert splits.count('test') == pytest.approx(400, abs=70)
