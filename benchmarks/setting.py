@@ -3,7 +3,6 @@
 Needs JAX and Flax alone. Import it before JAX.
 """
 
-import argparse
 import dataclasses
 import functools
 import os
@@ -179,26 +178,3 @@ def operations(setting: Setting) -> float:
   attention = 2 * joined * (cfg.num_encoder_layers * prompt**2)
   attention += 2 * joined * cfg.num_decoder_layers * response * (prompt + response / 2)
   return 2 * batch * (on_prompt * prompt + on_response * response + attention)
-
-
-def arguments(description: str) -> argparse.ArgumentParser:
-  """A parser of the flags that choose a setting."""
-  parser = argparse.ArgumentParser(
-    description=description, formatter_class=argparse.RawTextHelpFormatter
-  )
-  add = parser.add_argument
-  add('--size', choices=SIZES, default='test')
-  add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of activations')
-  add('--batch', type=int, default=8)
-  add('--prompt', type=int, default=256)
-  add('--response', type=int, default=32)
-  add('--scan', action='store_true', help='one compiled layer for all in training')
-  add('--remat', default='none', help='none, layers or dots')
-  add('--output', required=True)
-  return parser
-
-
-def make(args: argparse.Namespace) -> Setting:
-  """The setting that the flags choose."""
-  sizes = args.size, args.dtype, args.batch, args.prompt, args.response
-  return Setting(*sizes, scan=args.scan, remat=args.remat)

@@ -6,7 +6,7 @@ On Linux without an accelerator the peak of the resident set is taken, less what
 """
 
 # isort: off
-import setting as settings
+import training_speed
 # isort: on
 
 import ctypes
@@ -44,8 +44,8 @@ def peak_memory(step) -> int:
 
 def main() -> None:
   """Predicts, measures, prints and writes."""
-  args = settings.arguments(__doc__).parse_args()
-  setting = settings.make(args)
+  args = training_speed.arguments(__doc__).parse_args()
+  setting = training_speed.make(args)
   optimizer, method = optax.adamw(1e-5), setting.method()
   given = {'reference': setting.reference}
   state = loop.init_state(method, optimizer, 0, online=setting.params, given=given)

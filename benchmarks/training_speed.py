@@ -13,6 +13,7 @@ Flax alone; on an accelerator use --dtype bfloat16 and the sizes t5_xl and llama
 import setting as settings
 # isort: on
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -150,15 +151,38 @@ def peers(setting: settings.Setting, generate_only: bool) -> dict:
 PARTS = {'decode': decode, 'scaling': scaling, 'slots': slots, 'step': step}
 
 
+def arguments(description: str) -> argparse.ArgumentParser:
+  """A parser of the flags that choose a setting."""
+  parser = argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawTextHelpFormatter
+  )
+  add = parser.add_argument
+  add('--size', choices=settings.SIZES, default='test')
+  add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of activations')
+  add('--batch', type=int, default=8)
+  add('--prompt', type=int, default=256)
+  add('--response', type=int, default=32)
+  add('--scan', action='store_true', help='one compiled layer for all in training')
+  add('--remat', default='none', help='none, layers or dots')
+  add('--output', required=True)
+  return parser
+
+
+def make(args: argparse.Namespace) -> settings.Setting:
+  """The setting that the flags choose."""
+  sizes = args.size, args.dtype, args.batch, args.prompt, args.response
+  return settings.Setting(*sizes, scan=args.scan, remat=args.remat)
+
+
 def main() -> None:
   """Measures the chosen parts, prints and writes."""
-  parser = settings.arguments(__doc__)
+  parser = arguments(__doc__)
   add = parser.add_argument
   add('--parts', nargs='+', choices=PARTS, default=['decode', 'step'])
   add('--peers', action='store_true', help='beside Hugging Face, and TRL')
   add('--generate_only', action='store_true', help='of the peers, no TRL')
   args = parser.parse_args()
-  setting = settings.make(args)
+  setting = make(args)
   machine = settings.limits(setting.config.dtype)
   about = {'parameters': settings.num_weights(setting.params), 'device': str(jax.devices()[0])}
   result = {'setting': vars(args) | about, 'machine': machine}

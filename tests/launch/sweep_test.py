@@ -71,7 +71,15 @@ def test_error_of_runs_without_a_name(tmp_path, capsys):
 
 def test_command_of_an_experiment():
   args = argparse.Namespace(experiment='a/b', gin_file=['c.gin'], output_dir='o', flags=['--x'])
-  expected = 'nlhf train --experiment=a/b --gin_file=c.gin --run_dir=o/A=1 --gin.A=1 --x'.split()
+  expected = [
+    'nlhf',
+    'train',
+    '--experiment=a/b',
+    '--gin_file=c.gin',
+    '--run_dir=o/A=1',
+    '--gin.A=1',
+    '--x',
+  ]
   assert sweep.command(args, {'A': '1'}) == expected
 
 
