@@ -18,9 +18,15 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['nlhf_jax', 'nlhf_jax.*']),
-  package_data={'nlhf_jax.evaluation': ['*.html']},
-  entry_points={'console_scripts': ['nlhf = nlhf_jax.main:main']},
+  # The configurations lie beside the package in the repository, and within it where it is installed.
+  packages=[*setuptools.find_packages(include=['nlhf_jax', 'nlhf_jax.*']), 'nlhf_jax.configs'],
+  package_dir={'nlhf_jax.configs': 'configs'},
+  package_data={
+    'nlhf_jax': ['py.typed'],
+    'nlhf_jax.configs': ['**/*.gin', '**/*.txt'],
+    'nlhf_jax.evaluation': ['*.html'],
+  },
+  entry_points={'console_scripts': ['nlhf = nlhf_jax.cli.main:main']},
   install_requires=[
     'jax>=0.10,<0.13',
     'flax>=0.12,<0.13',

@@ -5,24 +5,16 @@ python benchmarks/games_peers.py GAME.npy OUT.json
 
 import json
 import sys
-import time
 
 import nashpy
 import numpy as np
 import pyspiel
 from open_spiel.python.algorithms import lp_solver, regret_matching
-
-
-def seconds(work, repeats: int = 3) -> float:
-  best = float('inf')
-  for _ in range(repeats):
-    start = time.perf_counter()
-    work()
-    best = min(best, time.perf_counter() - start)
-  return best
+from timing import seconds
 
 
 def main() -> None:
+  """Writes the times of both packages."""
   advantage = np.load(sys.argv[1]) - 0.5
   game = nashpy.Game(advantage)
   matrix = pyspiel.create_matrix_game(advantage.tolist(), (-advantage).tolist())

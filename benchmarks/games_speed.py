@@ -1,4 +1,4 @@
-"""Speed of the games room: against NumPy, against Nashpy and OpenSpiel, and against the machine's memory.
+"""Speed of `games`: against NumPy, against Nashpy and OpenSpiel, and against the machine's memory.
 
   python benchmarks/games_speed.py --output out.json
 
@@ -12,7 +12,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 
 import jax
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich import console, table
 from scipy import special
+from timing import seconds
 
 from nlhf_jax.games import game as games
 from nlhf_jax.games import solve, solvers
@@ -28,18 +28,8 @@ PEERS = ('nashpy==0.0.43', 'open_spiel==2.0.2', 'cvxpy', 'ecos')
 ETA = 0.5
 
 
-def seconds(work, repeats: int = 3) -> float:
-  """The shortest of several runs, after one to warm up."""
-  work()
-  best = float('inf')
-  for _ in range(repeats):
-    start = time.perf_counter()
-    work()
-    best = min(best, time.perf_counter() - start)
-  return best
-
-
 def preferences(rng: np.random.Generator, *shape: int) -> np.ndarray:
+  """Random games, [..., Y, Y]."""
   noise = rng.normal(size=shape).astype(np.float32)
   return special.expit(2 * (noise - noise.swapaxes(-1, -2))).astype(np.float64)
 
@@ -173,6 +163,7 @@ def _peers(preference: np.ndarray) -> dict:
 
 
 def main() -> None:
+  """Measures, writes the seconds, and prints ratios."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
@@ -181,6 +172,12 @@ def main() -> None:
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
     result = {'batch': batch_of_games(rng), 'large': large_game(rng), 'peers': equilibria(rng)}
+  show(result)
+  pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + '\n')
+
+
+def show(result: dict) -> None:
+  """The table of ratios."""
   batch, large, peers = result['batch'], result['large'], result['peers']
   memory = min(large['memory'].values())
   shown = table.Table(title='Games: seconds, and ratios of the same run')
@@ -204,7 +201,6 @@ def main() -> None:
   row('fictitious play, a step of 200, Nashpy', ours['fictitious_play_step'], steps[0])
   row("the same, a step of OpenSpiel's regret matching", ours['fictitious_play_step'], steps[1])
   console.Console().print(shown)
-  pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -24,12 +24,13 @@ from nlhf_jax.runtime import progress
 
 SIZES = (2, 3, 4, 5, 7, 10, 14, 20, 27, 38, 50, 64, 80, 100, 110, 125, 140, 160, 180, 200)
 GAP = 1e-8
-# Steps that a solver may take, and how many between two looks at the gap.
+# Steps that a solver may take, and those between two looks at the gap.
 LIMITS = {
   'egpo': (20_000, 100),
   'nash_mp': (20_000, 100),
   'omwu': (40_000, 200),
-  'self_play': (100_000, 2000),  # `magnetic` is the same under the map of step sizes.
+  # `magnetic` is the same under the map of step sizes.
+  'self_play': (100_000, 2000),
   'nash_md': (20_000, 1000),
   'nash_ema': (20_000, 1000),
   'fictitious_play': (20_000, 1000),
@@ -51,12 +52,13 @@ def file_batches(directory: pathlib.Path) -> list[games.PreferenceGame]:
   """Every file at three strengths, a batch each."""
   batches = []
   for path in sorted(directory.glob('*.csv')):
-    found = [games.make(sources.read(path).preference, tau=tau) for tau in (0.01, 0.1, 1.0)]
+    found = [games.make(sources.read_table(path).preference, tau=tau) for tau in (0.01, 0.1, 1.0)]
     batches.append(jax.tree.map(lambda *x: np.stack(x), *found))
   return batches
 
 
 def one_by_one(batch):
+  """The games of a batch."""
   return [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(len(batch.tau))]
 
 
@@ -201,7 +203,46 @@ def last_iterate_of_nash_md(batch) -> dict:
   return {'steps': [10, 100, 1000, 10_000], 'median_kl': result}
 
 
+def measure(files, num_random: int) -> dict:
+  """All results.
+
+  Args:
+    files: batches of games from files.
+    num_random: random games besides.
+  """
+  rng = np.random.default_rng(0)
+  batches = files + [random_batch(size, num_random // len(SIZES), rng) for size in SIZES]
+  result = {}
+  with progress.bar('oracles', sum(len(b.tau) for b in batches)) as advance:
+    result['oracles'] = oracles(batches, advance)
+  with progress.bar('Theorem 1', 4 * len(batches)) as advance:
+    result['theorem_1'] = theorem_1(batches, 1000, advance)
+  result['rates'] = rates(20, rng)
+  result['last_iterate'] = last_iterate_of_nash_md(random_batch(20, 20, rng))
+  for name in LIMITS:
+    with progress.bar(name, len(batches)) as advance:
+      result[name] = last_iterates(name, batches, advance)
+  return result
+
+
+def show(result: dict) -> None:
+  """The table of last iterates, and all else as it is."""
+  shown = table.Table(title=f'Last iterates: gap ≤ {GAP:g} on {result["oracles"]["games"]} games')
+  for column in ('solver', 'reached', 'largest gap', 'τ missed', 'median steps', 'steps · τ'):
+    shown.add_column(column)
+  for name in LIMITS:
+    r = result[name]
+    missed = '–'
+    if r['reached'] < 1:
+      missed = f'{r["smallest_tau_missed"]:.3f} to {r["largest_tau_missed"]:.3f}'
+    cells = f'{r["reached"]:.3f}', f'{r["largest_gap"]:.1e}', missed, f'{r["median_steps"]:.0f}'
+    shown.add_row(name, *cells, f'{r["steps_times_tau_median"]:.0f}')
+  others = {k: result[k] for k in ('oracles', 'theorem_1', 'rates', 'last_iterate')}
+  console.Console().print(shown, others)
+
+
 def main() -> None:
+  """Measures, writes and prints."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
@@ -209,39 +250,12 @@ def main() -> None:
   parser.add_argument('--num_random', type=int, default=1000)
   parser.add_argument('--output', required=True)
   args = parser.parse_args()
-  rng = np.random.default_rng(0)
   start = time.monotonic()
-  count = args.num_random // len(SIZES)
-  files = file_batches(pathlib.Path(args.games))
-  batches = files + [random_batch(size, count, rng) for size in SIZES]
-  result = {}
   with jax.enable_x64(True):
-    with progress.bar('oracles', sum(len(b.tau) for b in batches)) as advance:
-      result['oracles'] = oracles(batches, advance)
-    with progress.bar('Theorem 1', 4 * len(batches)) as advance:
-      result['theorem_1'] = theorem_1(batches, 1000, advance)
-    result['rates'] = rates(20, rng)
-    result['last_iterate'] = last_iterate_of_nash_md(random_batch(20, 20, rng))
-    for name in LIMITS:
-      with progress.bar(name, len(batches)) as advance:
-        result[name] = last_iterates(name, batches, advance)
+    result = measure(file_batches(pathlib.Path(args.games)), args.num_random)
   result['seconds'] = time.monotonic() - start
   pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + '\n')
-  shown = table.Table(title=f'Last iterates: gap ≤ {GAP:g} on {result["oracles"]["games"]} games')
-  for column in ('solver', 'reached', 'largest gap', 'τ missed', 'median steps', 'steps · τ'):
-    shown.add_column(column)
-  for name in LIMITS:
-    r = result[name]
-    missed = (
-      '–'
-      if r['reached'] == 1
-      else f'{r["smallest_tau_missed"]:.3f} to {r["largest_tau_missed"]:.3f}'
-    )
-    cells = f'{r["reached"]:.3f}', f'{r["largest_gap"]:.1e}', missed, f'{r["median_steps"]:.0f}'
-    shown.add_row(name, *cells, f'{r["steps_times_tau_median"]:.0f}')
-  console.Console().print(
-    shown, {k: result[k] for k in ('oracles', 'theorem_1', 'rates', 'last_iterate')}
-  )
+  show(result)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Host memory of reading a sharded model, beyond the arrays themselves, against its largest shard.
+"""Host memory of reading a model of several files, beyond the arrays themselves, against its largest file.
 
   python benchmarks/import_memory.py --model DIR --max_shard_mb 200
 
-Cuts the model anew, then reads it in a process of its own, and looks at that one's resident set every two milliseconds.
+Splits the model anew, then reads it in a process of its own, whose resident set is looked at every two milliseconds.
 """
 
 import argparse
@@ -16,23 +16,23 @@ import time
 import jax
 import jax.numpy as jnp
 
-from nlhf_jax.models import policy
-from nlhf_jax.networks import decoding
 from nlhf_jax.formats import hf
+from nlhf_jax.networks import axes
 
 
 def shapes(directory: pathlib.Path):
-  model = policy.from_network(hf.network(directory), decoding.Sampling(max_length=1))
-  return jax.eval_shape(model.init, jax.random.key(0))
+  """Of the model's arrays."""
+  return jax.eval_shape(axes.init(hf.network(directory)), jax.random.key(0))
 
 
 def resident() -> int:
-  """Bytes, of Linux."""
+  """Bytes of this process's resident set, of Linux."""
   status = pathlib.Path('/proc/self/status').read_text()
   return int(status.split('VmRSS:')[1].split()[0]) * 1024
 
 
 def measure(directory: pathlib.Path, answers) -> None:
+  """Puts the bytes of the arrays, and of memory at the peak, into a queue."""
   like = shapes(directory)
   jnp.zeros(1).block_until_ready()
   start, peak, reading = resident(), [0], threading.Event()
@@ -50,7 +50,8 @@ def measure(directory: pathlib.Path, answers) -> None:
   answers.put((sum(x.nbytes for x in jax.tree.leaves(params)), peak[0] - start))
 
 
-def main():
+def main() -> None:
+  """Splits the model, measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--model', required=True, type=pathlib.Path)
   parser.add_argument('--max_shard_mb', type=float, default=200)

@@ -1,4 +1,4 @@
-"""Kills a run at random moments, lets it go on each time, and compares its end with that of a run left alone.
+"""Kills a run at random moments, resumes it each time, and compares its end with that of a run that nothing disturbed.
 
   python benchmarks/kill_and_resume.py --kills 20 --processes 1 --output out.json
 
@@ -25,14 +25,14 @@ from nlhf_jax.runtime import checkpoints
 SMALL = [
   '--gin.summaries.builtin.num_train=200',
   '--gin.summaries.builtin.num_test=20',
-  '--gin.LOG_EVERY=5',
-  '--gin.SAVE_EVERY=2',
+  '--gin.experiment.Experiment.log_every=5',
+  '--gin.experiment.Experiment.save_every=2',
   '--gin.BATCH_SIZE=8',
 ]
 
 
 class Run:
-  """One life of the processes of a run."""
+  """The processes of a run, from one start to their end."""
 
   def __init__(self, args, run_dir: pathlib.Path):
     with socket.socket() as free:
@@ -41,7 +41,7 @@ class Run:
     self.saved = run_dir / 'checkpoints'
     self.members, count = [], args.processes
     for index in range(count):
-      argv = [sys.executable, '-m', 'nlhf_jax.main', 'train', f'--gin_file={args.gin_file}']
+      argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'train', f'--gin_file={args.gin_file}']
       argv += [f'--run_dir={run_dir}', f'--gin.NUM_STEPS={args.steps}', *SMALL, *args.flags]
       if count > 1:
         argv += [
@@ -53,9 +53,11 @@ class Run:
         self.members.append(subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT))
 
   def alive(self) -> bool:
+    """Whether all are running."""
     return all(member.poll() is None for member in self.members)
 
   def wait_for(self, condition, seconds=300.0) -> bool:
+    """Whether the condition came true while all were running."""
     end = time.monotonic() + seconds
     while self.alive() and time.monotonic() < end:
       if condition():
@@ -64,7 +66,7 @@ class Run:
     return False
 
   def kill(self) -> None:
-    """One of them; the others end by themselves."""
+    """Kills one of them; the others end by themselves."""
     random.choice(self.members).send_signal(signal.SIGKILL)
     for member in self.members:
       member.wait(90)
@@ -75,26 +77,27 @@ def writing(directory: pathlib.Path) -> bool:
   return directory.is_dir() and any('tmp' in path.name for path in directory.iterdir())
 
 
-def harass(args, run_dir: pathlib.Path) -> list[dict]:
-  """Kills the run so many times; what each kill met."""
-  met = []
-  while len(met) < args.kills:
+def kill_repeatedly(args, run_dir: pathlib.Path) -> list[dict]:
+  """Kills the run `args.kills` times; what each kill found."""
+  found = []
+  while len(found) < args.kills:
     run = Run(args, run_dir)
     first = checkpoints.latest_step(run.saved) or 0
     run.wait_for(lambda run=run, first=first: (checkpoints.latest_step(run.saved) or 0) > first)
-    while_saving = len(met) % 2 == 1 and run.wait_for(lambda run=run: writing(run.saved), 30)
+    while_saving = len(found) % 2 == 1 and run.wait_for(lambda run=run: writing(run.saved), 30)
     if not while_saving:
       time.sleep(random.uniform(0, 2))
     if not run.alive():
       raise SystemExit('The run ended before it could be killed: raise --steps.')
     run.kill()
-    left = [path.name for path in run.saved.iterdir() if not path.name.isdecimal()]
-    met.append({'after step': checkpoints.latest_step(run.saved), 'unfinished': left})
-    print(f'kill {len(met)}: {met[-1]}', flush=True)
-  return met
+    unfinished = [path.name for path in run.saved.iterdir() if not path.name.isdecimal()]
+    found.append({'after step': checkpoints.latest_step(run.saved), 'unfinished': unfinished})
+    print(f'kill {len(found)}: {found[-1]}', flush=True)
+  return found
 
 
 def finish(args, run_dir: pathlib.Path) -> None:
+  """Trains to the end."""
   run = Run(args, run_dir)
   statuses = [member.wait() for member in run.members]
   if any(statuses):
@@ -104,19 +107,20 @@ def finish(args, run_dir: pathlib.Path) -> None:
 def outcome(args, run_dir: pathlib.Path) -> dict:
   """What is compared: fingerprints of all arrays, metrics but for times, and samples."""
   rows = map(json.loads, (run_dir / 'metrics.jsonl').read_text().splitlines())
-  argv = [sys.executable, '-m', 'nlhf_jax.main', 'sample', f'--run_dir={run_dir}']
+  argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'sample', f'--run_dir={run_dir}']
   argv += ['--gin_file=configs/experiments/builtin/evaluation.gin', '--num_samples=4']
   samples = subprocess.run([*argv, SMALL[1]], capture_output=True, text=True, check=True).stdout
-  facts = checkpoints.read_metadata(run_dir / 'checkpoints')
+  metadata = checkpoints.read_metadata(run_dir / 'checkpoints')
   return {
-    'arrays': facts['fingerprints'],
+    'arrays': metadata['fingerprints'],
     'metrics': [{k: v for k, v in row.items() if 'second' not in k} for row in rows],
     'samples': samples.splitlines(),
-    'next batch': facts['next_batch'],
+    'next batch': metadata['next_batch'],
   }
 
 
 def main() -> None:
+  """Trains one run that is killed, and one that is not, and compares them."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -129,16 +133,17 @@ def main() -> None:
   parser.add_argument('flags', nargs='*', help='after --: more flags of `nlhf train`')
   args = parser.parse_args()
   random.seed(args.seed)
-  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'  # Else `nlhf` starts itself anew.
+  # Else `nlhf` starts itself anew.
+  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
   with tempfile.TemporaryDirectory() as root:
-    alone, killed = pathlib.Path(root) / 'alone', pathlib.Path(root) / 'killed'
-    met = harass(args, killed)
+    undisturbed, killed = pathlib.Path(root) / 'undisturbed', pathlib.Path(root) / 'killed'
+    found = kill_repeatedly(args, killed)
     finish(args, killed)
-    finish(args, alone)
-    first, second = outcome(args, alone), outcome(args, killed)
+    finish(args, undisturbed)
+    first, second = outcome(args, undisturbed), outcome(args, killed)
   same = {name: first[name] == second[name] for name in first}
-  result = {'processes': args.processes, 'kills': met, 'equal to the last bit': same}
-  result['while saving'] = sum(bool(m['unfinished']) for m in met)
+  result = {'processes': args.processes, 'kills': found, 'equal to the last bit': same}
+  result['while saving'] = sum(bool(m['unfinished']) for m in found)
   result['compared'] = {name: len(first[name]) for name in ('arrays', 'metrics', 'samples')}
   print(json.dumps(result, indent=1))
   pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + '\n')

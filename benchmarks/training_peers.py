@@ -20,16 +20,7 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-
-
-def seconds(work, repeats: int = 3) -> float:
-  work()
-  best = float('inf')
-  for _ in range(repeats):
-    start = time.perf_counter()
-    work()
-    best = min(best, time.perf_counter() - start)
-  return best
+from timing import seconds
 
 
 def generate(model, prompts: torch.Tensor, length: int) -> float:
@@ -47,8 +38,8 @@ def trl_step(root: pathlib.Path, prompts: np.ndarray, length: int, **settings) -
   """NashMDTrainer's step, the second of two."""
   from trl.experimental.nash_md import NashMDConfig, NashMDTrainer
 
-  words = {'<pad>': 0, '</s>': 1} | {f'w{n}': n for n in range(2, int(prompts.max()) + 1)}
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='w2'))
+  vocabulary = {'<pad>': 0, '</s>': 1} | {f'w{n}': n for n in range(2, int(prompts.max()) + 1)}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='w2'))
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, pad_token='<pad>', eos_token='</s>', padding_side='left'
@@ -94,6 +85,7 @@ class _Clock(transformers.TrainerCallback):
 
 
 def main() -> None:
+  """Writes the times."""
   root, length = pathlib.Path(sys.argv[1]), int(sys.argv[2])
   prompts = np.load(root / 'prompts.npy')
   kind = json.loads((root / 'policy' / 'config.json').read_text())['model_type']

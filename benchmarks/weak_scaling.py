@@ -2,7 +2,7 @@
 
   python benchmarks/weak_scaling.py --output out.json -- --gin_file=… [flags of `nlhf plan`]
 
-Nothing is run: each row is a program compiled for so many simulated devices. A table in Markdown, and JSON.
+Nothing is run: each row is a program compiled for a number of simulated devices. A table in Markdown, and JSON.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 SIZES = (8, 16, 32, 64, 128, 256)
-# Devices along each axis, of so many in all.
+# Devices along each axis, of all of them.
 FAMILIES = {
   'data': lambda n: {'data': n},
   'fsdp': lambda n: {'fsdp': n},
@@ -23,9 +23,10 @@ FAMILIES = {
 
 
 def plan(flags, mesh, batch_size) -> dict:
+  """What `nlhf plan` writes."""
   with tempfile.TemporaryDirectory() as directory:
     output = pathlib.Path(directory) / 'plan.json'
-    argv = [sys.executable, '-m', 'nlhf_jax.main', 'plan', *flags, f'--output={output}']
+    argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'plan', *flags, f'--output={output}']
     argv += ['--mesh=' + ','.join(f'{k}={v}' for k, v in mesh.items())]
     argv += [f'--gin.BATCH_SIZE={batch_size}']
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -35,6 +36,7 @@ def plan(flags, mesh, batch_size) -> dict:
 
 
 def main() -> None:
+  """Compiles, prints a row at a time, and writes all."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -46,13 +48,13 @@ def main() -> None:
   args = parser.parse_args()
   found = {}
   print(
-    '| mesh | devices | state, MB | sample, MB sent | judge | update | of which |\n|---|---|---|---|---|---|---|'
+    '| mesh | devices | state, MB | sample, MB sent | score | update | of which |\n|---|---|---|---|---|---|---|'
   )
   for family in args.families:
     for size in args.sizes:
       mesh = FAMILIES[family](size)
       one = found[f'{family}, {size}'] = plan(args.flags, mesh, args.prompts * size)
-      sent = {name: phase['sent'] for name, phase in one['phases'].items()}
+      sent = {name: phase['bytes_sent'] for name, phase in one['phases'].items()}
       total = {}
       for phase in sent.values():
         for kind, number in phase.items():

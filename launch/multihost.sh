@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on many hosts. On each of them, with the same arguments: launch/multihost.sh GIN_FILE RUN_DIR [flags of `nlhf train`].
+# Trains on several hosts. On each of them, with the same arguments: launch/multihost.sh GIN_FILE RUN_DIR [flags of `nlhf train`].
 #
-# RUN_DIR is one directory that all of them see. Who belongs to the run is told by, in this order:
+# RUN_DIR is one directory that all of them see. Which processes belong to the run is given by, in this order:
 #   COORDINATOR_ADDRESS=HOST:PORT, PROCESS_COUNT and PROCESS_INDEX, on plain hosts;
 #   SLURM (inside of srun), Open MPI (inside of mpirun), GKE or the metadata of a TPU pod.
-# A run that is started again goes on where it stopped. SIGTERM makes it save and end with status 0, as if it were done; a scheduler
+# A run that is started again resumes where it stopped. SIGTERM makes it save and end with status 0, as if it were done; a scheduler
 # that must tell the two apart sets STOPPED_STATUS to the status that it wants to see instead.
 set -euo pipefail
 

@@ -22,7 +22,7 @@ if (($# < 2)); then
   echo "usage: sbatch [options] launch/slurm.sh GIN_FILE RUN_DIR [flags of nlhf train]" >&2
   exit 2
 fi
-# SLURM runs a copy of this file, so its own place says nothing.
+# SLURM runs a copy of this file, so its own path is of no use.
 if [[ ! -f launch/multihost.sh ]]; then
   echo "launch/slurm.sh: no launch/multihost.sh in $PWD: run sbatch in the repository's root." >&2
   exit 2

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Runs `nlhf train` once for each setting of a grid or a list of gin bindings, on an engine that is there, and compares.
+"""Runs `nlhf train` once for each setting of a grid or a list of gin bindings, on one of several engines, and compares.
 
   python launch/sweep.py --gin_file=configs/experiments/builtin/nash_md_pg.gin --output_dir=runs/beta \\
     --grid BETA=0,0.125,0.5,1 --grid SEED=0,1,2 --evaluation=configs/experiments/builtin/evaluation.gin --reference=sft
 
-A run lies in OUTPUT_DIR under the name of its bindings, beside those that it starts from and is judged by. What is done is
-not run again, what was interrupted goes on, what fails is named while the rest goes on. Engines: `local` processes, a
-`slurm` job array, `ray`. With --evaluation all runs then play each other; rows are means over seeds.
+A run's directory is in OUTPUT_DIR under the name of its bindings, beside those that it starts from and is judged by. What
+is done is not run again, what was interrupted goes on, what fails is named while the rest goes on. Engines: `local`
+processes, a `slurm` job array, `ray`. With --evaluation all runs then play each other; rows are means over seeds.
 """
 
 import argparse
@@ -27,13 +27,15 @@ import numpy as np
 from rich import console, table
 from scipy import stats
 
-Setting = dict[str, str]  # gin bindings.
+# gin bindings.
+Setting = dict[str, str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the sweep; its exit status."""
   args = _parse(argv)
   try:
-    settings = settings_of(args.grid, args.list)
+    settings = parse_settings(args.grid, args.list)
     output_dir = pathlib.Path(args.output_dir)
     _claim(output_dir, args)
     if args.only is not None:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, reason in failed.items():
       print(f'sweep: {name} failed: {reason}', file=sys.stderr)
     if args.evaluation and (args.gather or args.engine != 'slurm'):
-      gather(args, [s for s in settings if is_done(output_dir / name_of(s))])
+      gather(args, [s for s in settings if is_done(output_dir / run_name(s))])
     return 1 if failed else 0
   except (ValueError, OSError) as error:
     print(f'sweep: {" ".join(str(error).split())}', file=sys.stderr)
@@ -66,7 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--list', help='a file with a JSON object of bindings a line, in place of --grid'
   )
   parser.add_argument('--engine', choices=sorted(ENGINES), default='local')
-  parser.add_argument('--jobs', type=int, default=1, help='runs at a time (local)')
+  parser.add_argument('--jobs', type=int, default=1, help='concurrent runs (local)')
   parser.add_argument(
     '--sbatch', default='', help='more flags of sbatch, such as "--gpus=1 --time=8:00:00"'
   )
@@ -74,12 +76,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument('--evaluation', help='gin file that compares the runs')
   parser.add_argument('--reference', help='run that the policies start from; it plays too, as SFT')
   parser.add_argument('--gather', action='store_true', help='compare what is done, run nothing')
-  parser.add_argument('--only', type=int, help='run the setting of this number alone')
+  parser.add_argument('--only', type=int, help='run only the setting of this number')
   parser.add_argument('flags', nargs='*', help='after --: flags of every `nlhf train`')
   return parser.parse_args(argv)
 
 
-def settings_of(grid: Sequence[str], file: str | None) -> list[Setting]:
+def parse_settings(grid: Sequence[str], file: str | None) -> list[Setting]:
   """All combinations of a grid, or the lines of a file.
 
   Args:
@@ -102,7 +104,7 @@ def settings_of(grid: Sequence[str], file: str | None) -> list[Setting]:
       dict(zip([n for n, _ in axes], c, strict=True))
       for c in itertools.product(*(v for _, v in axes))
     ]
-  names = [name_of(s) for s in settings]
+  names = [run_name(s) for s in settings]
   twice = [name for name, count in collections.Counter(names).items() if count > 1]
   if twice or not settings:
     raise ValueError(
@@ -123,8 +125,8 @@ def _as_gin(value: Any) -> str:
   return repr(value)
 
 
-def name_of(setting: Setting) -> str:
-  """Of a run's directory."""
+def run_name(setting: Setting) -> str:
+  """The name of a run's directory."""
   return re.sub(r'[^\w.=,+-]', '_', ','.join(f'{k}={v}' for k, v in setting.items()))
 
 
@@ -141,26 +143,29 @@ def _claim(output_dir: pathlib.Path, args: argparse.Namespace) -> None:
 
 
 def is_done(run_dir: pathlib.Path) -> bool:
-  """Whether its newest checkpoint is that of the last step."""
-  config, saved = run_dir / 'config.gin', run_dir / 'checkpoints'
-  if not config.is_file() or not saved.is_dir():
+  """Whether a checkpoint is that of the last step, by the fields that the run resolved."""
+  path, saved = run_dir / 'run.json', run_dir / 'checkpoints'
+  if not path.is_file() or not saved.is_dir():
     return False
-  last = re.search(r'^NUM_STEPS = (\d+)', config.read_text(), re.MULTILINE)
+  fields = json.loads(path.read_text())['fields']
+  num_steps = [
+    value for name, value in fields.items() if re.fullmatch(r'(.*[./])?Experiment\.num_steps', name)
+  ]
   steps = [int(path.name) for path in saved.iterdir() if path.name.isdecimal()]
-  return last is not None and int(last[1]) in steps
+  return bool(num_steps) and num_steps[0] in steps
 
 
 def command(args: argparse.Namespace, setting: Setting) -> list[str]:
   """The `nlhf train` of a setting."""
   files = [f'--gin_file={file}' for file in args.gin_file]
   bindings = [f'--gin.{name}={value}' for name, value in setting.items()]
-  run_dir = f'--run_dir={pathlib.Path(args.output_dir) / name_of(setting)}'
+  run_dir = f'--run_dir={pathlib.Path(args.output_dir) / run_name(setting)}'
   return ['nlhf', 'train', *files, run_dir, *bindings, *args.flags]
 
 
 def run(args: argparse.Namespace, setting: Setting) -> int:
   """Runs one setting, its output in a file beside its directory; its exit status."""
-  run_dir = pathlib.Path(args.output_dir) / name_of(setting)
+  run_dir = pathlib.Path(args.output_dir) / run_name(setting)
   if is_done(run_dir):
     return 0
   with run_dir.with_name(f'{run_dir.name}.log').open('w') as log:
@@ -170,12 +175,11 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
 
 
 def _reason(args: argparse.Namespace, setting: Setting, status: int) -> str | None:
-  """Why a run failed: the last line that it wrote; None: it did not, or it was asked to stop and will go on."""
-  if status == 0 and is_done(pathlib.Path(args.output_dir) / name_of(setting)):
+  """Why a run failed: the last line that it wrote; None: it is done."""
+  run_dir = pathlib.Path(args.output_dir) / run_name(setting)
+  if status == 0 and is_done(run_dir):
     return None
-  lines = (
-    (pathlib.Path(args.output_dir) / f'{name_of(setting)}.log').read_text().strip().splitlines()
-  )
+  lines = run_dir.with_name(f'{run_dir.name}.log').read_text().strip().splitlines()
   return f'exit status {status}, {lines[-1] if lines else "no output"}'
 
 
@@ -183,42 +187,42 @@ def _local(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, s
   """Runs them as processes of this machine; what failed, and why."""
   failed = {}
   with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-    waiting = {pool.submit(run, args, setting): setting for setting in settings}
-    for number, future in enumerate(concurrent.futures.as_completed(waiting), start=1):
-      setting = waiting[future]
+    queue = {pool.submit(run, args, setting): setting for setting in settings}
+    for number, future in enumerate(concurrent.futures.as_completed(queue), start=1):
+      setting = queue[future]
       reason = _reason(args, setting, future.result())
       if reason:
-        failed[name_of(setting)] = reason
-      print(f'[{number}/{len(settings)}] {name_of(setting)}: {reason or "done"}', flush=True)
+        failed[run_name(setting)] = reason
+      print(f'[{number}/{len(settings)}] {run_name(setting)}: {reason or "done"}', flush=True)
   return failed
 
 
 def _slurm(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, str]:
   """Submits one job array of what is not done; `--gather` compares once it has run."""
-  left = [
-    n for n, s in enumerate(settings) if not is_done(pathlib.Path(args.output_dir) / name_of(s))
-  ]
-  if not left:
+  output_dir = pathlib.Path(args.output_dir)
+  numbers = [n for n, s in enumerate(settings) if not is_done(output_dir / run_name(s))]
+  if not numbers:
     return {}
-  again = [sys.executable, str(pathlib.Path(__file__).resolve()), *_without_engine(sys.argv[1:])]
-  script = pathlib.Path(args.output_dir) / 'sweep.sbatch'
+  command = [sys.executable, str(pathlib.Path(__file__).resolve())]
+  script = output_dir / 'sweep.sbatch'
   script.write_text(
-    f'#!/bin/bash\n#SBATCH --job-name=sweep\n#SBATCH --array={",".join(map(str, left))}\n'
-    f'#SBATCH --output={pathlib.Path(args.output_dir) / "slurm-%A_%a.log"}\n#SBATCH --signal=TERM@120\n'
-    f'exec {shlex.join(again[:2])} --only="$SLURM_ARRAY_TASK_ID" {shlex.join(again[2:])}\n'
+    f'#!/bin/bash\n#SBATCH --job-name=sweep\n#SBATCH --array={",".join(map(str, numbers))}\n'
+    f'#SBATCH --output={output_dir / "slurm-%A_%a.log"}\n#SBATCH --signal=TERM@120\n'
+    f'exec {shlex.join(command)} --only="$SLURM_ARRAY_TASK_ID" '
+    f'{shlex.join(_without_engine(sys.argv[1:]))}\n'
   )
   subprocess.run(['sbatch', *shlex.split(args.sbatch), str(script)], check=True)
   return {}
 
 
 def _without_engine(argv: Sequence[str]) -> list[str]:
-  return [
-    a
-    for a in re.sub(
-      r'--engine[= ]\w+', '', '\0'.join(argv).replace('--engine\0', '--engine ')
-    ).split('\0')
-    if a
-  ]
+  """The arguments without --engine=ENGINE, or --engine ENGINE."""
+  kept, drop_next = [], False
+  for argument in argv:
+    if not drop_next and not argument.startswith('--engine'):
+      kept.append(argument)
+    drop_next = argument == '--engine'
+  return kept
 
 
 def _ray(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, str]:
@@ -231,7 +235,7 @@ def _ray(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, str
   remote = ray.remote(num_gpus=args.gpus)(run)
   statuses = ray.get([remote.remote(args, setting) for setting in settings])
   reasons = {
-    name_of(s): _reason(args, s, status) for s, status in zip(settings, statuses, strict=True)
+    run_name(s): _reason(args, s, status) for s, status in zip(settings, statuses, strict=True)
   }
   return {name: reason for name, reason in reasons.items() if reason}
 
@@ -240,10 +244,13 @@ ENGINES = {'local': _local, 'slurm': _slurm, 'ray': _ray}
 
 
 class Group(NamedTuple):
-  """Runs that differ in their seed alone."""
+  """Runs that differ only in their seed."""
 
   name: str
-  members: list[int]  # Among the players.
+  # Among the contestants.
+  members: list[int]
+  # The bindings that they share, without the seed.
+  setting: Setting
 
 
 def gather(args: argparse.Namespace, settings: Sequence[Setting]) -> None:
@@ -251,16 +258,16 @@ def gather(args: argparse.Namespace, settings: Sequence[Setting]) -> None:
   output_dir = pathlib.Path(args.output_dir)
   if not settings:
     raise ValueError(f'No run of {output_dir} is done: there is nothing to compare.')
-  players = [f'SFT={output_dir / args.reference}'] if args.reference else []
-  players += [f'{name_of(s).replace("=", " ")}={output_dir / name_of(s)}' for s in settings]
+  contestants = [f'SFT={output_dir / args.reference}'] if args.reference else []
+  contestants += [f'{run_name(s).replace("=", " ")}={output_dir / run_name(s)}' for s in settings]
   compared = output_dir / 'compared'
   argv = ['nlhf', 'win-rates', f'--gin_file={args.evaluation}', f'--output_dir={compared}']
-  quiet = subprocess.run(
-    [*argv, '--run_dirs', *players], capture_output=True, text=True, check=False
+  done = subprocess.run(
+    [*argv, '--run_dirs', *contestants], capture_output=True, text=True, check=False
   )
-  if quiet.returncode:
-    raise ValueError(f'Comparing the runs failed: {quiet.stderr.strip().splitlines()[-1]}')
-  groups = groups_of(settings, bool(args.reference))
+  if done.returncode:
+    raise ValueError(f'Comparing the runs failed: {done.stderr.strip().splitlines()[-1]}')
+  groups = group_by_setting(settings, bool(args.reference))
   rates = json.loads((compared / 'win_rates.json').read_text())
   exact = compared / 'exact.json'
   exact = json.loads(exact.read_text()) if exact.is_file() else None
@@ -274,15 +281,25 @@ def gather(args: argparse.Namespace, settings: Sequence[Setting]) -> None:
   _print(rows, groups, matrix)
 
 
-def groups_of(settings: Sequence[Setting], with_reference: bool) -> list[Group]:
-  """The settings without their seeds, in order, and who belongs to each."""
-  groups = collections.defaultdict(list)
-  if with_reference:
-    groups['SFT'].append(0)
+def group_by_setting(settings: Sequence[Setting], with_reference: bool) -> list[Group]:
+  """The settings without their seeds, in order, and the members of each."""
+  groups = {'SFT': Group('SFT', [0], {})} if with_reference else {}
   for number, setting in enumerate(settings, start=int(with_reference)):
-    rest = {name: value for name, value in setting.items() if name != 'SEED'}
-    groups[name_of(rest) or 'all'].append(number)
-  return [Group(name, members) for name, members in groups.items()]
+    shared = {name: value for name, value in setting.items() if _field(name) != 'seed'}
+    name = run_name(shared) or 'all'
+    groups.setdefault(name, Group(name, [], shared)).members.append(number)
+  return list(groups.values())
+
+
+def _field(name: str) -> str:
+  """The last part of a binding's name, in lower case: of SEED and of Experiment.seed it is seed."""
+  return re.split(r'[./]', name)[-1].lower()
+
+
+def _fixed_point_label(group: Group) -> str | None:
+  """The label of the exact fixed point at the group's β, in the evaluation's tables; None: it sets no β."""
+  betas = [value for name, value in group.setting.items() if _field(name) == 'beta']
+  return f'exact beta {float(betas[0]):g}' if betas else None
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -323,13 +340,13 @@ def summary(
     if groups[0].name == 'SFT' and number:
       row['over_sft'], row['over_sft_half'] = matrix[number][0]
     rows.append(row)
-  for subset in [] if exact is None else ('no_condorcet_winner',):
-    labels = exact['labels']
+  if exact is not None:
+    labels, subset = exact['labels'], exact['no_condorcet_winner']
     for row, group in zip(rows, groups, strict=True):
       for column in ('worst_case', 'kl'):
-        mean = np.array(exact[subset][column]['mean'])
+        mean = np.array(subset[column]['mean'])
         row[column], row[f'{column}_half'] = interval(mean[group.members])
-        fixed = f'exact {group.name}'.replace('=', ' ')
+        fixed = _fixed_point_label(group)
         if fixed in labels:
           row[f'exact_{column}'] = mean[labels.index(fixed)]
   keys = list(dict.fromkeys(key for row in rows for key in row))

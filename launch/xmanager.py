@@ -4,7 +4,7 @@
   python launch/xmanager.py --nodes=2 --accelerator=a100 --count=8 -- --gin_file=FILE --run_dir=/gcs/BUCKET/RUN [flags of nlhf train]
 
 What follows `--` goes to every host as it is. Vertex mounts buckets at /gcs, where all hosts see one run directory. A run that is
-started again with the same flags goes on where it stopped. XManager's own flags (--xm_...) work too, as does its set-up of
+started again with the same flags resumes where it stopped. XManager's own flags (--xm_...) work too, as does its set-up of
 credentials and Docker. The image holds all of the repository's directory: launch from a fresh clone. Not tried on the cloud.
 """
 
@@ -16,6 +16,7 @@ _ROOT = _HERE.parent
 
 
 def main() -> None:
+  """Defines the flags, then launches."""
   # The directory of a script is searched first, and this script has the package's name.
   sys.path[:] = [path for path in sys.path if pathlib.Path(path).resolve() != _HERE]
   try:
@@ -33,9 +34,8 @@ def main() -> None:
 
   def launch(argv: list[str]) -> None:
     if nodes.value > 1:
-      flags.FLAGS.xm_wrap_late_bindings = (
-        True  # Fills in the first host's address, once it is known.
-      )
+      # Fills in the first host's address, once it is known.
+      flags.FLAGS.xm_wrap_late_bindings = True
     requirements = xm.JobRequirements({accelerator.value: count.value})
     with xm_local.create_experiment(experiment_title=title.value) as experiment:
       [executable] = experiment.package(

@@ -1,9 +1,39 @@
 """Nash learning from human feedback (Munos et al. 2024) in JAX.
 
-The map: `algorithms` is the table of methods, `losses` their mathematics, `policy`, `mixture`, `preference_model` and
-`reward_model` what they are made of, and `types` what passes between them. `training.loop` runs a method on any
-iterator of NumPy batches; `games` holds the exact theory on tables. `data` (seqio) and `main` (gin) are imported by
-whoever needs them.
+The map: `algorithms` is the table of methods, `losses` and `pairwise` their mathematics, `models` what they are made of, and
+`types` what passes between them. `training.loop` runs a method on any iterator of NumPy batches; `games` holds the exact
+theory on tables, `judges` what compares two responses. `data` (seqio) and `cli` (gin) are imported by whoever needs them.
+
+The names of `__all__` are imported when they are first used, so that this alone imports nothing.
 """
 
-__version__ = '0.1.0'
+import importlib
+from typing import Any
+
+__version__ = '0.2.0'
+
+_METHODS = 'best_response dno dpo egpo inpo ipo_md nash_ema_pg nash_md_pg nash_mp online_ipo preference reward rlhf self_play sft sppo'
+_TYPES = 'Algorithm Comparison Demonstration Policy PolicyParams PreferenceFn Prompts RewardFn Rollout TrainState'
+# Name -> the module that defines it.
+_NAMES = {
+  **dict.fromkeys(_METHODS.split(), 'algorithms'),
+  **dict.fromkeys(_TYPES.split(), 'types'),
+  **dict.fromkeys(['Hooks', 'init_state', 'train'], 'training.loop'),
+  'Sampling': 'networks.decoding',
+}
+_MODULES = ('algorithms', 'losses', 'pairwise', 'types')
+
+__all__ = sorted([*_NAMES, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+  """The modules and names of `__all__`, on first use."""
+  if name in _MODULES:
+    return importlib.import_module(f'{__name__}.{name}')
+  if name in _NAMES:
+    return getattr(importlib.import_module(f'{__name__}.{_NAMES[name]}'), name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted([*__all__, '__version__'])

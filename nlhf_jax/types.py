@@ -4,7 +4,8 @@ Axes: B prompts, S prompt tokens, N responses (N = B·k: rows i·k … i·k + k 
 V vocabulary, Y enumerated responses (tabular).
 
 Symbols: x prompt, y response, y' alternative, π_θ policy, μ reference, P(y ≻ y'|x) preference in [0, 1]. Log-probs
-are in nats. In every vocabulary token 0 is padding, and what decoders start from, and token 1 ends a response.
+are in nats. In every vocabulary token 0 is padding, and what decoders start from, and token 1 ends a response. Batches that
+were read hold arrays of NumPy until the loop shards them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,18 +29,18 @@ class Prompts(NamedTuple):
   """A batch of prompts x."""
 
   # PAD after the end.
-  tokens: Int[Array, 'B S'] | Int[np.ndarray, 'B S']
+  tokens: Int[Array, 'B S']
   # Number of the example in its task: the row of exact tables; −1 where there is none.
-  index: Int[Array, 'B'] | Int[np.ndarray, 'B']
+  index: Int[Array, 'B']
 
 
 class Rollout(NamedTuple):
   """Responses, sampled or read, k to a prompt."""
 
   # PAD after EOS.
-  tokens: Int[Array, 'N T'] | Int[np.ndarray, 'N T']
+  tokens: Int[Array, 'N T']
   # True up to and including EOS.
-  mask: Bool[Array, 'N T'] | Bool[np.ndarray, 'N T']
+  mask: Bool[Array, 'N T']
   # Under the distribution that it was sampled from; 0 after EOS. None: it was read.
   token_logp: Float[Array, 'N T'] | None = None
 
@@ -60,7 +61,7 @@ class Comparison(NamedTuple):
   # y'
   alternative: Rollout
   # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
-  preference: Float[Array, 'N'] | Float[np.ndarray, 'N'] | None = None
+  preference: Float[Array, 'N'] | None = None
   # log μ(y_t|x, y_<t) of the response.
   reference_token_logp: Float[Array, 'N T'] | None = None
   # The same of the anchor, what the KL is measured against; None: it is μ.

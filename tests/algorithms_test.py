@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import mixture
 from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.types import Comparison, PolicyParams, Prompts, Scored
 from tests.models.mixture_test import exact_log_probs
@@ -19,7 +18,7 @@ TAU = 0.3
 @pytest.fixture(scope='module')
 def params(tiny_params, tiny_policy):
   third = jax.jit(tiny_policy.init)(jax.random.PRNGKey(2))
-  return PolicyParams(online=tiny_params[0], ema=third, reference=tiny_params[1])
+  return PolicyParams(tiny_params[0], {'average': third, 'reference': tiny_params[1]})
 
 
 @pytest.fixture(scope='module')
@@ -42,8 +41,8 @@ def alternative_probs(method, tiny_policy, params, prompt, language):
   if method == 'nash_md_pg':
     logp = exact_log_probs(tiny_policy, params, prompt, language, 0.4)
   else:
-    name = {'self_play': 'online', 'nash_ema_pg': 'ema', 'best_response': 'reference'}[method]
-    logp = log_probs(tiny_policy, getattr(params, name), prompt, language)
+    name = {'self_play': 'online', 'nash_ema_pg': 'average', 'best_response': 'reference'}[method]
+    logp = log_probs(tiny_policy, params.named(name), prompt, language)
   return jnp.exp(jnp.asarray(logp))
 
 
@@ -64,7 +63,8 @@ def test_expected_estimator_is_the_exact_gradient(
 ):
   """E_{y ~ π, y' ~ π'}[∇ loss] = −∇[P(π ≻ sg π') − τ KL(π‖μ)], over all 85 × 85 pairs."""
   make = getattr(algorithms, method)
-  make = functools.partial(make, beta=0.4) if method == 'nash_md_pg' else make
+  own = {'nash_md_pg': {'beta': 0.4}, 'nash_ema_pg': {'decay': 0.9}}
+  make = functools.partial(make, **own.get(method, {}))
   algorithm = make(tiny_policy, lambda *_: None, tau=TAU)
   other = alternative_probs(method, tiny_policy, params, prompt, language)
   size = len(language)
@@ -74,7 +74,7 @@ def test_expected_estimator_is_the_exact_gradient(
     as_rollout(jnp.asarray(language[first])),
     as_rollout(jnp.asarray(language[second])),
     table[first, second],
-    tiny_policy.log_prob(params.reference, prompt, jnp.asarray(language[first])),
+    tiny_policy.log_prob(params.named('reference'), prompt, jnp.asarray(language[first])),
   )
   policy = jnp.exp(log_probs(tiny_policy, params.online, prompt, language))
   weight = policy[first] * other[second]
@@ -84,7 +84,7 @@ def test_expected_estimator_is_the_exact_gradient(
 
   def objective(online):
     logp = log_probs(tiny_policy, online, prompt, language)
-    reference = log_probs(tiny_policy, params.reference, prompt, language)
+    reference = log_probs(tiny_policy, params.named('reference'), prompt, language)
     return -(jnp.exp(logp) @ table @ other - TAU * kl(logp, reference))
 
   assert_same_gradient(jax.grad(expected_loss)(params.online), jax.grad(objective)(params.online))
@@ -94,7 +94,7 @@ def test_expected_rlhf_estimator_is_the_exact_gradient(tiny_policy, params, prom
   algorithm = algorithms.rlhf(tiny_policy, lambda *_: None, tau=TAU)
   reward = jnp.asarray(np.random.default_rng(1).normal(size=len(language)), jnp.float32)
   tokens = jnp.asarray(language)
-  reference_logp = tiny_policy.log_prob(params.reference, prompt, tokens)
+  reference_logp = tiny_policy.log_prob(params.named('reference'), prompt, tokens)
   scored = Scored(prompt, as_rollout(tokens), reward, reference_logp, reward - 0.7)
   policy = jnp.exp(log_probs(tiny_policy, params.online, prompt, language))
 
@@ -123,7 +123,7 @@ def test_leave_one_out_is_unbiased_and_shrinks_the_variance():
 
 
 @pytest.mark.parametrize('num_samples', [1, 3])
-def test_sampled_rollouts_carry_the_reference_and_the_judges_answer(
+def test_sampled_rollouts_carry_the_reference_and_the_judges_verdicts(
   num_samples, tiny_policy, params, tiny_prompts
 ):
   def judge(prompts, response, alternative):
@@ -132,11 +132,11 @@ def test_sampled_rollouts_carry_the_reference_and_the_judges_answer(
     )
 
   algorithm = algorithms.nash_md_pg(tiny_policy, judge, tau=TAU, beta=0.5, num_samples=num_samples)
-  comparison = algorithm.judge(algorithm.sample(params, tiny_prompts, jax.random.PRNGKey(0)))
+  comparison = algorithm.score(algorithm.sample(params, tiny_prompts, jax.random.PRNGKey(0)))
   assert comparison.preference.shape == (2 * num_samples,)
   np.testing.assert_allclose(
     comparison.reference_token_logp,
-    tiny_policy.log_prob(params.reference, tiny_prompts, comparison.response.tokens),
+    tiny_policy.log_prob(params.named('reference'), tiny_prompts, comparison.response.tokens),
   )
   np.testing.assert_allclose(
     comparison.response.token_logp,
@@ -152,23 +152,91 @@ def test_negative_tau_is_refused(tiny_policy):
     algorithms.self_play(tiny_policy, lambda *_: None, tau=-1.0)
 
 
-def test_two_response_game_has_logistic_solution():
-  """logit π*(y₁) = logit μ(y₁) + (P(y₁ ≻ y₂) − 1/2)/τ for self-play, by exact ascent on a table."""
-  p, tau, reference = 0.8, 0.25, jnp.log(jnp.array([0.3, 0.7]))
-  table = jnp.array([[0.5, p], [1 - p, 0.5]])
+def test_two_response_game_has_a_logistic_solution(tiny_policy):
+  """logit π*(y₁) = logit μ(y₁) + (P(y₁ ≻ y₂) − ½)/τ for every method that meets π*_τ, by exact ascent on its own loss.
 
-  def ascend(logits, _):
-    def objective(logits):
-      logp = jax.nn.log_softmax(logits)
-      other = jax.lax.stop_gradient(jnp.exp(logp))
-      return jnp.exp(logp) @ table @ other - tau * kl(logp, reference)
+  The policy has two responses, [2, EOS] and [3, EOS]; between any two of its own, P − ½ is that of the first symbols.
+  """
+  p, tau, start = 0.8, 0.25, jnp.log(jnp.array([0.3, 0.7]))
+  responses = jnp.array([[2, 1, 0], [3, 1, 0]])
+  prompt = Prompts(jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
+  preference = jnp.array([[0.5, p], [1 - p, 0.5]])
 
-    return logits + 2.0 * jax.grad(objective)(logits), None
+  def log_prob(logits, prompts, tokens):
+    chosen = jax.nn.log_softmax(logits)[(tokens[:, 0] == 3).astype(int)]
+    return jnp.pad(chosen[:, None], [(0, 0), (0, tokens.shape[1] - 1)])
 
-  logits, _ = jax.lax.scan(ascend, reference, length=400)
-  expected = float(reference[0] - reference[1]) + (p - 0.5) / tau
-  assert float(logits[0] - logits[1]) == pytest.approx(expected, abs=1e-4)
+  two = tiny_policy._replace(log_prob=log_prob, init=lambda rng: start)
+  for algorithm in (
+    algorithms.self_play(two, lambda *_: None, tau=tau),
+    algorithms.nash_md_pg(two, lambda *_: None, tau=tau, beta=0.0),
+  ):
+    reference_logp = log_prob(start, prompt, responses)
+    rollout = as_rollout(responses)
+
+    def ascend(logits, _, algorithm=algorithm, logp=reference_logp, rollout=rollout):
+      own = jnp.exp(jax.nn.log_softmax(logits))
+      batch = Comparison(prompt, rollout, rollout, preference @ own, logp)
+      loss = lambda x: jnp.sum(own * algorithm.loss(x, batch).value)
+      return logits - 2.0 * jax.grad(loss)(logits), None
+
+    logits, _ = jax.lax.scan(ascend, start, length=400)
+    expected = float(start[0] - start[1]) + (p - 0.5) / tau
+    assert float(logits[0] - logits[1]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_players_of_the_table():
-  assert mixture.between(0.125) == {'online': 0.875, 'reference': 0.125}
+@pytest.mark.parametrize(
+  ('make', 'mixtures', 'anchor', 'sets'),
+  [
+    (functools.partial(algorithms.self_play, tau=0.1), ({'online': 1.0},) * 2, ['reference'], []),
+    (
+      functools.partial(algorithms.nash_md_pg, tau=0.1, beta=0.125),
+      ({'online': 1.0}, {'online': 0.875, 'reference': 0.125}),
+      ['reference'],
+      [],
+    ),
+    (
+      functools.partial(algorithms.nash_mp, tau=0.1, eta=1.0, decay=0.9),
+      ({'online': 1.0}, {'average': 1.0}),
+      ['average', 'reference'],
+      ['average'],
+    ),
+    (
+      functools.partial(algorithms.egpo, tau=0.1),
+      ({'online': 1.0}, {'online': 1.0}, {'half_step': 1.0}),
+      ['reference'],
+      ['half_step'],
+    ),
+    (
+      functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=3),
+      ({'snapshot': 1.0},) * 2,
+      ['reference', 'snapshot'],
+      ['snapshot'],
+    ),
+  ],
+)
+def test_mixtures_anchor_and_sets_of_a_method(make, mixtures, anchor, sets, tiny_policy):
+  """What a method declares is what its sampler plays: no other set is ever looked up."""
+  algorithm = make(tiny_policy, lambda prompts, y, y2: jnp.full(y.shape[0], 0.5))
+  assert algorithm.mixtures == mixtures
+  assert sorted(algorithm.anchor) == anchor
+  assert sorted(algorithm.sets) == sorted([*sets, 'reference'])
+  asked = set()
+
+  class Sets(dict):
+    def __getitem__(self, name):
+      asked.add(name)
+      return 'params'
+
+  def play(params, players, prompts, rng, num_samples):
+    rollout = as_rollout(jnp.ones((1, 3), jnp.int32))._replace(token_logp=jnp.zeros((1, 3)))
+    return tuple(rollout for _ in players)
+
+  watched = tiny_policy._replace(
+    play=play, log_prob=lambda params, prompts, tokens: jnp.zeros(tokens.shape), untruncated=False
+  )
+  method = make(watched, lambda prompts, y, y2: jnp.full(y.shape[0], 0.5))
+  prompt = Prompts(jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
+  method.sample(PolicyParams('online', Sets()), prompt, jax.random.PRNGKey(0))
+  assert asked <= set(algorithm.sets)
+  assert set(anchor) <= asked | {'online'}

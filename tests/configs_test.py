@@ -4,30 +4,21 @@ import pathlib
 
 import pytest
 
-from nlhf_jax.cli import main
+from nlhf_jax.cli import experiments, main
+from nlhf_jax.networks import sizes
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = ROOT / 'configs' / 'experiments'
-PARTS = ('models', 'run', 'comparisons', 'fine_tuning', 'evaluation', 't5_xxl', 'llama_7b')
+NAMES = sorted(path.parent.name for path in EXPERIMENTS.glob('*/stages.txt'))
 # These differ from nash_md_1 and nash_ema_1 in a number alone.
 TWINS = {*(f'nash_md_{n}' for n in range(2, 7)), 'nash_ema_2'}
 QUICK = (
   '--gin.NUM_STEPS=1',
-  '--gin.WARMUP_STEPS=0',
   '--gin.BATCH_SIZE=2',
-  '--gin.NUM_MICROBATCHES=1',
+  '--gin.optimizers.warmup_linear.warmup_steps=0',
+  '--gin.experiment.Experiment.num_microbatches=1',
 )
-TINY = {'EMB_DIM': 16, 'NUM_HEADS': 2, 'NUM_LAYERS': 1, 'HEAD_DIM': 8, 'MLP_DIM': 32}
-SHALLOW = '--gin.NUM_LAYERS=1'
-
-
-def stages(name):
-  """In an order in which they can be run: policies come after what they need."""
-  listed = EXPERIMENTS / name / 'stages.txt'
-  if listed.is_file():
-    return listed.read_text().split()
-  found = (p.stem for p in (EXPERIMENTS / name).glob('*.gin') if p.stem not in PARTS)
-  return sorted(found, key=lambda stage: ('nash' in stage, stage))
+SHALLOW = '--gin.sizes.network.num_layers=1'
 
 
 @pytest.fixture
@@ -37,37 +28,29 @@ def flags(test_data, few_abstracts, chat_model):
   real = lambda path: [f'--data_dir={path}', f"--gin.VOCABULARY_FILE='{vocabulary}'"]
   small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8', SHALLOW]
   tldr = [f"--gin.COMPARISONS_DIR='{test_data / 'squality'}'", '--gin.PROMPT_LENGTH=64']
-  tldr += ['--gin.PRETRAINED_POLICY=None', '--gin.PRETRAINED_JUDGE=None']
-  for name, size in TINY.items():
-    tldr += [f'--gin.{name}={size}', f'--gin.JUDGE_{name}={size}']
+  t5 = ['--gin.PRETRAINED_POLICY=None', '--gin.PRETRAINED_JUDGE=None']
+  t5 += ["--gin.sizes.network.name='t5_1_1_tiny'", "--gin.judge/sizes.network.name='t5_1_1_tiny'"]
+  t5 += [SHALLOW, '--gin.sizes.network.emb_dim=16', '--gin.sizes.network.mlp_dim=32']
+  model = f"--gin.MODEL_DIR='{chat_model}'"
   return {
     'builtin': small,
     'follow_ups': small,
     'scitldr': [*real(few_abstracts), SHALLOW],
     'squality': [*real(test_data / 'squality'), '--gin.RESPONSE_LENGTH=32', SHALLOW],
-    'tldr': [*real(few_abstracts), *tldr],
-    'scale/t5_xxl': [*real(few_abstracts), *tldr],
-    'scale/llama_7b': [
-      f'--data_dir={few_abstracts}',
-      f"--gin.MODEL_DIR='{chat_model}'",
-      *tldr[:1],
-    ],
-    'smollm2': [
-      f'--data_dir={few_abstracts}',
-      f"--gin.MODEL_DIR='{chat_model}'",
-      '--gin.NUM_HELD_OUT=4',
-    ],
+    'tldr': [*real(few_abstracts), *tldr, *t5],
+    'scale/t5_xxl': [*real(few_abstracts), *tldr, *t5],
+    'scale/llama_7b': [f'--data_dir={few_abstracts}', model, *tldr],
+    'smollm2': [f'--data_dir={few_abstracts}', model, '--gin.NUM_HELD_OUT=4'],
   }
 
 
-@pytest.mark.parametrize('name', sorted(p.name for p in EXPERIMENTS.iterdir()))
-def test_every_stage_takes_a_step(name, flags, tmp_path):
+@pytest.mark.parametrize('name', NAMES)
+def test_step_of_every_stage(name, flags, tmp_path):
   """In order, each on what the ones before it left."""
-  steps = [stage for stage in stages(name) if stage not in TWINS]
+  steps = [s.name for s in experiments.stages(EXPERIMENTS / name) if s.name not in TWINS]
   for stage in steps:
-    gin_file = f'--gin_file=configs/experiments/{name}/{stage}.gin'
     own = next(f for start, f in flags.items() if f'{name}/{stage}'.startswith(start))
-    argv = ['train', gin_file, f'--run_dir={tmp_path / stage}', *QUICK, *own]
+    argv = ['train', f'--experiment={name}/{stage}', f'--run_dir={tmp_path / stage}', *QUICK, *own]
     assert main.main(argv) == 0, stage
   written = {path.name for path in tmp_path.iterdir()}
   assert written == set(steps)
@@ -76,34 +59,58 @@ def test_every_stage_takes_a_step(name, flags, tmp_path):
 
 
 def _compare(runs, flags):
-  """TL;DR's policies are judged by a run's preference model, on posts of the test split."""
+  """TL;DR's policies are judged by a run's preference model, on posts of another split."""
   argv = ['win-rates', '--gin_file=configs/experiments/tldr/evaluation.gin', *flags]
-  argv += [f'--output_dir={runs / "compared"}', f"--gin.JUDGE_RUN='{runs / 'preference'}'"]
-  argv += ["--gin.pipeline.load_split.split='valid'"]
-  argv += ['--run_dirs', f'SFT={runs / "sft"}', f'MD1={runs / "nash_md_1"}', '--gin.NUM_HELD_OUT=4']
+  argv += [f'--output_dir={runs}', "--gin.pipeline.load_split.split='valid'"]
+  argv += ['--gin.pipeline.load_split.limit=4']
+  argv += ['--run_dirs', f'SFT={runs / "sft"}', f'MD1={runs / "nash_md_1"}']
   assert main.main(argv) == 0
-  assert (runs / 'compared' / 'win_rates.csv').is_file()
+  assert (runs / 'win_rates.csv').is_file()
 
 
 @pytest.mark.parametrize('stage', sorted(TWINS))
 def test_twins_resolve(stage, flags, tmp_path, capsys):
   """Far enough to look for the run that they start from."""
-  argv = ['train', f'--gin_file=configs/experiments/tldr/{stage}.gin', *flags['tldr']]
+  argv = ['train', f'--experiment=tldr/{stage}', *flags['tldr']]
   assert main.main([*argv, f'--run_dir={tmp_path / stage}']) == 2
   assert str(tmp_path / 'preference') in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-  'path', sorted((ROOT / 'configs' / 'networks').glob('t5_1_1_*.gin')), ids=lambda p: p.stem
-)
-def test_every_network_resolves(path, tmp_path, capsys):
-  argv = [
-    'train',
-    '--gin_file=configs/experiments/builtin/sft.gin',
-    f'--gin_file={path}',
-    '--dry_run',
-  ]
+@pytest.mark.parametrize('name', [name for name in sizes.NAMES if name.startswith('t5')])
+def test_published_networks_resolve(name, tmp_path, capsys):
+  argv = ['train', '--experiment=builtin/sft', f"--gin.sizes.network.name='{name}'", '--dry_run']
   small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8']
-  small += ['--gin.BATCH_SIZE=2', '--gin.SCAN_LAYERS=True']
+  small += ['--gin.BATCH_SIZE=2', '--gin.layers.Execution.scan=True']
   assert main.main([*argv, f'--run_dir={tmp_path / "run"}', *small]) == 0
   assert '"parameters"' in capsys.readouterr().out
+
+
+def test_files_that_nothing_includes():
+  """A configuration is a stage's, or another includes it, or a head says how to use it."""
+  files = {p.relative_to(ROOT).as_posix(): p.read_text() for p in ROOT.glob('configs/**/*.gin')}
+  stages = {
+    (file if file.is_absolute() else ROOT / file).resolve()
+    for name in NAMES
+    for stage in experiments.stages(EXPERIMENTS / name)
+    for file in stage.files
+  }
+  for name, text in files.items():
+    included = any(f"include '{name}'" in other for other in files.values())
+    used = included or (ROOT / name).resolve() in stages or 'nlhf' in text or 't5x.train' in text
+    assert used or name.endswith('evaluation.gin'), name
+
+
+def test_macros_of_a_run_are_few(flags):
+  """A macro is there where two bindings must agree, or another file fills a slot."""
+  import gin
+
+  stage = experiments.stage('tldr/nash_md_1')
+  bindings = [*stage.bindings, "DATA_DIR='.'", "VOCABULARY_FILE='.'"]
+  gin.clear_config()
+  gin.add_config_file_search_path(str(ROOT))
+  gin.parse_config_files_and_bindings(
+    [str(f) for f in stage.files], bindings, finalize_config=False
+  )
+  macros = {scope for scope, selector in gin.config._CONFIG if selector == 'gin.macro'}
+  gin.clear_config()
+  assert len(macros) <= 25, sorted(macros)

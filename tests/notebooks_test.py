@@ -10,7 +10,7 @@ NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / 'launch' / 'notebooks
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-def test_every_cell_runs(path, capsys):
+def test_notebook(path, capsys):
   matplotlib.use('Agg')
   cells = json.loads(path.read_text())['cells']
   scope = {}

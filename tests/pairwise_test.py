@@ -8,14 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from nlhf_jax import algorithms
-from nlhf_jax import pairwise
+from nlhf_jax import algorithms, pairwise
 from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.runtime import checkpoints
-from nlhf_jax.training import loop
+from nlhf_jax.training import loop, parameter_sets, steps
 from nlhf_jax.types import PolicyParams
 
-QUIET = loop.Hooks(lambda step, metrics: None, lambda *_: None)
+QUIET = loop.Hooks()
 
 
 def later_wins(prompts, y, y2):
@@ -52,7 +51,7 @@ def batches(prompts):
 def run(algorithm, params, prompts, num_steps, state=None, hooks=QUIET):
   optimizer = optax.adam(0.01)
   if state is None:
-    state = loop.init_state(algorithm, optimizer, 0, online=params, reference=params)
+    state = loop.init_state(algorithm, optimizer, 0, online=params, given={'reference': params})
   return loop.train(
     algorithm, optimizer, state, batches(prompts), hooks, num_steps=num_steps, log_every=100
   )
@@ -62,51 +61,54 @@ def same(a, b) -> bool:
   return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-def test_a_snapshot_moves_when_it_should(tiny_policy, tiny_params, tiny_prompts):
+def test_snapshot_moves_every_n_updates(tiny_policy, tiny_params, tiny_prompts):
   make = functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=3)
   algorithm = make(tiny_policy, jax.jit(later_wins))
-  assert algorithm.plays == {'reference', 'past'}
+  assert set(algorithm.sets) == {'reference', 'snapshot'}
   two = run(algorithm, tiny_params[0], tiny_prompts, 2)
-  assert same(two.params.past, tiny_params[0])
+  assert same(two.params.sets['snapshot'], tiny_params[0])
   three = run(algorithm, None, tiny_prompts, 3, two)
-  assert same(three.params.past, three.params.online)
+  assert same(three.params.sets['snapshot'], three.params.online)
   assert not same(three.params.online, tiny_params[0])
 
 
-def test_a_snapshot_survives_a_restart(tiny_policy, tiny_params, tiny_prompts, tmp_path):
+def test_snapshot_through_a_restart(tiny_policy, tiny_params, tiny_prompts, tmp_path):
   make = functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=3)
   algorithm = make(tiny_policy, jax.jit(later_wins))
-  save = lambda state, sums: checkpoints.save(tmp_path, state)
+  saved = parameter_sets.saved(algorithm.sets)
+  save = lambda state, sums: checkpoints.save(tmp_path, state, saved=saved)
   run(algorithm, tiny_params[0], tiny_prompts, 4, hooks=QUIET._replace(save=save))
   fresh = loop.init_state(
-    algorithm, optax.adam(0.01), 0, online=tiny_params[0], reference=tiny_params[0]
+    algorithm, optax.adam(0.01), 0, online=tiny_params[0], given={'reference': tiny_params[0]}
   )
-  saved, _ = checkpoints.restore(tmp_path, fresh)
+  saved, _ = checkpoints.restore(tmp_path, fresh, saved=saved)
   resumed = run(algorithm, None, tiny_prompts, 7, saved)
   straight = run(algorithm, tiny_params[0], tiny_prompts, 7)
   assert same(resumed, straight)
 
 
-def test_a_half_step_is_forgotten(tiny_policy, tiny_params, tiny_prompts):
+def test_half_step_is_taken_back(tiny_policy, tiny_params, tiny_prompts):
   """EGPO's iteration is one update from where it began, against the policy of the half-step."""
   algorithm = algorithms.egpo(tiny_policy, jax.jit(later_wins), tau=0.1, num_samples=2)
   state = run(algorithm, tiny_params[0], tiny_prompts, 1)
-  assert state.params.half is None
+  assert set(state.params.sets) == {'reference'}
   assert int(state.opt_state[0].count) == 1
 
   optimizer = optax.adam(0.01)
-  first, second = jax.random.split(loop.step_key(jax.random.PRNGKey(0), 0))
+  first, second = jax.random.split(steps.step_key(jax.random.PRNGKey(0), 0))
   start = loop.init_state(
-    algorithm, optimizer, 0, online=tiny_params[0], reference=tiny_params[0]
+    algorithm, optimizer, 0, online=tiny_params[0], given={'reference': tiny_params[0]}
   ).params
 
   def updated(rollout):
-    gradient, _ = loop.accumulate(algorithm.loss, start.online, algorithm.judge(rollout), 1)
+    gradient, _ = steps.accumulate(algorithm.loss, start.online, algorithm.score(rollout), 1)
     updates, _ = optimizer.update(gradient, optimizer.init(start.online))
     return optax.apply_updates(start.online, updates)
 
-  half = updated(jax.jit(algorithm.half_step)(start, tiny_prompts, first))
-  online = updated(jax.jit(algorithm.sample)(start._replace(half=half), tiny_prompts, second))
+  sample = jax.jit(algorithm.sample)
+  against = lambda half: start._replace(sets={**start.sets, 'half_step': half})
+  half = updated(sample(against(start.online), tiny_prompts, first))
+  online = updated(sample(against(half), tiny_prompts, second))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params.online, online
   )
@@ -117,7 +119,7 @@ def test_a_half_step_is_forgotten(tiny_policy, tiny_params, tiny_prompts):
   [
     (algorithms.inpo, {'tau': 0.5, 'eta': 0.1, 'refresh_every': 1}, 'eta must be at least tau'),
     (algorithms.online_ipo, {'tau': 0.0}, 'tau must be positive, got 0.0'),
-    (algorithms.nash_mp, {'tau': 0.1, 'eta': 0.0}, 'eta must be positive, got 0.0'),
+    (algorithms.nash_mp, {'tau': 0.1, 'eta': 0.0, 'decay': 0.9}, 'eta must be positive, got 0.0'),
     (algorithms.sppo, {'eta': -1.0, 'refresh_every': 1}, 'eta must be positive, got -1.0'),
     (algorithms.ipo_md, {'tau': 0.1, 'beta': 1.2}, r'beta must be in \[0, 1\]'),
   ],
@@ -127,8 +129,10 @@ def test_a_wrong_constant_is_named(method, settings, message, tiny_policy):
     method(tiny_policy, later_wins, **settings)
 
 
-@pytest.mark.parametrize('whole', [True, False])
-def test_what_the_sampler_said_is_not_computed_again(whole, tiny_policy, tiny_params, tiny_prompts):
+@pytest.mark.parametrize('untruncated', [True, False])
+def test_log_probs_of_the_sampler_are_not_computed_again(
+  untruncated, tiny_policy, tiny_params, tiny_prompts
+):
   """Samples of a snapshot carry its log-probs; where sampling was truncated they are computed."""
   scored = []
 
@@ -137,15 +141,15 @@ def test_what_the_sampler_said_is_not_computed_again(whole, tiny_policy, tiny_pa
     return tiny_policy.log_prob(params, *args)
 
   method = algorithms.sppo(
-    tiny_policy._replace(log_prob=log_prob, whole=whole),
+    tiny_policy._replace(log_prob=log_prob, untruncated=untruncated),
     later_wins,
     eta=1.0,
     refresh_every=3,
     num_samples=2,
   )
-  sets = PolicyParams(tiny_params[0], None, tiny_params[0], past=tiny_params[1])
-  batch = method.sample(sets, tiny_prompts, jax.random.PRNGKey(0))
-  assert sum(params is tiny_params[1] for params in scored) == (0 if whole else 1)
+  sets = {'reference': tiny_params[0], 'snapshot': tiny_params[1]}
+  batch = method.sample(PolicyParams(tiny_params[0], sets), tiny_prompts, jax.random.PRNGKey(0))
+  assert sum(params is tiny_params[1] for params in scored) == (0 if untruncated else 1)
   expected = pairwise.pair_logp(
     tiny_policy, tiny_params[1], tiny_prompts, batch.response, batch.alternative
   )

@@ -1,12 +1,16 @@
 """What importing costs: the core needs neither TensorFlow nor gin."""
 
+import ast
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import nlhf_jax
 
-WITH_TENSORFLOW = ('data', 'main.py', 't5x_models.py')
+# Rooms that may import TensorFlow, seqio, gin or T5X.
+WITH_TENSORFLOW = ('data', 'cli', 't5x_bridge')
 PACKAGE = pathlib.Path(nlhf_jax.__file__).parent
 
 
@@ -40,9 +44,53 @@ def test_setup_has_the_version_and_the_readme_of_the_package():
   assert shown.split() == [nlhf_jax.__version__]
 
 
-def test_posts_and_electorate_need_no_tensorflow():
-  run(
-    "import sys; sys.modules['tensorflow'] = None\n"
-    'from nlhf_jax.data import electorate, extracts, posts, readers\n'
-    'electorate.elect(posts.generate(3, 0), range(3, 11))'
+def test_public_names_import_on_first_use():
+  """Nothing comes with the package itself; each of its names is what its own module defines."""
+  found = run(
+    'import nlhf_jax, sys\n'
+    "assert 'jax' not in sys.modules\n"
+    'for name in nlhf_jax.__all__: getattr(nlhf_jax, name)\n'
+    "print(nlhf_jax.nash_md_pg.__module__, *({'tensorflow', 'seqio', 'gin'} & set(sys.modules)))"
   )
+  assert found.split() == ['nlhf_jax.algorithms']
+  with pytest.raises(AttributeError, match="has no attribute 'nash_md'"):
+    _ = nlhf_jax.nash_md
+
+
+FLOORS = {
+  'types': 0,
+  'losses': 1,
+  'networks': 1,
+  'games': 1,
+  'judges': 1,
+  'models': 2,
+  'runtime': 2,
+  'votes': 2,
+  'formats': 3,
+  'evaluation': 3,
+  'data': 4,
+  'training': 4,
+  'pairwise': 5,
+  'planning': 5,
+  't5x_bridge': 5,
+  'algorithms': 6,
+  'cli': 7,
+}
+
+
+def test_rooms_import_from_floors_below_alone():
+  """No circles, and no room that the plan of the house does not have."""
+  for path in PACKAGE.rglob('*.py'):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+    if room == '__init__':
+      continue
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      names = []
+      if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('nlhf_jax'):
+        names = [f'{node.module}.{alias.name}' for alias in node.names]
+      elif isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names if alias.name.startswith('nlhf_jax.')]
+      for name in names:
+        other = name.split('.')[1]
+        if other in FLOORS and other != room:
+          assert FLOORS[other] < FLOORS[room], f'{path} imports {name}'

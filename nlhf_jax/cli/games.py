@@ -80,7 +80,7 @@ def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[
 
   if not several or name not in solvers.NAMED:
     return settings
-  takes = solvers.settings_of(name)
+  takes = solvers.settings(name)
   return {key: value for key, value in settings.items() if key in takes}
 
 
@@ -88,7 +88,7 @@ def read_table(name: str):
   """A game by its name, or from a CSV file."""
   from nlhf_jax.games import sources
 
-  return sources.named(name) or sources.read(pathlib.Path(name))
+  return sources.named(name) or sources.read_table(pathlib.Path(name))
 
 
 def _reference(path: str | None, labels):

@@ -30,6 +30,7 @@ _MISTAKES = (
   TypeError,
   ValueError,
 )
+_DYNAMIC = 'from __gin__ import dynamic_registration'
 # Arguments of one word that a message may name.
 _SYMBOLS = ('tau', 'beta', 'eta', 'decay')
 
@@ -142,22 +143,22 @@ def _bind(source: Source) -> None:
   for binding in bindings:
     if (name := _macro(binding)) and name not in macros:
       raise ValueError(f'No macro {name} in these gin files.{_nearest(name, macros)}')
-  imported = {statement.format() for statement in gin.config._IMPORTS}
-  dynamic = 'from __gin__ import dynamic_registration'
   for binding in bindings:
-    imports = sorted(imported - {dynamic} | _missing_imports(binding, imported))
-    gin.parse_config('\n'.join([dynamic, *imports, binding]))
+    imported = {statement.format() for statement in gin.config._IMPORTS} - {_DYNAMIC}
+    imports = sorted(imported | _missing_imports(binding, imported))
+    gin.parse_config('\n'.join([_DYNAMIC, *imports, binding]))
 
 
 def _missing_imports(binding: str, imported: set[str]) -> set[str]:
   """Imports of the package's modules that a binding names and no file has imported."""
   known = {re.split(r' import | as ', line)[-1].split('.')[-1] for line in imported}
-  value = binding.partition('=')[2]
-  names = set(re.findall(r'@(?:\w+/)*(\w+)\.\w+', value)) - known
+  parameter, _, value = binding.partition('=')
+  names = set(re.findall(r'@(?:\w+/)*(\w+)\.\w+', value))
+  names |= set(re.findall(r'^\s*(?:\w+/)*(\w+)\.\w+\.\w+\s*$', parameter))
   found = set()
   for module in pkgutil.walk_packages(nlhf_jax.__path__, 'nlhf_jax.', onerror=lambda name: None):
     parent, _, leaf = module.name.rpartition('.')
-    if leaf in names and not module.ispkg and '.cli' not in parent:
+    if leaf in names - known and not module.ispkg and not parent.endswith('.cli'):
       found.add(f'from {parent} import {leaf}')
   return found
 

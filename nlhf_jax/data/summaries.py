@@ -34,6 +34,7 @@ class Corpus(NamedTuple):
   seed: int
 
   def prompt(self, number: int) -> str:
+    """A post as text, every sentence behind its marker."""
     return post_sources.marked_text(self.posts[number].sentences, self.marker_texts)
 
   @property
@@ -41,6 +42,7 @@ class Corpus(NamedTuple):
     return tuple(self.vocabulary.decode([i]) for i in self.electorate.marker_ids)
 
   def response(self, number: int) -> str:
+    """One of the electorate's responses as text: its markers."""
     ids = self.electorate.responses[number]
     return ' '.join(self.vocabulary.decode([int(i)]) for i in ids if i > EOS)
 

@@ -24,8 +24,10 @@ class PreferenceGame(NamedTuple):
   """The regularised game; τ = 0 is the game itself."""
 
   preference: Float[Array, 'Y Y'] | Float[np.ndarray, 'Y Y']
-  reference: Distribution  # μ; positive.
-  tau: Scalar  # Preference units per nat.
+  # μ; positive.
+  reference: Distribution
+  # Preference units per nat.
+  tau: Scalar
 
 
 def make(preference, reference=None, tau: float = 0.0) -> PreferenceGame:
@@ -113,7 +115,7 @@ def best_value(game: PreferenceGame, policy: Distribution) -> Scalar:
 
 
 def duality_gap(game: PreferenceGame, policy: Distribution) -> Scalar:
-  """max_π' P_τ(π' ≻ π) − min_π' P_τ(π ≻ π'), ≥ 0, and 0 at equilibria alone.
+  """max_π' P_τ(π' ≻ π) − min_π' P_τ(π ≻ π'), ≥ 0, and 0 only at equilibria.
 
   The game is symmetric, so the minimum is 1 less the maximum.
   """
@@ -136,7 +138,7 @@ def kl_divergence(policy: Distribution, reference: Distribution) -> Scalar:
 
 
 def residual(game: PreferenceGame, policy: Distribution) -> Scalar:
-  """max_y |π(y) − softmax(log μ + Pπ/τ)(y)|: 0 at π*_τ alone."""
+  """max_y |π(y) − softmax(log μ + Pπ/τ)(y)|: 0 only at π*_τ."""
   return jnp.max(jnp.abs(policy - best_response(game, policy)))
 
 

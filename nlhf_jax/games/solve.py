@@ -25,15 +25,18 @@ class Curve(NamedTuple):
   """How a solver gets there: a row for every recorded step."""
 
   step: Int[Array, 'records']
-  duality_gap: Float[Array, 'records']  # Of the last iterate.
-  kl_to_nash: Float[Array, 'records']  # KL(π*‖π_t), nats; NaN where π* is not given.
+  # Of the last iterate.
+  duality_gap: Float[Array, 'records']
+  # KL(π*‖π_t), nats; NaN where π* is not given.
+  kl_to_nash: Float[Array, 'records']
 
 
 class Lottery(NamedTuple):
   """A maximal lottery: π with P(π ≻ y) ≥ 1/2 for every y (Kreweras 1965, Fishburn 1984)."""
 
   policy: Float[np.ndarray, 'Y']
-  value: float  # min_y P(π ≻ y): 1/2, up to rounding.
+  # min_y P(π ≻ y): 1/2, up to rounding.
+  value: float
   unique: bool
 
 
@@ -94,12 +97,12 @@ def run(
   Args:
     solver: of `solvers`.
     game: of `game.make`.
-    num_steps: rounded up to a whole number of records.
+    num_steps: rounded up to a multiple of the steps between two records.
     num_records: rows of the curve.
     payoff: exact, or an estimate.
     seed: of the estimate.
     nash: π*, for the curve's KL.
-    advance: told of steps done, for a progress bar.
+    advance: called with the steps done, for a progress bar.
 
   Returns:
     The policy, and the curve, whose first row is the start.

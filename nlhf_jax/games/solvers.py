@@ -32,7 +32,8 @@ from nlhf_jax.games import game as games
 from nlhf_jax.games.game import PreferenceGame, Scalar
 
 PRNGKey = jax.Array
-LogPolicy = Float[Array, 'Y']  # log π in nats.
+# log π in nats.
+LogPolicy = Float[Array, 'Y']
 StepSize = Scalar | Callable[[PreferenceGame, Int[Array, '']], Scalar]
 
 # P(y ≻ π') of every response, exact or estimated: (game, π', rng) -> [Y].
@@ -40,12 +41,12 @@ PayoffFn = Callable[[PreferenceGame, Float[Array, 'Y'], PRNGKey], Float[Array, '
 
 
 class State(NamedTuple):
-  """Where a solver stands."""
+  """What a solver carries from step to step."""
 
-  log_policy: (
-    LogPolicy  # What it answers: the last iterate, or the average where that is what converges.
-  )
-  memory: Any = ()  # What it carries besides.
+  # Its answer: the last iterate, or the average where that is what converges.
+  log_policy: LogPolicy
+  # All else.
+  memory: Any = ()
 
 
 class Solver(NamedTuple):
@@ -53,7 +54,8 @@ class Solver(NamedTuple):
 
   init: Callable[[PreferenceGame], State]
   step: Callable[[PreferenceGame, State, Int[Array, ''], PayoffFn, PRNGKey], State]
-  eta: Callable[[PreferenceGame, Int[Array, '']], Scalar] | None  # η at step t; None: it has none.
+  # η at step t; None: it has none.
+  eta: Callable[[PreferenceGame, Int[Array, '']], Scalar] | None
 
 
 def exact(game: PreferenceGame, opponent: Float[Array, 'Y'], rng: PRNGKey) -> Float[Array, 'Y']:
@@ -258,8 +260,8 @@ NAMED: dict[str, Callable[..., Solver]] = {
 }
 
 
-def named(name: str, **settings: Scalar | None) -> Solver:
-  """A solver by name, with those of its settings that are not None.
+def named(name: str, **values: Scalar | None) -> Solver:
+  """A solver by name, with those of its settings whose value is not None.
 
   Raises:
     ValueError: there is no such solver, or it does not take a setting.
@@ -268,8 +270,8 @@ def named(name: str, **settings: Scalar | None) -> Solver:
     close = difflib.get_close_matches(name, NAMED, n=1)
     hint = f' Did you mean {close[0]}?' if close else ''
     raise ValueError(f'No algorithm {name}: known are {", ".join(NAMED)}.{hint}')
-  takes = settings_of(name)
-  given = {key: value for key, value in settings.items() if value is not None}
+  takes = settings(name)
+  given = {key: value for key, value in values.items() if value is not None}
   for key in given:
     if key not in takes:
       raise ValueError(f'{name} takes no {key}: it has {", ".join(takes) or "no settings"}.')
@@ -280,7 +282,7 @@ def named(name: str, **settings: Scalar | None) -> Solver:
   return NAMED[name](**given)
 
 
-def settings_of(name: str) -> Mapping[str, inspect.Parameter]:
+def settings(name: str) -> Mapping[str, inspect.Parameter]:
   """The settings that a solver takes, by name."""
   return inspect.signature(NAMED[name]).parameters
 

@@ -26,8 +26,10 @@ class Table(NamedTuple):
   """Alternatives and how they compare."""
 
   labels: tuple[str, ...]
-  preference: Matrix  # P(y_i ≻ y_j); 1/2 on the diagonal.
-  wins: Matrix | None = None  # Comparisons that y_i won against y_j, ties half; None: not known.
+  # P(y_i ≻ y_j); 1/2 on the diagonal.
+  preference: Matrix
+  # Comparisons that y_i won against y_j, ties half; None: not known.
+  wins: Matrix | None = None
 
 
 def from_matrix(preference, labels: Sequence[str] | None = None) -> Table:
@@ -43,7 +45,7 @@ def from_matrix(preference, labels: Sequence[str] | None = None) -> Table:
 
 
 def from_wins(wins, labels: Sequence[str] | None = None) -> Table:
-  """P as the share of comparisons won; a pair that never met is even.
+  """P as the share of comparisons won; a pair that was never compared is even.
 
   Args:
     wins: [Y, Y], wins[i, j] comparisons that i won against j; a tie counts half on both sides.
@@ -69,7 +71,7 @@ def from_ballots(
   num_alternatives: int,
   labels: Sequence[str] | None = None,
 ) -> Table:
-  """Pairwise shares of ranked ballots; unranked stands below ranked, and ties count half.
+  """Pairwise shares of ranked ballots; unranked is below ranked, and ties count half.
 
   Args:
     ballots: (number of voters, ranking) each; a ranking is groups of equals, best first, by alternative number.
@@ -81,7 +83,8 @@ def from_ballots(
   """
   wins = np.zeros((num_alternatives, num_alternatives))
   for number, (count, ranking) in enumerate(ballots):
-    place = np.full(num_alternatives, num_alternatives)  # Below all that are ranked.
+    # Below all that are ranked.
+    place = np.full(num_alternatives, num_alternatives)
     seen = [alternative for group in ranking for alternative in group]
     for alternative in seen:
       if not 0 <= alternative < num_alternatives or seen.count(alternative) > 1:
@@ -127,7 +130,7 @@ def from_payoffs(payoffs) -> Matrix:
   return 0.5 + payoffs / (2 * max(np.abs(payoffs).max(), 1e-300))
 
 
-def read(path: pathlib.Path) -> Table:
+def read_table(path: pathlib.Path) -> Table:
   """A CSV with labels in the first row and column: shares P(i ≻ j), or counts of comparisons won.
 
   Counts are told from shares by any entry above 1.
@@ -163,17 +166,15 @@ def read(path: pathlib.Path) -> Table:
       f'{path}: labels of rows and columns differ: {_first_difference(rows, labels)}.'
     )
   try:
-    return (
-      from_wins(values, labels)
-      if np.any(values > 1) and _whole(values)
-      else from_matrix(values, labels)
-    )
+    counted = np.any(values > 1) and _are_counts(values)
+    return from_wins(values, labels) if counted else from_matrix(values, labels)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
 
 
-def _whole(values: Matrix) -> bool:
-  return bool(np.all(np.mod(2 * values, 1) == 0))  # Ties are halves.
+def _are_counts(values: Matrix) -> bool:
+  """Whether all are integers or, since a tie counts half, halves."""
+  return bool(np.all(np.mod(2 * values, 1) == 0))
 
 
 def _first_difference(rows: Sequence[str], columns: Sequence[str]) -> str:

@@ -17,25 +17,34 @@ from nlhf_jax.games import solve
 from nlhf_jax.games.game import PreferenceGame
 from nlhf_jax.games.solvers import PayoffFn, Solver, exact
 
-_NUM_SHOWN = 20  # Alternatives in a printed table.
-_NUM_RECORDS = 500  # Points of a curve.
+# Alternatives in a printed table.
+_NUM_SHOWN = 20
+# Points of a curve.
+_NUM_RECORDS = 500
 
 
 class Result(NamedTuple):
   """What one solver found."""
 
   policy: Float[np.ndarray, 'Y']
-  value: float  # min_y P(π ≻ y): what it is sure of; 1/2 for a Nash equilibrium.
-  duality_gap: float  # Of the game at its τ.
-  kl_to_nash: float  # KL(π*‖π) in nats; NaN where there is no single π*.
-  best_response: Float[np.ndarray, 'Y']  # To the policy.
+  # min_y P(π ≻ y): what it is sure of; 1/2 for a Nash equilibrium.
+  value: float
+  # Of the game at its τ.
+  duality_gap: float
+  # KL(π*‖π) in nats; NaN where there is no single π*.
+  kl_to_nash: float
+  # To the policy.
+  best_response: Float[np.ndarray, 'Y']
   curve: solve.Curve
 
 
 class Study(NamedTuple):
+  """Solvers' results on one game, beside its equilibrium."""
+
   labels: tuple[str, ...]
   game: PreferenceGame
-  nash: Float[np.ndarray, 'Y']  # π*_τ; a maximal lottery where τ = 0.
+  # π*_τ; a maximal lottery where τ = 0.
+  nash: Float[np.ndarray, 'Y']
   nash_is_unique: bool
   results: dict[str, Result]
 
@@ -99,12 +108,12 @@ def tables(study: Study) -> list[rich_table.Table]:
       f'{max(result.duality_gap, 0):.3g}',
       '–' if np.isnan(result.kl_to_nash) else f'{max(result.kl_to_nash, 0):.3g}',
       f'{result.value:.4f}',
-      _who_beats(study, result),
+      _strongest_opponents(study, result),
     )
   return [summary, _policies(study)]
 
 
-def _who_beats(study: Study, result: Result) -> str:
+def _strongest_opponents(study: Study, result: Result) -> str:
   """The three alternatives that beat a policy most, and by how much."""
   against = study.game.preference @ result.policy
   worst = [i for i in np.argsort(-against, kind='stable')[:3] if against[i] > 0.5 + 1e-9]
@@ -181,6 +190,7 @@ def _finite(values) -> list[float | None]:
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes a result for programs to read, and the directories above it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(content, indent=1) + '\n')
 

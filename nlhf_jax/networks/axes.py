@@ -29,7 +29,9 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 class HasInit(Protocol):
   """A Linen module."""
 
-  def init(self, rngs: PRNGKey, *args: Any, **kwargs: Any) -> Any: ...
+  def init(self, rngs: PRNGKey, *args: Any, **kwargs: Any) -> Any:
+    """Linen's: random variables."""
+    ...
 
 
 def init(network: HasInit) -> Callable[[PRNGKey], Params]:

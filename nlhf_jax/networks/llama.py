@@ -184,6 +184,7 @@ class Decoder(nn.Module):
       self.logits_dense = layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32)
 
   def encode(self, x: Float[Array, 'B S E']) -> tuple[kv_cache.KeysAndValues, ...]:
+    """Keys and values of prompts, for each layer."""
     positions = jnp.arange(x.shape[1])[None]
     mask = _sees(_distances(x.shape[1]), positions, self.config.sliding_window)
     nothing = [None] * self.config.num_layers
@@ -191,6 +192,7 @@ class Decoder(nn.Module):
     return tuple(encoded)
 
   def logits(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
+    """By an output layer of its own."""
     return self.logits_dense(x)
 
   def __call__(

@@ -223,6 +223,7 @@ class Decoder(nn.Module):
     return tuple(layer.encoder_decoder_attention.keys_and_values(encoded) for layer in self.layers)
 
   def logits(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
+    """By an output layer of its own."""
     return self.logits_dense(x)
 
   def __call__(

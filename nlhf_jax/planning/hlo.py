@@ -1,6 +1,6 @@
 """What a compiled program does, by its text: its operations, and the bytes that its devices send to each other.
 
-XLA's own cost analysis counts the body of a loop once and says nothing of collectives; here both are counted as often as
+XLA's own cost analysis counts the body of a loop once and omits collectives; here both are counted as often as
 they run. The text is that of one device, so sizes are a device's.
 """
 
@@ -175,14 +175,14 @@ def _collective(
   if kind == 'collective-permute':
     pairs = re.findall(r'\{(\d+),(\d+)\}', instruction.rest.split('source_target_pairs=')[1])
     groups = np.array([pair for pair in np.array(pairs, int) if pair[0] != pair[1]]).reshape(-1, 2)
-    sent = size if len(groups) else 0.0
+    bytes_sent = size if len(groups) else 0.0
   else:
     groups = replica_groups(instruction.rest, math.prod(mesh.values()))
     number = groups.shape[1]
     # In a ring all shards but a device's own go round once, or twice to be summed and returned.
     rounds = {'all-reduce': 2.0, 'reduce-scatter': float(number)}.get(kind, 1.0)
-    sent = rounds * (number - 1) / number * size
-  return Collective(kind, _axes(groups, mesh), tuple(dims for _, dims in arrays), sent, times)
+    bytes_sent = rounds * (number - 1) / number * size
+  return Collective(kind, _axes(groups, mesh), tuple(dims for _, dims in arrays), bytes_sent, times)
 
 
 def replica_groups(text: str, num_devices: int) -> np.ndarray:

@@ -106,7 +106,7 @@ class Writer:
 
     Raises:
       OSError: an earlier save has failed.
-      ValueError: the directory holds this step, or a later one. Orbax would leave it as it is, and say nothing.
+      ValueError: the directory holds this step, or a later one. Orbax would silently leave it as it is.
     """
     self.check()
     step, arrays = int(state.step), _arrays(state, saved)

@@ -64,6 +64,7 @@ class FeatureConverter(seqio.FeatureConverter):
     return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
   def get_model_feature_lengths(self, task_feature_lengths):
+    """Never asked for here: raises NotImplementedError."""
     raise NotImplementedError('Lengths follow from `task_feature_lengths` and the task alone.')
 
 

@@ -4,13 +4,14 @@ T5X's decoders take one row for each prompt, need a call of their own to make th
 values of the encoder's output at every step: what is missing is added here, what is slow stays slow.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.networks import network
+from nlhf_jax.networks import network, t5
 
 
 class T5XModule(nn.Module):
@@ -36,6 +37,7 @@ class T5XModule(nn.Module):
     encoder_segment_ids: Int[Array, 'B S'] | None = None,
     enable_dropout: bool = True,
   ) -> Float[Array, 'B S E']:
+    """What the decoder reads of prompts."""
     return self.module.encode(
       encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout
     )
@@ -131,3 +133,13 @@ class T5XModule(nn.Module):
       enable_dropout,
       decode,
     )
+
+
+def in_place_of(network: t5.Transformer) -> T5XModule:
+  """T5X's own T5 1.1 in the sizes of one of ours; they share a parameter tree. Needs T5X."""
+  from t5x.examples.t5 import network as t5x_network
+
+  ours = dataclasses.asdict(network.config)
+  names = {field.name for field in dataclasses.fields(t5x_network.T5Config)}
+  config = t5x_network.T5Config(**{name: x for name, x in ours.items() if name in names})
+  return T5XModule(t5x_network.Transformer(config))

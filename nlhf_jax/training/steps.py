@@ -32,6 +32,7 @@ class Clock:
     self._last = time.perf_counter()
 
   def lap(self, phase: str, result: Any) -> None:
+    """Counts the time since the last lap, until `result` is there, for a phase."""
     jax.block_until_ready(result)
     now = time.perf_counter()
     self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last

@@ -1,4 +1,4 @@
-"""Rankings of alternatives, and what stands in the way of one: cycles.
+"""Rankings of alternatives, and what forbids one: cycles.
 
 A maximal lottery is the one that NLHF stands for: the mixture that no alternative beats. Borda, Copeland and Elo put
 everything on a line, and disagree where preferences cycle.
@@ -16,7 +16,8 @@ from nlhf_jax.games import solve, sources
 
 Matrix = Float[np.ndarray, 'Y Y']
 Scores = Float[np.ndarray, 'Y']
-_TOLERANCE = 1e-9  # Shares this close to 1/2 are ties.
+# Shares this close to 1/2 are ties.
+_TOLERANCE = 1e-9
 
 
 def condorcet_winner(preference: Matrix) -> int | None:
@@ -94,7 +95,13 @@ def rank(
 ) -> dict[str, Ranking]:
   """Every method's scores side by side, with 95 % percentile intervals where the table has counts.
 
-  A resample draws, for each pair, as many comparisons anew as there were, at the share that was seen.
+  A resample draws, for each pair, as many comparisons as it has, at the share that was observed.
+
+  Args:
+    table: shares, and counts if there are any.
+    num_resamples: of the bootstrap.
+    seed: of the resamples.
+    advance: called with 1 after each resample.
   """
   weights = None if table.wins is None else table.wins + table.wins.T
   scores = _scores(table.preference, weights)

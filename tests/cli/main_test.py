@@ -7,23 +7,27 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from nlhf_jax.cli import main
+from nlhf_jax.cli import gin_config, main
+from nlhf_jax.formats import hf, t5x
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
-from nlhf_jax.formats import hf
-from nlhf_jax.formats import t5x
 
-SFT = '--gin_file=configs/experiments/builtin/sft.gin'
-MD = '--gin_file=configs/experiments/builtin/nash_md_pg.gin'
+SFT = '--experiment=builtin/sft'
+MD = '--experiment=builtin/nash_md_pg'
+EVALUATION = '--gin_file=configs/experiments/builtin/evaluation.gin'
 SMALL = (
   '--gin.CORPUS=@summaries.builtin()',
   '--gin.summaries.builtin.num_train=40',
   '--gin.summaries.builtin.num_test=12',
   '--gin.BATCH_SIZE=8',
-  '--gin.WARMUP_STEPS=0',
-  '--gin.NUM_LAYERS=1',
-  '--gin.EMB_DIM=16',
-  '--gin.MLP_DIM=16',
+  '--gin.optimizers.warmup_linear.warmup_steps=0',
+  '--gin.sizes.network.num_layers=1',
+  '--gin.sizes.network.emb_dim=16',
+  '--gin.sizes.network.mlp_dim=16',
+)
+AVERAGED = (
+  "--gin.experiment.Experiment.sets={'average': @parameter_sets.average()}",
+  '--gin.parameter_sets.average.decay=0.5',
 )
 
 
@@ -37,9 +41,9 @@ def runs(tmp_path_factory):
   """A directory of short runs: SFT, a judge, and one policy."""
   root = tmp_path_factory.mktemp('runs')
   for stage in ('sft', 'preference', 'nash_md_pg'):
-    averaged = ['--gin.EMA_DECAY=0.5'] if stage == 'nash_md_pg' else []
-    gin_file = f'--gin_file=configs/experiments/builtin/{stage}.gin'
-    argv = ['train', gin_file, f'--run_dir={root / stage}', '--gin.NUM_STEPS=2', *averaged, *SMALL]
+    averaged = AVERAGED if stage == 'nash_md_pg' else []
+    named = f'--experiment=builtin/{stage}'
+    argv = ['train', named, f'--run_dir={root / stage}', '--gin.NUM_STEPS=2', *averaged, *SMALL]
     assert main.main(argv) == 0
   return root
 
@@ -50,13 +54,15 @@ def runs(tmp_path_factory):
     ([SFT, '--data_dir=/nowhere'], 'No directory /nowhere: name the data with --data_dir.'),
     ([SFT, '--gin.NUM_STEP=3'], 'No macro NUM_STEP in these gin files. Did you mean NUM_STEPS?'),
     ([SFT, '--gin.algorithms.sfd.x=3'], 'Did you mean sft?'),
-    ([SFT, '--gin.t5.T5Config.emb_dims=3'], "doesn't have a parameter named 'emb_dims'"),
-    ([MD, '--gin.BETA=1.5'], 'No checkpoint in'),
+    ([SFT, '--gin.decoding.Sampling.top=3'], "doesn't have a parameter named 'top'"),
+    ([MD, '--gin.algorithms.nash_md_pg.beta=1.5'], 'No checkpoint in'),
+    (['--experiment=builtin/nash_md'], "has no run 'nash_md': its stages are sft, preference"),
+    (['--experiment=building/sft'], 'No experiment building'),
     (['--gin_file=configs/none.gin'], 'configs/none.gin'),
-    ([], 'No configuration: name a gin file with --gin_file'),
+    ([], 'No configuration: name an experiment with --experiment'),
   ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(argv, message, capsys, tmp_path):
+def test_mistake_is_one_line_and_leaves_nothing(argv, message, capsys, tmp_path):
   status, output = run(capsys, 'train', f'--run_dir={tmp_path / "run"}', *argv)
   (line,) = [x for x in output.err.splitlines() if x.startswith('nlhf')]
   assert status == 2
@@ -66,21 +72,27 @@ def test_a_mistake_is_one_line_and_leaves_nothing(argv, message, capsys, tmp_pat
 
 def test_beta_outside_the_unit_interval_leaves_no_run(runs, capsys):
   status, output = run(
-    capsys, 'train', MD, f'--run_dir={runs / "bad"}', '--gin.BETA=1.5', '--gin.NUM_STEPS=2', *SMALL
+    capsys,
+    'train',
+    MD,
+    f'--run_dir={runs / "bad"}',
+    '--gin.algorithms.nash_md_pg.beta=1.5',
+    '--gin.NUM_STEPS=2',
+    *SMALL,
   )
   assert status == 2
   assert 'beta must be in [0, 1] (0: self-play, 1: the reference alone), got 1.5.' in output.err
+  assert '(Set by --gin.algorithms.nash_md_pg.beta.)' in output.err
   assert not (runs / 'bad').exists()
 
 
 def test_a_vocabulary_that_does_not_match_is_named(runs, capsys):
   bad = f'--run_dir={runs / "bad"}'
-  status, output = run(capsys, 'train', MD, bad, '--gin.VOCAB_SIZE=50', '--gin.NUM_STEPS=2', *SMALL)
+  larger = '--gin.sizes.network.vocab_size=50'
+  status, output = run(capsys, 'train', MD, bad, larger, '--gin.NUM_STEPS=2', *SMALL)
   assert status == 2
-  assert (
-    '(48, 16), the network expects (50, 16): the vocabularies differ: set VOCAB_SIZE = 48'
-    in output.err
-  )
+  assert '(48, 16), the network expects (50, 16): the vocabularies differ' in output.err
+  assert '--gin.sizes.network.vocab_size' in output.err
   assert not (runs / 'bad').exists()
 
 
@@ -89,35 +101,40 @@ def test_a_directory_of_another_configuration_is_refused(runs, capsys):
   status, output = run(capsys, *argv)
   assert status == 2
   assert 'holds a run of another configuration' in output.err
-  assert 'NUM_STEPS = 2' in output.err
+  assert 'Experiment.num_steps' in output.err
 
 
 @pytest.mark.parametrize('stage', ['sft', 'preference'])
 def test_a_finished_run_is_not_run_again(stage, runs):
   """Nothing in its directory is touched; a judge is not tested again."""
   before = {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')}
-  gin_file = f'--gin_file=configs/experiments/builtin/{stage}.gin'
-  argv = ['train', gin_file, f'--run_dir={runs / stage}', '--gin.NUM_STEPS=2', *SMALL]
+  argv = ['train', f'--experiment=builtin/{stage}', f'--run_dir={runs / stage}']
+  argv += ['--gin.NUM_STEPS=2', *SMALL]
   assert main.main(argv) == 0
   assert {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')} == before
 
 
 def test_a_method_without_its_reference_is_refused(runs, capsys):
-  argv = ['train', MD, f'--run_dir={runs / "bad"}', '--gin.NUM_STEPS=2', '--gin.START_FROM=None']
+  argv = ['train', MD, f'--run_dir={runs / "bad"}', '--gin.NUM_STEPS=2']
+  argv += ['--gin.experiment.Experiment.start_from=None']
   status, output = run(capsys, *argv, *SMALL)
   assert status == 2
-  assert 'needs a reference: name the run to start from (START_FROM)' in output.err
+  assert 'needs a reference: set start_from to the run to start from' in output.err
+  assert '(Set by --gin.experiment.Experiment.start_from.)' in output.err
   assert not (runs / 'bad').exists()
 
 
 def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
-  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
   flags = [
-    evaluation,
+    EVALUATION,
     *(f for f in SMALL if 'summaries' in f),
     '--gin.tournament.Evaluation.baseline=None',
   ]
-  labelled = [f'SFT={runs / "sft"}', f'MD={runs / "nash_md_pg"}', f'MD*={runs / "nash_md_pg"}:ema']
+  labelled = [
+    f'SFT={runs / "sft"}',
+    f'MD={runs / "nash_md_pg"}',
+    f'MD*={runs / "nash_md_pg"}:average',
+  ]
   argv = ['win-rates', *flags, f'--output_dir={tmp_path}', '--run_dirs', *labelled]
   status, output = run(capsys, *argv)
   assert status == 0, output.err
@@ -146,19 +163,19 @@ def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
 
 
 def test_a_set_that_a_run_lacks_is_named(runs, capsys):
-  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
-  status, output = run(capsys, 'sample', evaluation, f'--run_dir={runs / "sft"}:ema')
+  status, output = run(capsys, 'sample', EVALUATION, f'--run_dir={runs / "sft"}:average')
   assert status == 2
-  assert "holds no parameter set 'ema': name one of ['online']" in output.err
+  assert "holds no parameter set 'average': name one of ['online']" in output.err
 
 
 @pytest.mark.parametrize(
-  ('binding', 'tolerance'), [('ON_HOST=True', 0), ("DTYPE='bfloat16'", 0.05)]
+  ('binding', 'tolerance'), [('on_host=True', 0), ("dtype='bfloat16'", 0.05)]
 )
 def test_a_reference_kept_elsewhere_is_the_same(binding, tolerance, runs, capsys):
   """Metrics of two steps; and what was so kept can be gone on from."""
   run_dir = runs / f'reference_{binding.partition("=")[0]}'
-  flags = [f'--gin.REFERENCE_{binding}', '--gin.EMA_DECAY=0.5', '--gin.NUM_STEPS=2', *SMALL]
+  flags = [f'--gin.experiment.Experiment.reference_{binding}']
+  flags += [*AVERAGED, '--gin.NUM_STEPS=2', *SMALL]
   for _ in range(2):
     status, output = run(capsys, 'train', MD, f'--run_dir={run_dir}', *flags)
     assert status == 0, output.err
@@ -170,11 +187,10 @@ def test_a_reference_kept_elsewhere_is_the_same(binding, tolerance, runs, capsys
     assert rows[0][name] == pytest.approx(rows[1][name], abs=tolerance, rel=tolerance), name
 
 
-def test_a_judge_is_no_player(runs, capsys, tmp_path):
-  evaluation = '--gin_file=configs/experiments/builtin/evaluation.gin'
+def test_judge_is_no_contestant(runs, capsys, tmp_path):
   argv = [
     'win-rates',
-    evaluation,
+    EVALUATION,
     f'--output_dir={tmp_path}',
     '--run_dirs',
     str(runs / 'preference'),
@@ -195,7 +211,7 @@ def test_a_dry_run_trains_nothing(capsys, tmp_path):
 def test_configurations_are_found_from_anywhere(capsys, tmp_path, monkeypatch, caplog):
   """Also where the repository lies on the path of modules, and `configs` could be taken for a package."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.syspath_prepend(main._ROOT)
+  monkeypatch.syspath_prepend(gin_config.ROOT)
   argv = ['train', SFT, '--run_dir=run', '--dry_run', '--gin.NUM_STEPS=2', *SMALL]
   status, output = run(capsys, *argv)
   assert status == 0, output.err
@@ -233,7 +249,8 @@ def test_a_pretrained_model_answers_is_tuned_and_exported(
   assert status == 0
   (line,) = map(json.loads, output.out.splitlines())
   assert (line['prompt'], len(line['responses'])) == ('Why?', 2)
-  flags += ['--gin.NUM_STEPS=1', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=2']
+  flags += ['--gin.NUM_STEPS=1', '--gin.BATCH_SIZE=2']
+  flags += ['--gin.optimizers.warmup_linear.warmup_steps=0']
   tuned = f'--run_dir={tmp_path / "sft"}'
   assert main.main(['train', files[0], *flags, tuned]) == 0
   base = f'--base_model={chat_model}'
@@ -252,3 +269,79 @@ def test_a_pretrained_model_answers_is_tuned_and_exported(
   change = 2.0 * factors[at('B')] @ factors[at('A')]  # α/r of the experiment.
   np.testing.assert_allclose(after[name] - before[name], change, atol=1e-6)
   assert run(capsys, 'export', tuned, f'--output_dir={tmp_path}', '--to=t5x')[0] == 2
+
+
+def test_reference_bound_on_the_command_line(runs, capsys, tmp_path):
+  """A judge, and a magnet, that no gin file has named; modules are found by their last name."""
+  argv = ['train', MD, f'--run_dir={runs / "exact"}', '--gin.NUM_STEPS=2', *SMALL]
+  argv += [
+    '--gin.JUDGE=@vocabularies.text_judge()',
+    '--gin.vocabularies.text_judge.function=@rules.shorter',
+  ]
+  argv += ['--gin.vocabularies.text_judge.vocabulary=%VOCABULARY']
+  argv += ["--gin.experiment.Experiment.sets={'reference': @parameter_sets.reference()}"]
+  argv += ['--gin.parameter_sets.reference.reset_every=1']
+  status, output = run(capsys, *argv)
+  assert status == 0, output.err
+  fields = json.loads((runs / 'exact' / 'run.json').read_text())['fields']
+  assert fields['parameter_sets.reference.reset_every'] == 1
+  assert fields['experiment.Experiment.feedback'] == '@vocabularies.text_judge()'
+  rows = [json.loads(x) for x in (runs / 'exact' / 'metrics.jsonl').read_text().splitlines()]
+  assert rows[-1]['preference'] >= 0.0
+  # The reference has moved, so it is saved.
+  names = [p.name for p in (runs / 'exact' / 'checkpoints' / '2').rglob('*reference*')]
+  sample = ['sample', EVALUATION, f'--run_dir={runs / "exact"}:reference', '--prompt=<s1> harbour']
+  status, output = run(capsys, *sample, *(f for f in SMALL if 'summaries' in f))
+  assert status == 0, (output.err, names)
+
+
+@pytest.mark.parametrize('judge', ['electorate', 'preference_model', 'rule'])
+def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, tmp_path):
+  """One file binds it for both."""
+  gin_file = f'--gin_file=configs/judges/{judge}.gin'
+  run_dir = runs / f'judged_by_{judge}'
+  argv = ['train', MD, gin_file, f'--run_dir={run_dir}', '--gin.NUM_STEPS=1', *SMALL]
+  status, output = run(capsys, *argv)
+  assert status == 0, output.err
+  flags = [EVALUATION, gin_file, *(f for f in SMALL if 'summaries' in f)]
+  flags += [
+    '--gin.sizes.network.num_layers=1',
+    '--gin.sizes.network.emb_dim=16',
+    '--gin.sizes.network.mlp_dim=16',
+  ]
+  flags += [
+    '--gin.tournament.Evaluation.baseline=None',
+    '--gin.tournament.Evaluation.enumeration=None',
+  ]
+  argv = [
+    'win-rates',
+    *flags,
+    f'--output_dir={runs}',
+    '--run_dirs',
+    f'SFT={runs / "sft"}',
+    f'MD={run_dir}',
+  ]
+  status, output = run(capsys, *argv)
+  assert status == 0, output.err
+  assert json.loads((runs / 'win_rates.json').read_text())['judge'].split()[0] in (
+    'electorate',
+    'preference',
+    'shorter',
+  )
+
+
+def test_run_of_version_0_1_is_refused_by_name(runs, capsys, tmp_path):
+  """It has a configuration in names that have changed, and no run.json."""
+  old = tmp_path / 'old'
+  old.mkdir()
+  (old / 'config.gin').write_text('import nlhf_jax.experiments\n')
+  (old / 'checkpoints').mkdir()
+  for argv in (
+    ['train', SFT, f'--run_dir={old}', *SMALL],
+    ['sample', EVALUATION, f'--run_dir={old}'],
+    ['export', f'--run_dir={old}', f'--output_dir={tmp_path / "out"}'],
+  ):
+    status, output = run(capsys, *argv)
+    (line,) = [x for x in output.err.splitlines() if x.startswith('nlhf')]
+    assert status == 2
+    assert '0.1.0' in line and 'bb3ff7b' in line

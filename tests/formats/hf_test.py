@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from nlhf_jax.formats import hf, hf_models
-from tests.conftest import opened
+from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', 'llama', 'smollm2', 'qwen2_5', 'mistral')
@@ -78,7 +78,7 @@ def test_cached_decoding_equals_uncached(family):
   responses = np.random.default_rng(0).integers(10, 24, (6, 8)).astype(np.int32)
   inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
   expected = jax.jit(network.apply)({'params': params}, prompts, inputs, responses)
-  step, cache = opened(network.incremental(), params, prompts, 2, 8)
+  step, cache = tiny.compiled_step(network.incremental(), params, prompts, 2, 8)
   found = []
   for token in inputs.T:
     logits, cache = step(cache, jnp.asarray(token))

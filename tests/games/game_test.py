@@ -18,7 +18,7 @@ def kl(p, q):
   return float(np.sum(p * np.log(p / q)))
 
 
-def test_preferences_are_their_definitions(random_game):
+def test_preference_and_regularised_preference(random_game):
   g = random_game(5, 0.3)
   p, q = np.random.default_rng(1).dirichlet(np.ones(5), 2)
   won = sum(p[i] * q[j] * g.preference[i, j] for i in range(5) for j in range(5))
@@ -29,7 +29,7 @@ def test_preferences_are_their_definitions(random_game):
 
 
 @pytest.mark.parametrize('tau', [0.05, 0.7])
-def test_best_response_gap_and_exploitability_against_an_optimiser(tau, random_game):
+def test_best_response_duality_gap_and_exploitability(tau, random_game):
   g = random_game(6, tau)
   policy = np.random.default_rng(2).dirichlet(np.ones(6))
 
@@ -46,7 +46,7 @@ def test_best_response_gap_and_exploitability_against_an_optimiser(tau, random_g
   assert game.exploitability(g, policy) == pytest.approx(game.duality_gap(g, policy) / 2)
 
 
-def test_without_regularisation_the_best_response_is_one_response(random_game):
+def test_best_response_without_regularisation(random_game):
   g = random_game(6, 0.0)
   policy = np.random.default_rng(2).dirichlet(np.ones(6))
   values = g.preference @ policy
@@ -55,7 +55,7 @@ def test_without_regularisation_the_best_response_is_one_response(random_game):
   assert game.worst_case(g, policy) == pytest.approx(1 - values.max())
 
 
-def test_a_batch_of_games_is_a_contextual_game(random_game):
+def test_contextual_game(random_game):
   games = [random_game(4, tau, seed) for seed, tau in enumerate([0.1, 0.5, 2.0])]
   batch = jax.tree.map(lambda *x: np.stack(x), *games)
   policies = np.random.default_rng(0).dirichlet(np.ones(4), 3)
@@ -73,7 +73,7 @@ def test_a_batch_of_games_is_a_contextual_game(random_game):
     (2, 1, np.nan, r'P\[2, 1\] = nan is not a number'),
   ],
 )
-def test_a_wrong_entry_is_named(i, j, value, message):
+def test_error_of_a_wrong_entry(i, j, value, message):
   table = np.array(sources.section_3_2(0.1).preference)
   table[i, j] = value
   with pytest.raises(ValueError, match=message):
@@ -89,6 +89,6 @@ def test_a_wrong_entry_is_named(i, j, value, message):
     (None, float('nan'), 'tau must be 0'),
   ],
 )
-def test_a_wrong_reference_or_tau_is_named(reference, tau, message):
+def test_error_of_a_wrong_reference_or_tau(reference, tau, message):
   with pytest.raises(ValueError, match=message):
     game.make(sources.appendix_a().preference, reference, tau)

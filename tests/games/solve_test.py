@@ -14,7 +14,7 @@ FILES = ('glasgow2007_ward9', 'f1_1970', 'soccer10', 'blotto_5_3', 'debian2005_l
 
 
 @pytest.mark.parametrize(('size', 'tau'), [(2, 0.01), (5, 0.05), (40, 0.02), (120, 0.3), (9, 1.0)])
-def test_regularised_nash_is_its_own_best_response(size, tau, random_game):
+def test_regularised_nash(size, tau, random_game):
   g = random_game(size, tau, size)
   policy = solve.regularised_nash(g)
   target = special.softmax(np.log(g.reference) + g.preference @ policy / tau)
@@ -24,18 +24,19 @@ def test_regularised_nash_is_its_own_best_response(size, tau, random_game):
     assert game.duality_gap(g, g.reference) > 1e-4
 
 
-def test_two_responses_have_a_logistic_solution():
+def test_logistic_solution_of_two_responses():
   g = game.make([[0.5, 0.8], [0.2, 0.5]], [0.3, 0.7], 0.25)
   policy = solve.regularised_nash(g)
   assert special.logit(policy[0]) == pytest.approx(special.logit(0.3) + 0.3 / 0.25, abs=1e-9)
 
 
-def test_no_regularisation_has_no_fixed_point():
+def test_error_of_a_fixed_point_without_regularisation():
   with pytest.raises(ValueError, match='tau must be positive'):
     solve.regularised_nash(game.make(sources.section_3_2().preference))
 
 
-RATES = {  # By how much a step shrinks the distance, at the default step sizes.
+# By how much a step shrinks the distance, at the default step sizes.
+RATES = {
   'egpo': lambda tau: 2 * tau / (1 + 2 * tau),
   'nash_mp': lambda tau: 2 * tau / (1 + 2 * tau),
   'omwu': lambda tau: tau / 4,
@@ -46,7 +47,7 @@ RATES = {  # By how much a step shrinks the distance, at the default step sizes.
 
 @pytest.mark.parametrize('name', RATES)
 @pytest.mark.parametrize('tau', [0.05, 0.5])
-def test_convergent_solvers_reach_the_equilibrium(name, tau, random_game):
+def test_convergence_of_last_iterates(name, tau, random_game):
   g = random_game(12, tau)
   nash = solve.regularised_nash(g)
   num_steps = int(30 / RATES[name](tau))
@@ -59,7 +60,7 @@ def test_convergent_solvers_reach_the_equilibrium(name, tau, random_game):
 
 @pytest.mark.parametrize('tau', [0.05, 0.3, 1.0])
 @pytest.mark.parametrize('eta', [None, 0.02, 0.3])
-def test_theorem_1_holds_at_every_step(tau, eta, random_game):
+def test_theorem_1(tau, eta, random_game):
   """KL(π*, π_{t+1}) ≤ (1 − ητ) KL(π*, π_t) + 2η²; with η_t = 2/(τ(t + 2)) KL(π*, π_T) ≤ 8/(τ²(T + 1))."""
   for seed in range(3):
     g = random_game(10, tau, seed)
@@ -73,7 +74,7 @@ def test_theorem_1_holds_at_every_step(tau, eta, random_game):
     assert np.all(kl[1:] <= (1 - size * tau) * kl[:-1] + 2 * size**2 + 1e-12)
 
 
-def test_nash_mp_and_egpo_are_one_method(random_game):
+def test_equivalence_of_nash_mp_and_egpo(random_game):
   """Under η_EG = η_MP/(τ(1 + η_MP)), step for step."""
   g = random_game(8, 0.2)
   eta = 0.3
@@ -82,7 +83,7 @@ def test_nash_mp_and_egpo_are_one_method(random_game):
   np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_nash_mp_is_its_formula(random_game):
+def test_formula_of_nash_mp(random_game):
   g, eta, tau = random_game(8, 0.2), 0.3, 0.2
   found, _ = solve.run(solvers.nash_mp(eta), g, 1)
   log_reference, policy = np.log(g.reference), g.reference
@@ -93,7 +94,7 @@ def test_nash_mp_is_its_formula(random_game):
 
 
 @pytest.mark.parametrize('tau', [0.02, 0.1, 0.4])
-def test_extragradient_converges_at_the_rate_it_promises(tau, random_game):
+def test_rate_of_extragradient(tau, random_game):
   """KL(π*, π_k) ≤ (1 + η)^{-k} KL(π*, π_0) with η = 2τ, Nash-MP's theorem."""
   g = random_game(20, tau)
   nash = solve.regularised_nash(g)
@@ -103,7 +104,7 @@ def test_extragradient_converges_at_the_rate_it_promises(tau, random_game):
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.3, 0.8, 1.0])
-def test_a_fixed_mixture_stops_where_theory_says(beta, random_game):
+def test_fixed_point_of_a_fixed_mixture(beta, random_game):
   """π_β ∝ μ exp(P(y ≻ mix_β(π_β))/τ), and the mixture is the equilibrium at τ/(1 − β)."""
   tau = 0.2
   g = random_game(7, tau)
@@ -116,7 +117,7 @@ def test_a_fixed_mixture_stops_where_theory_says(beta, random_game):
     np.testing.assert_allclose(mixture, solve.regularised_nash(softer), atol=1e-10)
 
 
-def test_best_response_is_a_closed_form(random_game):
+def test_closed_form_of_the_best_response(random_game):
   g = random_game(7, 0.2)
   policy, curve = solve.run(solvers.best_response(), g, 1)
   np.testing.assert_allclose(
@@ -125,7 +126,7 @@ def test_best_response_is_a_closed_form(random_game):
   assert curve.duality_gap[-1] > 1e-3
 
 
-def test_averages_converge_slowly(random_game):
+def test_convergence_of_averages(random_game):
   g = random_game(7, 0.2)
   _, curve = solve.run(solvers.fictitious_play(), g, 4000)
   assert curve.duality_gap[-1] < 1e-5
@@ -141,7 +142,7 @@ def test_without_regularisation(name):
   np.testing.assert_allclose(policy, [0.38333, 0.38333, 0.23333], atol=2e-2)
 
 
-def test_noise_averages_out(random_game):
+def test_estimated_payoffs(random_game):
   """Estimated payoffs are unbiased, and a noisy run hovers about the equilibrium."""
   g = random_game(5, 0.3)
   policy = np.random.default_rng(0).dirichlet(np.ones(5))
@@ -153,8 +154,8 @@ def test_noise_averages_out(random_game):
   np.testing.assert_allclose(noisy, solve.regularised_nash(g), atol=0.03)
 
 
-def test_one_compiled_function_for_games_step_sizes_and_seeds(random_game):
-  """vmap over games, τ, η, β and seeds gives what each gives alone."""
+def test_vmap_over_games_step_sizes_and_seeds(random_game):
+  """vmap over games, τ, η, β and seeds gives what each gives by itself."""
   games = [random_game(6, tau, seed) for seed, tau in enumerate([0.1, 0.4])]
   etas, betas, seeds = np.array([0.3, 0.5]), np.array([0.2, 0.7]), np.array([3, 4])
   estimate = solvers.sampled(3)
@@ -166,15 +167,15 @@ def test_one_compiled_function_for_games_step_sizes_and_seeds(random_game):
 
   with jax.enable_x64(True):
     batch = jax.tree.map(lambda *x: jnp.stack(x), *games)
-    together = jax.jit(jax.vmap(final))(batch, etas, betas, seeds)
+    batched = jax.jit(jax.vmap(final))(batch, etas, betas, seeds)
     for i in range(2):
-      alone = final(games[i], etas[i], betas[i], seeds[i])
-      np.testing.assert_allclose(together[i], alone, rtol=1e-9)
+      single = final(games[i], etas[i], betas[i], seeds[i])
+      np.testing.assert_allclose(batched[i], single, rtol=1e-9)
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_real_games(name, test_data):
-  table = sources.read(test_data / 'games' / f'{name}.csv')
+  table = sources.read_table(test_data / 'games' / f'{name}.csv')
   lottery = solve.maximal_lottery(table.preference)
   assert lottery.value == pytest.approx(0.5, abs=1e-9)
   assert lottery.unique == (name != 'blotto_5_3')
@@ -205,19 +206,18 @@ def test_maximal_lottery_against_an_interior_point_method(size, random_game):
 @pytest.mark.parametrize(
   ('table', 'unique'),
   [
-    (np.full((2, 2), 0.5), False),  # All are ties.
+    # All are ties.
+    (np.full((2, 2), 0.5), False),
     (sources.rock_paper_scissors().preference, True),
-    (
-      np.kron(np.eye(2), sources.rock_paper_scissors().preference - 0.5) + 0.5,
-      False,
-    ),  # Two cycles.
+    # Two cycles.
+    (np.kron(np.eye(2), sources.rock_paper_scissors().preference - 0.5) + 0.5, False),
     # A clone of the winner, and one that is no clone: it loses to the third.
     (np.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.9], [0.1, 0.1, 0.5]]), False),
     (np.array([[0.5, 0.5, 0.9], [0.5, 0.5, 0.1], [0.1, 0.9, 0.5]]), False),
     (np.array([[0.5, 0.6, 0.9], [0.4, 0.5, 0.1], [0.1, 0.9, 0.5]]), True),
   ],
 )
-def test_whether_an_equilibrium_is_the_only_one(table, unique):
+def test_uniqueness_of_equilibria(table, unique):
   assert solve.maximal_lottery(table).unique == unique
 
 
@@ -242,6 +242,6 @@ def test_whether_an_equilibrium_is_the_only_one(table, unique):
     (functools.partial(solvers.named, 'mixed'), 0.1, 'mixed needs beta'),
   ],
 )
-def test_a_wrong_setting_is_named(make, tau, message):
+def test_error_of_a_wrong_setting(make, tau, message):
   with pytest.raises(ValueError, match=message):
     solve.run(make(), game.make(sources.section_3_2().preference, tau=tau), 10)

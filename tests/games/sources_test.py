@@ -15,7 +15,7 @@ def test_nash_of_section_3_2(epsilon):
   assert lottery.unique
 
 
-def test_appendix_a_prefers_what_elo_does_not():
+def test_appendix_a():
   """On {π(y1) = 2 π(y2)} the Elo optimum is (2/3, 1/3, 0), the preference optimum (0, 0, 1): 50/99 over it."""
   p = sources.appendix_a().preference
   rewards = np.log([1.0, 9.0, 2.0])
@@ -24,20 +24,20 @@ def test_appendix_a_prefers_what_elo_does_not():
   assert preferred @ p @ elo_optimum == pytest.approx(50 / 99)
 
 
-def test_annotators_of_appendix_c_2_make_a_cycle():
+def test_cycle_of_appendix_c_2():
   p = sources.appendix_c_2().preference
   np.testing.assert_allclose(p[[0, 1, 2], [1, 2, 0]], 2 / 3)
   np.testing.assert_allclose(solve.maximal_lottery(p).policy, 1 / 3, atol=1e-12)
 
 
-def test_rock_paper_scissors_goes_round():
+def test_rock_paper_scissors():
   p = sources.rock_paper_scissors().preference
   assert (p[1, 0], p[2, 1], p[0, 2]) == (1, 1, 1)  # Paper, scissors, rock.
   np.testing.assert_allclose(sources.rock_paper_scissors(7).preference.sum(axis=1), 3.5)
 
 
-def test_blotto_is_that_of_the_file(test_data):
-  file = sources.read(test_data / 'games' / 'blotto_5_3.csv')
+def test_blotto(test_data):
+  file = sources.read_table(test_data / 'games' / 'blotto_5_3.csv')
   built = sources.blotto(5, 3)
   order = [built.labels.index(label) for label in file.labels]
   np.testing.assert_array_equal(built.preference[np.ix_(order, order)], file.preference)
@@ -53,8 +53,8 @@ def test_ratings_and_payoffs():
     sources.from_payoffs([[0, 1], [1, 0]])
 
 
-def test_ballots_are_counted():
-  """Unranked stands below ranked; equals and two unranked share the vote."""
+def test_ballots():
+  """Unranked is below ranked; equals and two unranked share the vote."""
   ballots = [(3, [[0], [1]]), (2, [[1, 2]]), (1, [])]
   table = sources.from_ballots(ballots, 3, ['a', 'b', 'c'])
   np.testing.assert_array_equal(table.wins, [[0, 3.5, 3.5], [2.5, 0, 4.5], [2.5, 1.5, 0]])
@@ -63,7 +63,7 @@ def test_ballots_are_counted():
     sources.from_ballots([(1, [[1], [1]])], 3)
 
 
-def test_a_pair_that_never_met_is_even():
+def test_pair_that_was_never_compared():
   table = sources.from_wins([[0, 3, 0], [1, 0, 0], [0, 0, 0]])
   np.testing.assert_allclose(table.preference, [[0.5, 0.75, 0.5], [0.25, 0.5, 0.5], [0.5] * 3])
 
@@ -85,22 +85,22 @@ def test_a_pair_that_never_met_is_even():
     (',a,b\na,0,-7\nb,4,0\n', r'wins\[a, b\] = -7.0 must be 0 or more'),
   ],
 )
-def test_a_mistake_in_a_file_is_named(text, message, tmp_path):
+def test_error_of_a_file(text, message, tmp_path):
   path = tmp_path / 'game.csv'
   path.write_text(text)
   with pytest.raises(ValueError, match=message):
-    sources.read(path)
+    sources.read_table(path)
 
 
-def test_counts_are_told_from_shares(tmp_path):
+def test_file_of_counts(tmp_path):
   path = tmp_path / 'game.csv'
   path.write_text(',a,b\na,0,6\nb,2.5,0\n')
-  table = sources.read(path)
+  table = sources.read_table(path)
   assert table.preference[0, 1] == pytest.approx(6 / 8.5)
   np.testing.assert_array_equal(table.wins, [[0, 6], [2.5, 0]])
 
 
-def test_names_take_numbers():
+def test_names_with_numbers():
   assert len(sources.named('blotto:4,2').labels) == 5
   assert sources.named('games.csv') is None
   with pytest.raises(ValueError, match='appendix_a takes at most 0 numbers: appendix_a:1'):

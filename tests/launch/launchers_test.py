@@ -1,4 +1,4 @@
-"""The launch files start `nlhf train` with the flags that they say, and tell a scheduler how it ended."""
+"""The launch files start `nlhf train` with the flags that they promise, and report to a scheduler how it ended."""
 
 import os
 import pathlib
@@ -13,19 +13,20 @@ import yaml
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LAUNCH = ROOT / 'launch'
-TOLD = {
+GIVEN = {
   'plain': {'COORDINATOR_ADDRESS': 'host0:1234', 'PROCESS_COUNT': '2', 'PROCESS_INDEX': '1'},
   'slurm': {'SLURM_STEP_NODELIST': 'node[1-2]'},
   'open_mpi': {'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://10.96.0.1:34911'},
   'gke': {'TPU_WORKER_HOSTNAMES': 'host-0,host-1'},
 }
 PLAIN = ['--coordinator_address=host0:1234', '--process_count=2', '--process_index=1']
-AWKWARD = ["--gin.MODEL_DIR='a model'", '--gin.X=$HOME *']  # Must arrive as they are.
+# Must arrive as they are.
+AWKWARD = ["--gin.MODEL_DIR='a model'", '--gin.X=$HOME *']
 
 
 @pytest.fixture
 def path(tmp_path):
-  """A directory of programs that do nothing but write down how they were called."""
+  """A directory of programs that only record how they were called."""
   directory = tmp_path / 'bin'
   directory.mkdir()
   for name in ('nlhf', 'srun', 'scontrol'):
@@ -58,65 +59,65 @@ def run(*args, **environment) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize('script', sorted(LAUNCH.glob('*.sh')), ids=lambda p: p.name)
-def test_scripts_are_bash(script):
+def test_syntax_of_scripts(script):
   assert os.access(script, os.X_OK)
   subprocess.run(['bash', '-n', str(script)], check=True)
 
 
 @pytest.mark.parametrize('status', ['0', '75'])
-@pytest.mark.parametrize('where', sorted(TOLD))
-def test_multihost_joins_by_what_it_is_told(path, where, status):
-  environment = TOLD[where] | {'STOPPED_STATUS': status}
+@pytest.mark.parametrize('where', sorted(GIVEN))
+def test_multihost_joins(path, where, status):
+  environment = GIVEN[where] | {'STOPPED_STATUS': status}
   assert run(path, 'multihost.sh', 'a.gin', 'my runs/a', *AWKWARD, **environment) == (0, '')
   join = PLAIN if where == 'plain' else ['--multihost']
   expected = ['train', '--gin_file=a.gin', '--run_dir=my runs/a', *join, *AWKWARD]
   assert called(path, 'nlhf') == expected
 
 
-def test_multihost_knows_a_tpu_pod_by_its_metadata(path):
+def test_multihost_on_a_tpu_pod(path):
   program(path / 'curl', 'exit 0')
   assert run(path, 'multihost.sh', 'a.gin', 'a') == (0, '')
   assert called(path, 'nlhf')[-1] == '--multihost'
 
 
-def test_plain_hosts_come_before_what_a_cluster_says(path):
-  assert run(path, 'multihost.sh', 'a.gin', 'a', **TOLD['slurm'], **TOLD['plain']) == (0, '')
+def test_plain_hosts_before_a_cluster(path):
+  assert run(path, 'multihost.sh', 'a.gin', 'a', **GIVEN['slurm'], **GIVEN['plain']) == (0, '')
   assert called(path, 'nlhf')[-3:] == PLAIN
 
 
-@pytest.mark.parametrize('missing', [*TOLD['plain'], 'all'])
-def test_multihost_names_what_is_missing(path, missing):
-  given = {} if missing == 'all' else {k: v for k, v in TOLD['plain'].items() if k != missing}
+@pytest.mark.parametrize('missing', [*GIVEN['plain'], 'all'])
+def test_error_of_missing_variables(path, missing):
+  given = {} if missing == 'all' else {k: v for k, v in GIVEN['plain'].items() if k != missing}
   status, errors = run(path, 'multihost.sh', 'a.gin', 'a', **given)
   assert status == 2 and errors.count('\n') == 1
-  wanted = ' '.join(TOLD['plain']) if missing == 'all' else f'and {missing} is not set'
+  wanted = ' '.join(GIVEN['plain']) if missing == 'all' else f'and {missing} is not set'
   assert wanted in errors
   assert called(path, 'nlhf') is None
 
 
 @pytest.mark.parametrize('script', ['multihost.sh', 'slurm.sh'])
-def test_too_few_arguments_are_one_line(path, script):
-  status, errors = run(path, script, 'a.gin', **TOLD['slurm'])
+def test_error_of_too_few_arguments(path, script):
+  status, errors = run(path, script, 'a.gin', **GIVEN['slurm'])
   assert status == 2 and errors.startswith('usage: ') and errors.count('\n') == 1
 
 
-def test_a_failure_keeps_its_status(path):
+def test_exit_status_of_a_failure(path):
   program(path / 'nlhf', 'exit 3')
   for status in ('0', '75'):
-    environment = TOLD['slurm'] | {'STOPPED_STATUS': status}
+    environment = GIVEN['slurm'] | {'STOPPED_STATUS': status}
     assert run(path, 'multihost.sh', 'a.gin', 'a', **environment)[0] == 3
 
 
 @pytest.mark.parametrize('wanted', ['0', '75'])
-def test_sigterm_reaches_the_program_which_saves_first(path, wanted):
-  """Twice, as from a scheduler that signals all processes while the script hands it on."""
+def test_sigterm(path, wanted):
+  """Twice, as from a scheduler that signals all processes while the script passes it on; the program saves first."""
   listening, saved = path / 'listening', path / 'saved'
   program(
     path / 'nlhf',
     f'trap "touch {saved}.asked" TERM; touch {listening}\n'
     f'until [[ -e {saved}.asked ]]; do sleep 0.05; done; sleep 0.5; touch {saved}',
   )
-  environment = TOLD['slurm'] | {'STOPPED_STATUS': wanted}
+  environment = GIVEN['slurm'] | {'STOPPED_STATUS': wanted}
   process = start(path, 'multihost.sh', 'a.gin', 'a', **environment)
   deadline = time.monotonic() + 30
   while not listening.exists() and time.monotonic() < deadline:
@@ -129,7 +130,7 @@ def test_sigterm_reaches_the_program_which_saves_first(path, wanted):
   assert process.returncode == int(wanted)
 
 
-def test_slurm_starts_multihost_in_every_task(path):
+def test_slurm_tasks(path):
   run_dir = ('a.gin', 'a', *AWKWARD)
   assert run(path, 'slurm.sh', *run_dir, SLURM_JOB_ID='7') == (0, '')
   command = called(path, 'srun')
@@ -138,20 +139,21 @@ def test_slurm_starts_multihost_in_every_task(path):
 
 
 @pytest.mark.parametrize('status, requeued', [(75, True), (1, False), (137, False)])
-def test_slurm_requeues_what_was_stopped_and_nothing_else(path, status, requeued):
+def test_slurm_requeues_what_was_stopped(path, status, requeued):
   program(path / 'srun', f'[[ $STOPPED_STATUS == 75 ]] && exit {status}')
   assert run(path, 'slurm.sh', 'a.gin', 'a', SLURM_JOB_ID='7')[0] == (0 if requeued else status)
   assert called(path, 'scontrol') == (['requeue', '7'] if requeued else None)
 
 
-def test_slurm_signals_the_processes_and_not_the_script():
+def test_slurm_options():
+  """The signal goes to the processes, not to the script."""
   options = re.findall(r'^#SBATCH (\S+)', (LAUNCH / 'slurm.sh').read_text(), re.MULTILINE)
   assert '--signal=TERM@90' in options and '--requeue' in options
-  of = dict(option.split('=') for option in options if '=' in option)
-  assert of['--ntasks-per-node'] == of['--gpus-per-node']
+  values = dict(option.split('=') for option in options if '=' in option)
+  assert values['--ntasks-per-node'] == values['--gpus-per-node']
 
 
-def test_jobset_restarts_what_was_stopped():
+def test_jobset():
   jobset = yaml.safe_load((LAUNCH / 'jobset.yaml').read_text())
   assert (jobset['apiVersion'], jobset['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
   assert jobset['spec']['failurePolicy']['maxRestarts'] > 0
@@ -178,8 +180,8 @@ def test_jobset_restarts_what_was_stopped():
   assert (ROOT / container['args'][0]).is_file() and (ROOT / container['command'][1]).is_file()
 
 
-def test_xmanager_hands_everything_on(tmp_path):
-  """With a package of that name that writes down what it is given."""
+def test_xmanager_jobs(tmp_path):
+  """With a package of that name that records its arguments."""
   package = tmp_path / 'xmanager'
   (package / 'cloud').mkdir(parents=True)
   (package / '__init__.py').touch()
@@ -222,7 +224,7 @@ def test_xmanager_hands_everything_on(tmp_path):
     assert args == ['--gin_file=a.gin', *AWKWARD, *join]
 
 
-def test_without_xmanager_the_error_is_one_line():
+def test_error_without_xmanager():
   code = "import sys, runpy; sys.modules['xmanager'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
   command = [sys.executable, '-c', code, str(LAUNCH / 'xmanager.py')]
   done = subprocess.run(command, capture_output=True, text=True)

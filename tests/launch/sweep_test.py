@@ -1,7 +1,8 @@
-"""A sweep runs what is left, names what failed, and gathers means with intervals; `nlhf` is a stand-in here."""
+"""A sweep runs what is not done, names what failed, and gathers means with intervals; `nlhf` is a stand-in here."""
 
 import argparse
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -23,7 +24,7 @@ for flag in "$@"; do case $flag in
   --gin.BETA=0.5) echo "nlhf train: BETA is odd" ; exit 2;;
 esac; done
 echo "$@" >> "$(dirname "$run")/calls"
-mkdir -p "$run/checkpoints/7"; echo "NUM_STEPS = 7" > "$run/config.gin"
+mkdir -p "$run/checkpoints/7"; echo '{"fields": {"experiment.Experiment.num_steps": 7}}' > "$run/run.json"
 """
 
 
@@ -47,7 +48,7 @@ def start(tmp_path):
   return run
 
 
-def test_a_grid_is_run_once_and_what_fails_is_named(start):
+def test_grid_is_run_once(start):
   grid = ('--grid', 'BETA=0.25,0.5', '--grid', 'SEED=0,1', '--jobs=2')
   first = start(*grid, '--', '--gin.X=1')
   assert first.returncode == 1
@@ -57,14 +58,15 @@ def test_a_grid_is_run_once_and_what_fails_is_named(start):
     for n in (0, 1)
   ]
   start(*grid, '--', '--gin.X=1')
-  assert len(start.calls()) == 2  # What is done is left alone.
+  assert len(start.calls()) == 2  # What is done is not run again.
   other = start(*grid)
   assert (other.returncode, 'holds another sweep' in other.stderr) == (2, True)
 
 
-def test_a_job_array_holds_what_is_left(start):
+def test_job_array(start):
   (start.dir / 'BETA=0,SEED=1' / 'checkpoints' / '7').mkdir(parents=True)
-  (start.dir / 'BETA=0,SEED=1' / 'config.gin').write_text('NUM_STEPS = 7\n')
+  fields = {'Experiment.num_steps': 7, 'Other.num_steps': 8}
+  (start.dir / 'BETA=0,SEED=1' / 'run.json').write_text(json.dumps({'fields': fields}))
   shown = start('--engine=slurm', '--grid', 'BETA=0', '--grid', 'SEED=0,1,2', '--sbatch=--gpus=1')
   assert shown.returncode == 0, shown.stderr
   assert '#SBATCH --array=0,2\n' in shown.stdout
@@ -74,16 +76,16 @@ def test_a_job_array_holds_what_is_left(start):
   assert sweep.is_done(start.dir / 'BETA=0,SEED=2')
 
 
-def test_a_file_lists_settings(tmp_path):
+def test_file_of_settings(tmp_path):
   (tmp_path / 'list').write_text('{"BETA": 0.5, "NAME": "x"}\n\n{"BETA": 1}\n')
-  assert sweep.settings_of([], str(tmp_path / 'list')) == [
+  assert sweep.parse_settings([], str(tmp_path / 'list')) == [
     {'BETA': '0.5', 'NAME': "'x'"},
     {'BETA': '1'},
   ]
 
 
-def test_values_keep_their_commas():
-  settings = sweep.settings_of(["A=(1, 2),'b,c',3"], None)
+def test_commas_within_values():
+  settings = sweep.parse_settings(["A=(1, 2),'b,c',3"], None)
   assert [s['A'] for s in settings] == ['(1, 2)', "'b,c'", '3']
 
 
@@ -95,16 +97,17 @@ def test_values_keep_their_commas():
     (['B=1,1'], 'Two settings are the same'),
   ],
 )
-def test_bad_settings_are_refused(grid, message):
+def test_error_of_bad_settings(grid, message):
   with pytest.raises(ValueError, match=message):
-    sweep.settings_of(grid, None)
+    sweep.parse_settings(grid, None)
 
 
 def test_means_and_intervals_over_seeds():
   """Two settings of three seeds beside SFT, by hand."""
-  settings = sweep.settings_of(['BETA=0,1', 'SEED=0,1,2'], None)
-  groups = sweep.groups_of(settings, with_reference=True)
-  assert groups == [('SFT', [0]), ('BETA=0', [1, 2, 3]), ('BETA=1', [4, 5, 6])]
+  settings = sweep.parse_settings(['BETA=0,1', 'SEED=0,1,2'], None)
+  groups = sweep.group_by_setting(settings, with_reference=True)
+  members = [group[:2] for group in groups]
+  assert members == [('SFT', [0]), ('BETA=0', [1, 2, 3]), ('BETA=1', [4, 5, 6])]
   rates = np.full((7, 7), 0.5)
   rates[1:4, 0] = over_sft = [0.6, 0.7, 0.8]
   rates[0, 1:4] = 1 - np.array(over_sft)
@@ -113,7 +116,7 @@ def test_means_and_intervals_over_seeds():
   half = stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)
   assert matrix[1][0] == pytest.approx((0.7, half))
   assert matrix[1][2] == pytest.approx((0.6, 0.0))
-  exact = {'labels': ['SFT', *'abcdef', 'exact BETA 0'], 'no_condorcet_winner': {}}
+  exact = {'labels': ['SFT', *'abcdef', 'exact beta 0'], 'no_condorcet_winner': {}}
   values = {'mean': [0.1, 0.2, 0.3, 0.4, 0.3, 0.3, 0.3, 0.45]}
   exact['no_condorcet_winner'] = {'worst_case': values, 'kl': values}
   rows = sweep.summary(groups, matrix, exact)
@@ -123,7 +126,40 @@ def test_means_and_intervals_over_seeds():
   assert rows[1]['win_rate'] == pytest.approx((0.7 + 0.6) / 2)
 
 
-def test_nothing_done_is_an_error(tmp_path):
+def test_groups_of_parameters_by_their_full_names():
+  """A seed is one whatever it belongs to; β names the exact fixed point to compare with."""
+  settings = [
+    {'nash_md_pg.beta': '0.125', 'experiment.Experiment.seed': seed, 'x.seeds': '3'}
+    for seed in ('0', '1')
+  ]
+  (group,) = sweep.group_by_setting(settings, with_reference=False)
+  assert group.members == [0, 1]
+  assert group.setting == {'nash_md_pg.beta': '0.125', 'x.seeds': '3'}
+  assert sweep._fixed_point_label(group) == 'exact beta 0.125'
+
+
+@pytest.mark.parametrize('argv', [['--engine=slurm'], ['--engine', 'slurm']])
+def test_arguments_without_the_engine(argv):
+  assert sweep._without_engine(['--grid', 'A=1', *argv, '--', '--x']) == [
+    '--grid',
+    'A=1',
+    '--',
+    '--x',
+  ]
+
+
+def test_runs_that_are_not_done(tmp_path):
+  """No fields, no checkpoint, or one of an earlier step."""
+  assert not sweep.is_done(tmp_path)
+  (tmp_path / 'run.json').write_text('{"fields": {"Experiment.num_steps": 7}}')
+  assert not sweep.is_done(tmp_path)
+  (tmp_path / 'checkpoints' / '6').mkdir(parents=True)
+  assert not sweep.is_done(tmp_path)
+  (tmp_path / 'checkpoints' / '7').mkdir()
+  assert sweep.is_done(tmp_path)
+
+
+def test_error_of_nothing_done(tmp_path):
   args = argparse.Namespace(output_dir=str(tmp_path))
   with pytest.raises(ValueError, match='nothing to compare'):
     sweep.gather(args, [])

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import lora
-from nlhf_jax.models import mixture
+from nlhf_jax.models import lora, mixture
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop
 from nlhf_jax.types import Adapted, PolicyParams
@@ -18,7 +17,7 @@ LORA = lora.Lora(rank=2, alpha=4.0, targets=('query', 'wo'))
 
 @pytest.fixture(scope='module')
 def adapters(tiny_policy):
-  """Trained ones, so to speak: neither factor is 0."""
+  """As if trained: neither factor is 0."""
   fresh = jax.jit(lora.adapt(tiny_policy, LORA).init)(jax.random.PRNGKey(1))
   return jax.tree.map(lambda x: x + 2.0, fresh)
 
@@ -52,18 +51,18 @@ def test_the_reference_has_adapters_off(tiny_policy, tiny_params, tiny_prompts, 
   """So mixing with it changes what is drawn, and it is the base to the last bit."""
   adapted = lora.adapt(tiny_policy, LORA)
   base = tiny_params[0]
-  sets = PolicyParams(Adapted(base, adapters), None, Adapted(base, None))
+  sets = PolicyParams(Adapted(base, adapters), {'reference': Adapted(base, None)})
   rng = jax.random.PRNGKey(3)
-  players = [mixture.ONLINE, mixture.between(0.5), mixture.REFERENCE]
+  mixtures = [mixture.ONLINE, mixture.between(0.5), mixture.REFERENCE]
 
-  def drawn(params, player, policy=adapted):
-    run = jax.jit(lambda *args: policy.play(params, [player], *args, 64))
+  def drawn(params, weights, policy=adapted):
+    run = jax.jit(lambda *args: policy.play(params, [weights], *args, 64))
     return np.asarray(run(tiny_prompts, rng)[0].tokens)
 
-  online, mixed, reference = (drawn(sets, player) for player in players)
+  online, mixed, reference = (drawn(sets, weights) for weights in mixtures)
   assert (online != mixed).any()
   assert (mixed != reference).any()
-  plain = PolicyParams(base, None, None)
+  plain = PolicyParams(base)
   np.testing.assert_array_equal(reference, drawn(plain, mixture.ONLINE, tiny_policy))
 
 
@@ -77,9 +76,8 @@ def test_training_moves_and_saves_adapters_alone(tiny_policy, tiny_params, tiny_
   before = jax.tree.map(np.array, tiny_params[0])
   state = loop.init_state(algorithm, optimizer, 0, base=tiny_params[0])
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  assert (
-    size(state.opt_state) == 2 * size(state.params.online) + 1
-  )  # Adam's moments, and its count.
+  # Adam's moments, and its count.
+  assert size(state.opt_state) == 2 * size(state.params.online) + 1
   logs, saved = [], []
   hooks = loop.Hooks(
     log=lambda step, scalars: logs.append(scalars), save=lambda state, _: saved.append(state)
@@ -89,9 +87,9 @@ def test_training_moves_and_saves_adapters_alone(tiny_policy, tiny_params, tiny_
   jax.tree.map(np.testing.assert_array_equal, state.params.base, before)
   assert logs[0]['kl_to_reference'] == pytest.approx(0, abs=1e-6)
   assert logs[-1]['kl_to_reference'] > 0.05
-  checkpoints.save(tmp_path, state)
+  checkpoints.save(tmp_path, state, saved=())
   fresh = loop.init_state(algorithm, optimizer, 1, base=tiny_params[0])
-  restored, _ = checkpoints.restore(tmp_path, fresh)
+  restored, _ = checkpoints.restore(tmp_path, fresh, saved=())
   jax.tree.map(np.testing.assert_array_equal, restored.params.online, state.params.online)
   assert restored.params.base is tiny_params[0]
 

@@ -59,7 +59,7 @@ def test_ends_of_the_mixture(tiny_policy, both, tiny_prompts, beta, name):
 
 @pytest.mark.parametrize('beta', [0.0, 0.125, 0.5, 1.0])
 def test_sample_distribution_of_the_mixture(tiny_policy, both, tiny_prompts, language, beta):
-  """Chi-square over whole responses, with y' drawn beside a y of the policy."""
+  """Chi-square over complete responses, with y' drawn beside a y of the policy."""
   one = Prompts(tiny_prompts.tokens[1:], tiny_prompts.index[1:])
   num_samples = 6000
   mixtures = [mixture.ONLINE, mixture.between(beta)]

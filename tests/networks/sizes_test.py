@@ -1,24 +1,10 @@
-"""Networks in the sizes of configs/networks have as many parameters as the models that were published in them."""
+"""Networks in published sizes have as many parameters as the models that were published in them."""
 
-import pathlib
-
-import gin
 import jax
 import pytest
 
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import axes, sizes
 
-CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'configs' / 'networks'
-FAMILIES = {
-  'hugging_face',
-  'llama',
-  'llama_3',
-  'qwen2_5',
-  'smollm2',
-  't5_1_1',
-  't5_1_1_tiny',
-  't5x',
-}
 # As counted on the models' pages at huggingface.co; tied embeddings count once.
 PUBLISHED = {
   'llama_3_2_1b': 1_235_814_400,
@@ -44,21 +30,23 @@ PUBLISHED = {
 }
 
 
-@gin.configurable(module='sizes_test')
-def build(network):
-  return network
-
-
 @pytest.mark.parametrize('name', sorted(PUBLISHED))
 def test_number_of_parameters(name):
-  gin.clear_config()
-  gin.add_config_file_search_path(str(CONFIGS.parent.parent))
-  gin.parse_config(f"include '{CONFIGS / name}.gin'\nsizes_test.build.network = %NETWORK")
-  shapes = jax.eval_shape(axes.init(build()), jax.random.PRNGKey(0))
+  shapes = jax.eval_shape(axes.init(sizes.network(name)), jax.random.PRNGKey(0))
   assert sum(x.size for x in jax.tree.leaves(shapes)) == PUBLISHED[name]
-  gin.clear_config()
 
 
-def test_configurations_of_networks():
-  """Every size is counted above."""
-  assert {path.stem for path in CONFIGS.glob('*.gin')} == PUBLISHED.keys() | FAMILIES
+def test_published_sizes_are_all_counted():
+  assert set(sizes.NAMES) == PUBLISHED.keys() | {'t5_1_1_tiny'}
+
+
+def test_changes_take_the_place_of_published_fields():
+  config = sizes.config('t5_1_1_tiny', 'bfloat16', vocab_size=48, num_layers=1)
+  assert (config.vocab_size, config.num_encoder_layers, config.num_decoder_layers) == (48, 1, 1)
+  assert (config.emb_dim, config.dtype) == (64, 'bfloat16')
+  assert sizes.config('llama_3_2_1b', eos_id=128001).eos_id == 128001
+
+
+def test_unknown_sizes_are_refused_by_name():
+  with pytest.raises(ValueError, match=r"No network 'llama_3_2_2b'.* Did you mean llama_3_2_"):
+    sizes.config('llama_3_2_2b')

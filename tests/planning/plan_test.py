@@ -8,13 +8,13 @@ import sys
 import jax
 import pytest
 
-from nlhf_jax.training import experiment
 from nlhf_jax.cli import main
-from nlhf_jax.planning import plan
+from nlhf_jax.planning import chips, plan
 from nlhf_jax.runtime import partitioning
+from nlhf_jax.training import weights
 from tests.runtime import run_of_many
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope='module')
@@ -26,15 +26,15 @@ def alone():
 
 def test_one_device_holds_all_and_sends_nothing(alone):
   one = run_of_many.experiment(1, 1)
-  size = sum(x.size for x in jax.tree.leaves(experiment.shapes_of(one.model)))
+  size = sum(x.size for x in jax.tree.leaves(weights.shapes_of(one.model)))
   assert alone.parameters == {'model': size, 'judge': size}
   assert alone.memory['judge_weights'] == 4 * size
   assert alone.memory['state'] > 3 * 4 * size  # θ, θ̄, μ and moments.
-  assert all(not phase.sent for phase in alone.phases.values())
+  assert all(not phase.bytes_sent for phase in alone.phases.values())
   assert alone.num_tokens == 8 * 2 * 5
 
 
-def test_a_reference_in_the_hosts_memory_is_there_while_a_device_samples(alone):
+def test_reference_in_the_hosts_memory(alone):
   one = run_of_many.experiment(1, 1)._replace(reference_on_host=True)
   one = one._replace(shapes=lambda kind: next(run_of_many.batches(0)))
   mesh = partitioning.make_mesh(partitioning.Devices(), jax.devices()[:1])
@@ -43,7 +43,7 @@ def test_a_reference_in_the_hosts_memory_is_there_while_a_device_samples(alone):
   assert found['sample'] - alone.memory['sample'] == weights
 
 
-def test_operations_are_those_of_the_network(alone):
+def test_operations_of_the_judge(alone):
   """The judge: 2 · weights · tokens for products with weights, and attention; 2 orders of 16 pairs of 6 + 10 + 4 tokens."""
   cfg = run_of_many.NETWORK.config
   rows, length = 2 * 16, 4 + 6 + 2 * 5
@@ -55,35 +55,35 @@ def test_operations_are_those_of_the_network(alone):
   cross = rows * (length - 1) * 2 * 2 * cfg.emb_dim * joined
   logits = rows * 2 * cfg.emb_dim * cfg.vocab_size
   expected = encoder + decoder + cross + logits
-  assert alone.phases['judge'].operations == pytest.approx(expected, rel=0.02)
-  seconds = plan.seconds(alone.phases['judge'], plan.CHIPS['v5e'], alone.mesh)
-  assert seconds['operations'] == alone.phases['judge'].operations / 197e12
-  assert seconds['links'] == 0
+  assert alone.phases['score'].operations == pytest.approx(expected, rel=0.02)
+  seconds = plan.seconds(alone.phases['score'], chips.CHIPS['v5e'], alone.mesh)
+  assert seconds['operations'] == alone.phases['score'].operations / 197e12
+  assert seconds['interconnect'] == 0
 
 
-def test_what_stays_within_a_node_takes_its_links():
+def test_interconnect_within_a_node_and_network_beyond():
   """An H100's node has eight: along tensor within it, along fsdp beyond."""
-  mesh, chip = {'data': 1, 'fsdp': 8, 'tensor': 4}, plan.CHIPS['h100']
+  mesh, chip = {'data': 1, 'fsdp': 8, 'tensor': 4}, chips.CHIPS['h100']
   times = [
-    plan.seconds(plan.Phase(0.0, 0.0, {('all-reduce', along): 1e9}), chip, mesh)['links']
+    plan.seconds(plan.Phase(0.0, 0.0, {('all-reduce', along): 1e9}), chip, mesh)['interconnect']
     for along in ('tensor', 'fsdp', 'fsdp x tensor')
   ]
-  assert times == [1e9 / chip.links, 1e9 / chip.network, 1e9 / chip.network]
+  assert times == [1e9 / chip.interconnect, 1e9 / chip.network, 1e9 / chip.network]
 
 
 def test_the_command_plans_for_devices_that_are_not_here(tmp_path, alone):
-  argv = [sys.executable, '-m', 'nlhf_jax.main', 'plan', '--mesh=fsdp=2,tensor=2']
-  argv += ['--gin_file=configs/experiments/builtin/nash_md_pg.gin', '--gin.NUM_LAYERS=1']
+  argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'plan', '--mesh=fsdp=2,tensor=2']
+  argv += ['--experiment=builtin/nash_md_pg', '--gin.sizes.network.num_layers=1']
   argv += [f'--output={tmp_path / "plan.json"}', '--chips', 'v5p']
   done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=False)
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads((tmp_path / 'plan.json').read_text())
   assert found['mesh'] == {'data': 1, 'fsdp': 2, 'tensor': 2}
-  assert found['phases']['update']['sent']['all-gather, fsdp'] > 0
+  assert found['phases']['update']['bytes_sent']['all-gather, fsdp'] > 0
   assert 'v5p' in done.stdout and 'h100' not in done.stdout
 
 
 def test_a_mesh_that_cannot_be_read_is_refused(capsys):
-  argv = ['plan', '--gin_file=configs/experiments/builtin/sft.gin', '--mesh=model=4']
+  argv = ['plan', '--experiment=builtin/sft', '--mesh=model=4']
   assert main.main(argv) == 2
   assert "--mesh has 'model=4': write data=N,fsdp=N,tensor=N" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Two steps of Nash-MD on each of some meshes of eight simulated devices, for partitioning_test.py: differences, as JSON.
+"""Two steps of Nash-MD on each of several meshes of eight simulated devices, for partitioning_test.py: differences, as JSON.
 
 python on_devices.py FAMILY DATAxFSDPxTENSOR [DATAxFSDPxTENSOR …]
 """
@@ -17,15 +17,16 @@ import numpy as np
 import optax
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import policy
-from nlhf_jax.models import preference_model as pm
+from nlhf_jax.models import policy, preference_model, rater
 from nlhf_jax.networks import axes, decoding, llama, t5
-from nlhf_jax.planning import hlo
+from nlhf_jax.planning import hlo, programs
 from nlhf_jax.runtime import partitioning
-from nlhf_jax.training import loop
+from nlhf_jax.training import loop, parameter_sets
 from nlhf_jax.types import Prompts
 
 VOCAB, EMBED, LENGTH, HEADS = 88, 32, 7, 4
+# Besides the reference.
+SETS = {'average': parameter_sets.average(0.9), 'ring': parameter_sets.ring(2, 1)}
 NETWORKS = {
   't5': t5.Transformer(
     t5.T5Config(
@@ -56,6 +57,7 @@ NETWORKS = {
 
 
 def batches():
+  """Two batches of eight prompts."""
   for number in range(2):
     rng = np.random.default_rng(number)
     tokens = rng.integers(2, VOCAB, (8, 10)).astype(np.int32)
@@ -68,15 +70,14 @@ class Setting:
 
   def __init__(self, network):
     self.policy = policy.from_network(network, decoding.Sampling(max_length=LENGTH))
-    self.judge = pm.in_encoder(network, pm.RaterPrompt((2,), (3,), (4,), (5,)))
+    pieces = (2,), (3,), (4,), (5,)
+    self.judge = preference_model.from_rater(rater.in_encoder(network, pieces))
     init = jax.jit(self.policy.init)
     self.start, self.weights = (
       jax.tree.map(np.asarray, init(jax.random.PRNGKey(n))) for n in (1, 2)
     )
-    for params in (
-      self.start,
-      self.weights,
-    ):  # Tied embeddings of this size would leave but one token likely.
+    # Tied embeddings of this size would leave but one token likely.
+    for params in (self.start, self.weights):
       params['token_embedder']['embedding'] = 0.1 * params['token_embedder']['embedding']
     # Factored moments, whose shapes are not the parameters', and momentum; steps in proportion to the gradient, so that
     # rounding stays rounding.
@@ -85,21 +86,20 @@ class Setting:
     )
 
   def method(self, weights):
-    judge = pm.preference_fn(self.judge, weights)
-    return algorithms.nash_md_pg(self.policy, judge, tau=0.1, beta=0.3, num_samples=2)
+    """Nash-MD-PG with the judge of these weights."""
+    judge = preference_model.preference_fn(self.judge, weights)
+    method = algorithms.nash_md_pg(self.policy, judge, tau=0.1, beta=0.3, num_samples=2)
+    return parameter_sets.extend(method, SETS)
 
   def state(self, start, shardings=None):
+    """The first state."""
+    given = {'reference': start}
     return loop.init_state(
-      self.method(self.weights),
-      self.optimizer,
-      0,
-      online=start,
-      reference=start,
-      with_ema=True,
-      shardings=shardings,
+      self.method(self.weights), self.optimizer, 0, online=start, given=given, shardings=shardings
     )
 
   def shardings(self, layout):
+    """Of a state."""
     shapes = jax.eval_shape(self.state, self.start)
     return layout.state_shardings(shapes, self.policy.axes())
 
@@ -119,7 +119,6 @@ class Setting:
       loop.Hooks(lambda step, means: rows.append(means), lambda *_: None),
       num_steps=2,
       num_microbatches=num_microbatches,
-      ema_decay=0.9,
       log_every=1,
       layout=layout,
     )
@@ -128,55 +127,55 @@ class Setting:
     tokens = jax.jit(self.policy.sample)(state.params.online, prompts, jax.random.PRNGKey(3)).tokens
     return state, rows, np.asarray(tokens)
 
-  def programs(self, layout):
+  def compiled(self, layout):
+    """The programs of a step."""
     shardings = self.shardings(layout)
     state = partitioning.with_shardings(jax.eval_shape(self.state, self.start), shardings)
     prompts = next(batches())
     prompts = partitioning.with_shardings(prompts, jax.tree.map(lambda _: layout.rows, prompts))
-    return loop.programs(
-      self.method(self.weights), self.optimizer, state, prompts, ema_decay=0.9, layout=layout
-    )
+    method = self.method(self.weights)
+    return programs.compile_step(method, self.optimizer, state, prompts, layout=layout)
 
 
-def compare(setting, alone, layout, **how):
-  """The largest differences to the run on one device."""
-  state, rows, tokens = setting.train(layout, **how)
+def compare(setting, single, layout, **options):
+  """The largest differences to the run on one device, `single`."""
+  state, rows, tokens = setting.train(layout, **options)
   gap = lambda a, b: float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max())
-  pairs = zip(jax.tree.leaves(alone[0]), jax.tree.leaves(state), strict=True)
-  kernel = state.params.ema['decoder']['layers_0']['mlp']['wi_0']['kernel']
+  pairs = zip(jax.tree.leaves(single[0]), jax.tree.leaves(state), strict=True)
+  kernel = state.params.sets['average']['decoder']['layers_0']['mlp']['wi_0']['kernel']
   return {
     'state': max(gap(a, b) for a, b in pairs),
-    'metrics': max(abs(a[k] - b[k]) for a, b in zip(alone[1], rows, strict=True) for k in a),
+    'metrics': max(abs(a[k] - b[k]) for a, b in zip(single[1], rows, strict=True) for k in a),
     'moved': min(map(gap, *map(jax.tree.leaves, (setting.start, state.params.online)))),
-    'tokens': int((alone[2] != tokens).sum()),
-    'cut': [list(x.sharding.spec) for x in (kernel, jax.tree.leaves(state.opt_state)[1])],
-    'part': kernel.addressable_shards[0].data.size / kernel.size,
+    'tokens': int((single[2] != tokens).sum()),
+    'shard': kernel.addressable_shards[0].data.size / kernel.size,
   }
 
 
-def exchanges(setting, layout):
-  """What devices send in each phase: kind, axes, shapes, times."""
-  programs = setting.programs(layout)
+def collectives(setting, layout):
+  """What devices send in each phase: kind, axes, shapes, bytes, times."""
+  phases = setting.compiled(layout).phases
   return {
     name: [list(x) for x in hlo.work(program.as_text(), layout.mesh.shape, LENGTH).collectives]
-    for name, program in programs.phases.items()
+    for name, program in phases.items()
   }
 
 
 def main(family, *meshes):
+  """Prints the differences of each mesh."""
   setting = Setting(NETWORKS[family])
-  alone = setting.train()
+  single = setting.train()
   found = {}
   for mesh in meshes:
     sizes = [int(n) for n in mesh.split('x')]
     devices = jax.devices()[: int(np.prod(sizes))]
     layout = partitioning.Layout(partitioning.make_mesh(partitioning.Devices(*sizes), devices))
     with layout.active():
-      found[mesh] = compare(setting, alone, layout)
+      found[mesh] = compare(setting, single, layout)
       found[mesh]['logits'] = axes.size_on_device((16, LENGTH, VOCAB), 'batch', None, 'vocab')
       if mesh == '2x2x2':
-        found['parts'] = compare(setting, alone, layout, num_microbatches=2)
-        found['exchanges'] = exchanges(setting, layout)
+        found['microbatches'] = compare(setting, single, layout, num_microbatches=2)
+        found['collectives'] = collectives(setting, layout)
   print(json.dumps(found))
 
 

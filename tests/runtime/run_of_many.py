@@ -16,13 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlhf_jax import algorithms
-from nlhf_jax.training import experiment
-from nlhf_jax.models import lora
-from nlhf_jax.models import policy
+from nlhf_jax.models import lora, policy
 from nlhf_jax.models import preference_model as pm
 from nlhf_jax.networks import decoding, t5
 from nlhf_jax.runtime import checkpoints, partitioning, processes
-from nlhf_jax.training import optimizers
+from nlhf_jax.training import experiment, optimizers
 from nlhf_jax.types import Adapted, Comparison, Prompts
 
 NETWORK = t5.Transformer(

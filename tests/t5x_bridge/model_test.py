@@ -15,66 +15,77 @@ import pytest
 
 from nlhf_jax import algorithms
 from nlhf_jax.cli import main
-from nlhf_jax.models import policy
-from nlhf_jax.models import preference_model
-from nlhf_jax.models import reward_model
+from nlhf_jax.models import policy, preference_model, rater, reward_model
 from nlhf_jax.networks import decoding
-from nlhf_jax.models.preference_model import RaterPrompt
-from nlhf_jax.models.reward_model import RewardPrompt
-from nlhf_jax.training import loop
+from nlhf_jax.training import loop, parameter_sets, steps
 from tests.conftest import tiny_network
 
 pytest.importorskip('t5x.train_state', reason='T5X is not installed: see requirements-t5x.txt')
 
 from t5x import adafactor
 
-from nlhf_jax.t5x_bridge import model
 from nlhf_jax.data import vocabularies
+from nlhf_jax.t5x_bridge import model as t5x_model
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPES = {'encoder_input_tokens': (4, 5), 'decoder_input_tokens': (4, 3)}
 SMALL = ('--gin.summaries.builtin.num_train=200', '--gin.summaries.builtin.num_test=20')
+NO_WARMUP = '--gin.optimizers.warmup_linear.warmup_steps=0'
 NETWORK = tiny_network()
 POLICY = policy.from_network(NETWORK, decoding.Sampling(max_length=3))
-JUDGE = preference_model.in_encoder(NETWORK, RaterPrompt((2,), (3,), (4,), (5,)))
-REWARD = reward_model.in_encoder(NETWORK, RewardPrompt((2,), (3,), (4,)))
+JUDGE = preference_model.from_rater(rater.in_encoder(NETWORK, ((2,), (3,), (4,), (5,))))
+REWARD = reward_model.from_rater(rater.in_encoder(NETWORK, ((2,), (3,), (4,))))
 PREFERENCE_FN = functools.partial(preference_model.preference_fn, JUDGE)
 REWARD_FN = functools.partial(reward_model.reward_fn, REWARD)
-# What is trained, the method, its feedback, and κ.
+# What is trained, the method, its feedback, and sets besides its own.
 METHODS = {
-  'sft': (POLICY, algorithms.sft, None, None),
-  'preference': (JUDGE, algorithms.preference, None, None),
-  'reward': (REWARD, algorithms.reward, None, None),
-  'rlhf': (POLICY, functools.partial(algorithms.rlhf, tau=0.1), REWARD_FN, None),
+  'sft': (POLICY, algorithms.sft, None, {}),
+  'preference': (JUDGE, algorithms.preference, None, {}),
+  'reward': (REWARD, algorithms.reward, None, {}),
+  'rlhf': (POLICY, functools.partial(algorithms.rlhf, tau=0.1), REWARD_FN, {}),
   'nash_md_pg': (
     POLICY,
     functools.partial(algorithms.nash_md_pg, tau=0.1, beta=0.3, num_samples=2),
     PREFERENCE_FN,
-    None,
+    {},
   ),
-  'nash_ema_pg': (POLICY, functools.partial(algorithms.nash_ema_pg, tau=0.1), PREFERENCE_FN, 0.5),
+  'nash_ema_pg': (
+    POLICY,
+    functools.partial(algorithms.nash_ema_pg, tau=0.1, decay=0.5),
+    PREFERENCE_FN,
+    {},
+  ),
   'inpo': (
     POLICY,
     functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=2),
     PREFERENCE_FN,
-    None,
+    {},
+  ),
+  'magnet': (
+    POLICY,
+    functools.partial(algorithms.self_play, tau=0.1),
+    PREFERENCE_FN,
+    {
+      'reference': parameter_sets.reference(reset_every=2),
+      'ring': parameter_sets.ring(size=2, every=1),
+    },
   ),
 }
 
 
 def wrap(name):
-  model, method, feedback, ema_decay = METHODS[name]
+  trained, method, feedback, sets = METHODS[name]
   vocabulary = vocabularies.byte()
-  return model.Model(
+  return t5x_model.Model(
     NETWORK,
     vocabulary,
     vocabulary,
     adafactor.Adafactor(),
-    model=model,
+    model=trained,
     algorithm=method,
     feedback=feedback,
     judge_module=None if feedback is None else NETWORK,
-    ema_decay=ema_decay,
+    sets=sets,
   )
 
 
@@ -93,8 +104,8 @@ def batches(name):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_four_steps_are_those_of_our_loop(name):
-  """The same weights, whoever drives, and the same other sets: averages, snapshots, the reference."""
-  model, method, feedback, ema_decay = METHODS[name]
+  """The same weights, whoever drives, and the same other sets: averages, snapshots, rings, the reference."""
+  trained, method, feedback, sets = METHODS[name]
   wrapped, optimizer, rng = wrap(name), optax.sgd(0.5), jax.random.PRNGKey(3)
   variables = flax.core.unfreeze(jax.jit(lambda: wrapped.get_initial_variables(rng, SHAPES))())
   params = variables.pop('params')
@@ -104,25 +115,11 @@ def test_four_steps_are_those_of_our_loop(name):
     mutables['reference'] = jax.tree.map(lambda x: 1.5 * x, mutables['reference'])
 
   needs = [] if feedback is None else [feedback(params=judge)]
-  ours = loop.init_state(
-    algorithm := method(model, *needs),
-    optimizer,
-    0,
-    online=params,
-    reference=mutables.get('reference'),
-    with_ema=ema_decay is not None,
-  )
+  algorithm = parameter_sets.extend(method(trained, *needs), sets)
+  given = {name: mutables[name] for name in ('reference',) if name in mutables}
+  ours = loop.init_state(algorithm, optimizer, 0, online=params, given=given)
   base = ours.rng
-  quiet = loop.Hooks(lambda *_: None, lambda *_: None)
-  ours = loop.train(
-    algorithm,
-    optimizer,
-    ours,
-    map(model.as_batch, batches(name)),
-    quiet,
-    num_steps=4,
-    ema_decay=ema_decay,
-  )
+  ours = loop.train(algorithm, optimizer, ours, map(t5x_model.as_batch, batches(name)), num_steps=4)
 
   @jax.jit
   def update(params, opt_state, mutables, batch, key):
@@ -134,21 +131,21 @@ def test_four_steps_are_those_of_our_loop(name):
 
   opt_state = optimizer.init(params)
   for step, batch in zip(range(4), batches(name), strict=False):
-    key = loop.step_key(base, step)
+    key = steps.step_key(base, step)
     params, opt_state, mutables = update(params, opt_state, mutables, batch, key)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
   jax.tree.map(close, params, ours.params.online)
   # T5X moves the other sets at the start of a step, the loop at its end.
-  moved = wrapped._moved_on(params, mutables, next(batches(name)))
+  moved = wrapped._played(wrapped._moved(params, mutables, next(batches(name))))
   for set_name in wrapped.sets:
-    jax.tree.map(close, moved[set_name], getattr(ours.params, set_name))
+    jax.tree.map(close, moved[set_name], ours.params.sets[set_name])
 
 
-def test_what_t5x_cannot_run_is_refused():
+def test_refusals_of_what_t5x_cannot_run():
   egpo = functools.partial(algorithms.egpo, tau=0.1)
   vocabulary = vocabularies.byte()
   make = functools.partial(
-    model.Model,
+    t5x_model.Model,
     NETWORK,
     vocabulary,
     vocabulary,
@@ -159,8 +156,6 @@ def test_what_t5x_cannot_run_is_refused():
   )
   with pytest.raises(ValueError, match='one update a step, this method two'):
     make(algorithm=egpo)
-  with pytest.raises(ValueError, match=r'set Model\.ema_decay'):
-    make(algorithm=functools.partial(algorithms.nash_ema_pg, tau=0.1))
   averaged = wrap('nash_ema_pg')
   variables = jax.eval_shape(lambda: averaged.get_initial_variables(jax.random.PRNGKey(0), SHAPES))
   half = {'encoder_input_tokens': jnp.ones((2, 5), jnp.int32)}
@@ -172,10 +167,14 @@ def test_what_t5x_cannot_run_is_refused():
 def start(tmp_path_factory):
   """SFT and a preference model of ours, two steps each, exported to T5X."""
   root = tmp_path_factory.mktemp('t5x')
-  quick = ['--gin.NUM_STEPS=2', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=8', *SMALL]
+  quick = ['--gin.NUM_STEPS=2', '--gin.BATCH_SIZE=8', NO_WARMUP, *SMALL]
   for stage in ('sft', 'preference'):
-    gin_file = f'--gin_file={ROOT}/configs/experiments/builtin/{stage}.gin'
-    assert main.main(['train', gin_file, f'--run_dir={root}/runs/{stage}', *quick]) == 0
+    assert (
+      main.main(
+        ['train', f'--experiment=builtin/{stage}', f'--run_dir={root}/runs/{stage}', *quick]
+      )
+      == 0
+    )
     export = ['export', f'--run_dir={root}/runs/{stage}', f'--output_dir={root}/{stage}']
     assert main.main([*export, '--to=t5x']) == 0
   return root
@@ -186,7 +185,7 @@ def run_job(start, name, devices, steps, *flags):
   values = {
     'MODEL_DIR': f"'{start}/{name}'",
     'SFT': f"'{start}/sft'",
-    'JUDGE': f"'{start}/preference'",
+    'JUDGE_CHECKPOINT': f"'{start}/preference'",
     'TRAIN_STEPS': steps,
     'PERIOD': 2,
     'BATCH_SIZE': 16,
@@ -223,11 +222,8 @@ def test_a_job_through_t5x_train_on_1_and_8_devices(start):
 
 def test_t5xs_network_in_place_of_ours(start):
   """`nlhf train` on T5X's module, through gin, from weights that ours has trained; and its samples."""
-  gin_files = [
-    f'--gin_file={ROOT}/configs/experiments/builtin/nash_md_pg.gin',
-    f'--gin_file={ROOT}/configs/networks/t5x.gin',
-  ]
-  quick = ['--gin.NUM_STEPS=2', '--gin.WARMUP_STEPS=0', '--gin.BATCH_SIZE=4', *SMALL]
+  gin_files = ['--experiment=builtin/nash_md_pg', f'--gin_file={ROOT}/configs/networks/t5x.gin']
+  quick = ['--gin.NUM_STEPS=2', '--gin.BATCH_SIZE=4', NO_WARMUP, *SMALL]
   run_dir = start / 'runs' / 'theirs'
   assert main.main(['train', *gin_files, f'--run_dir={run_dir}', *quick]) == 0
   assert (run_dir / 'checkpoints').is_dir()

@@ -1,36 +1,34 @@
-"""A network behind T5X's signatures draws what ours draws. Beside T5X itself: tests/t5x_models_test.py."""
+"""A network behind T5X's signatures draws what ours draws. Beside T5X itself: tests/t5x_bridge/model_test.py."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.models import mixture
-from nlhf_jax.models import policy
+from nlhf_jax.models import mixture, policy
 from nlhf_jax.networks import decoding
-from nlhf_jax.t5x_bridge import network
+from nlhf_jax.t5x_bridge.network import T5XModule
 from nlhf_jax.types import PolicyParams
-from tests.conftest import tiny_network
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def wrapped():
-  network = network.T5XModule(tiny_network())
-  return policy.from_network(network, decoding.Sampling(max_length=3))
+  return policy.from_network(T5XModule(tiny.t5_network()), decoding.Sampling(max_length=3))
 
 
-def test_the_tree_is_the_modules(wrapped, tiny_policy):
+def test_parameter_tree_of_the_module(wrapped, tiny_policy):
   shapes = [jax.eval_shape(x.init, jax.random.PRNGKey(0)) for x in (wrapped, tiny_policy)]
   assert shapes[0] == shapes[1]
 
 
-def test_draws_and_log_probs_are_the_same(wrapped, tiny_policy, tiny_params, tiny_prompts):
-  """Two players, three lanes each: rows share a prompt, and the cache is made on the way."""
-  sets = PolicyParams(tiny_params[0], None, tiny_params[1])
-  players = [mixture.ONLINE, mixture.between(0.3)]
+def test_draws_and_log_probs(wrapped, tiny_policy, tiny_params, tiny_prompts):
+  """Those of the module itself, of two mixtures, three lanes each: rows share a prompt, and the cache is made on the way."""
+  sets = PolicyParams(tiny_params[0], {'reference': tiny_params[1]})
+  mixtures = [mixture.ONLINE, mixture.between(0.3)]
 
   def draw(which):
-    play = jax.jit(lambda sets, rng: which.play(sets, players, tiny_prompts, rng, 3))
+    play = jax.jit(lambda sets, rng: which.play(sets, mixtures, tiny_prompts, rng, 3))
     return play(sets, jax.random.PRNGKey(1))
 
   for theirs, ours in zip(draw(wrapped), draw(tiny_policy), strict=True):
@@ -42,6 +40,6 @@ def test_draws_and_log_probs_are_the_same(wrapped, tiny_policy, tiny_params, tin
     )
 
 
-def test_rows_that_do_not_divide_are_refused(wrapped, tiny_params, tiny_prompts):
+def test_uneven_rows(wrapped, tiny_params, tiny_prompts):
   with pytest.raises(ValueError, match='3 decoder rows for 2 prompts'):
     wrapped.log_prob(tiny_params[0], tiny_prompts, jnp.ones((3, 3), jnp.int32))

@@ -12,10 +12,10 @@ import pytest
 from nlhf_jax import algorithms
 from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.runtime import checkpoints
-from nlhf_jax.training import loop, optimizers
+from nlhf_jax.training import loop, optimizers, parameter_sets, steps
 from nlhf_jax.types import Algorithm, Demonstration, Losses, Prompts
 
-QUIET = loop.Hooks(lambda step, metrics: None, lambda *_: None)
+QUIET = loop.Hooks()
 
 
 def demonstrations(start: int = 0):
@@ -35,11 +35,11 @@ def sft(tiny_policy):
   return algorithms.sft(tiny_policy)
 
 
-def test_parts_of_a_batch_make_the_whole(sft, tiny_params):
+def test_microbatches_make_the_batch(sft, tiny_params):
   """Two prompts and their four responses to a part, with different numbers of tokens."""
   batch = next(demonstrations())
-  whole, metrics = loop.accumulate(sft.loss, tiny_params[0], batch, 1)
-  parts, same = loop.accumulate(sft.loss, tiny_params[0], batch, 2)
+  whole, metrics = steps.accumulate(sft.loss, tiny_params[0], batch, 1)
+  parts, same = steps.accumulate(sft.loss, tiny_params[0], batch, 2)
   # Sums in another order: rounding is in proportion to the gradient's largest entry.
   scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(whole))
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -50,25 +50,26 @@ def test_parts_of_a_batch_make_the_whole(sft, tiny_params):
   assert float(metrics['loss']) == pytest.approx(float(logp.sum()) / counted, rel=1e-5)
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(sft, tmp_path):
+def test_resumed_run_is_the_uninterrupted_run(sft, tmp_path):
   """Parameters, average and optimizer, to the last bit, through a checkpoint on disk."""
   optimizer = optimizers.adafactor(optimizers.warmup_linear(1e-2, num_steps=6, warmup_steps=2))
-  save = loop.Hooks(lambda *_: None, lambda state, sums: checkpoints.save(tmp_path, state))
-  first = loop.init_state(sft, optimizer, 0, with_ema=True)
-  run = lambda state, hooks, steps: loop.train(
-    sft, optimizer, state, demonstrations(int(state.step)), hooks, num_steps=steps, ema_decay=0.9
+  averaged = parameter_sets.extend(sft, {'average': parameter_sets.average(0.9)})
+  save = loop.Hooks(save=lambda state, sums: checkpoints.save(tmp_path, state))
+  first = loop.init_state(averaged, optimizer, 0)
+  run = lambda state, hooks, num_steps: loop.train(
+    averaged, optimizer, state, demonstrations(int(state.step)), hooks, num_steps=num_steps
   )
   run(first, save, 3)
-  fresh = loop.init_state(sft, optimizer, 0, with_ema=True)
+  fresh = loop.init_state(averaged, optimizer, 0)
   resumed = run(checkpoints.restore(tmp_path, fresh)[0], QUIET, 6)
-  straight = run(loop.init_state(sft, optimizer, 0, with_ema=True), QUIET, 6)
+  straight = run(loop.init_state(averaged, optimizer, 0), QUIET, 6)
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(straight), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_no_two_steps_share_a_key():
   rng = jax.random.PRNGKey(0)
-  keys = {tuple(np.asarray(loop.step_key(rng, step)).tolist()) for step in range(100)}
+  keys = {tuple(np.asarray(steps.step_key(rng, step)).tolist()) for step in range(100)}
   assert len(keys) == 100
 
 
@@ -91,15 +92,14 @@ def _targets(*values):
 
 def test_the_average_follows_its_formula():
   """θ̄ ← κ θ̄ + (1 − κ) θ, after each step θ ← θ − ½ (θ − target)."""
-  optimizer, algorithm = optax.sgd(0.5), _quadratic()
-  state = loop.init_state(algorithm, optimizer, 0, with_ema=True)
-  state = loop.train(
-    algorithm, optimizer, state, _targets(1.0, 1.0), QUIET, num_steps=2, ema_decay=0.75
-  )
+  optimizer, sets = optax.sgd(0.5), {'average': parameter_sets.average(0.75)}
+  algorithm = _quadratic()._replace(sets=sets)
+  state = loop.init_state(algorithm, optimizer, 0)
+  state = loop.train(algorithm, optimizer, state, _targets(1.0, 1.0), QUIET, num_steps=2)
   theta = [0.0, 0.5, 0.75]
   ema = 0.75 * (0.75 * 0.0 + 0.25 * theta[1]) + 0.25 * theta[2]
   assert float(state.params.online['x']) == theta[2]
-  assert float(state.params.ema['x']) == pytest.approx(ema)
+  assert float(state.params.sets['average']['x']) == pytest.approx(ema)
 
 
 def test_not_a_number_stops_the_run_with_step_and_batch():
@@ -113,7 +113,7 @@ def test_not_a_number_stops_the_run_with_step_and_batch():
 
 def test_logs_are_means_over_their_window(sft):
   seen = []
-  hooks = loop.Hooks(lambda step, metrics: seen.append((step, metrics)), lambda *_: None)
+  hooks = loop.Hooks(log=lambda step, metrics: seen.append((step, metrics)))
   optimizer = optax.sgd(0.1)
   state = loop.init_state(sft, optimizer, 0)
   loop.train(sft, optimizer, state, demonstrations(), hooks, num_steps=5, log_every=2)
@@ -121,14 +121,13 @@ def test_logs_are_means_over_their_window(sft):
   means = seen[0][1]
   assert means['response_length'] == pytest.approx((3 * 2 + 5 * 3) / 8)
   assert means['eos_rate'] == 1.0
-  assert {'sample_seconds', 'judge_seconds', 'update_tokens_per_second'} <= set(means)
+  assert {'sample_seconds', 'score_seconds', 'update_tokens_per_second'} <= set(means)
   json.dumps(means)
 
 
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'ema_decay': 1.0}, r'ema_decay must be in \[0, 1\)'),
     ({'num_microbatches': 0}, 'at least 1'),
   ],
 )
@@ -153,7 +152,7 @@ def _ragged_prompts():
   'method',
   [
     functools.partial(algorithms.nash_md_pg, tau=0.1, beta=0.3, num_samples=2),
-    functools.partial(algorithms.nash_ema_pg, tau=0.1),
+    functools.partial(algorithms.nash_ema_pg, tau=0.1, decay=0.9),
     functools.partial(algorithms.egpo, tau=0.1, num_samples=2),
   ],
   ids=['nash_md_pg', 'nash_ema_pg', 'egpo'],
@@ -170,7 +169,7 @@ def test_nothing_compiles_after_the_first_steps(method, tiny_policy, tiny_params
   prefers_short = jax.jit(lambda x, y, other: jax.nn.sigmoid(length(other) - length(y)))
   algorithm, optimizer = method(tiny_policy, prefers_short), optax.adam(1e-3)
   state = loop.init_state(
-    algorithm, optimizer, 0, online=tiny_params[0], reference=tiny_params[1], with_ema=True
+    algorithm, optimizer, 0, online=tiny_params[0], given={'reference': tiny_params[1]}
   )
   before = []
 
@@ -179,38 +178,11 @@ def test_nothing_compiles_after_the_first_steps(method, tiny_policy, tiny_params
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    hooks = loop.Hooks(lambda *_: None, lambda *_: None, advance)
+    hooks = loop.Hooks(advance=advance)
     batches = _ragged_prompts()
-    loop.train(algorithm, optimizer, state, batches, hooks, num_steps=22, ema_decay=0.9)
+    loop.train(algorithm, optimizer, state, batches, hooks, num_steps=22)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert len(before) == 22
   assert before[1] > 0  # They are counted.
   assert len(compiled) == before[1]
-
-
-@pytest.mark.parametrize('on_host', [False, True])
-def test_memory_counts_what_a_step_holds(on_host, tiny_policy, tiny_params):
-  """All sets, the optimizer's state and the judge's weights, to the byte; nothing is run."""
-  weights = jnp.linspace(0.0, 1.0, 1000)
-  length = lambda tokens: jnp.sum(tokens > 0, axis=-1)
-  on_device = jax.jit(lambda w, y: w[length(y)])
-  judge = (
-    (lambda x, y, _: np.asarray(y)[:, 0] * 0.5)
-    if on_host
-    else lambda x, y, _: on_device(weights, y)
-  )
-  method = algorithms.nash_ema_pg(tiny_policy, judge, tau=0.1, num_samples=2)
-  optimizer = optax.adam(1e-3)
-  make = lambda online, reference: loop.init_state(
-    method, optimizer, 0, online=online, reference=reference, with_ema=True
-  )
-  state = jax.eval_shape(make, *tiny_params)
-  batch = next(_ragged_prompts())
-  needed = loop.memory(loop.programs(method, optimizer, state, batch, ema_decay=0.9))
-  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-  assert needed['state'] == size(make(*tiny_params))
-  assert needed['judge_weights'] == (0 if on_host else weights.nbytes)
-  assert needed['update'] > size(tiny_params[0])  # The gradient at least.
-  lasting = sum(needed[name] for name in ('state', 'judge_weights', 'batch'))
-  assert needed['peak'] == lasting + max(needed[name] for name in ('sample', 'judge', 'update'))

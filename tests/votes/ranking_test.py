@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from nlhf_jax.votes import ranking
 from nlhf_jax.games import sources
+from nlhf_jax.votes import ranking
 
 
 def from_majorities(edges, size):
@@ -29,7 +29,7 @@ def smith_by_definition(p):
 
 
 @pytest.mark.parametrize('seed', range(8))
-def test_smith_set_and_cycles_by_definition(seed):
+def test_smith_set_and_cycles(seed):
   rng = np.random.default_rng(seed)
   edges = [(i, j) if rng.random() < 0.5 else (j, i) for i, j in itertools.combinations(range(6), 2)]
   p = from_majorities(edges[: rng.integers(8, 16)], 6)  # The others are ties.
@@ -42,7 +42,7 @@ def test_smith_set_and_cycles_by_definition(seed):
   assert ranking.num_cyclic_triples(p) == cycles
 
 
-def test_a_condorcet_winner_wins_everywhere():
+def test_condorcet_winner():
   p = from_majorities([(0, 1), (0, 2), (1, 2)], 3)
   assert ranking.condorcet_winner(p) == 0
   np.testing.assert_allclose(ranking.maximal_lottery(p), [1, 0, 0])
@@ -51,15 +51,15 @@ def test_a_condorcet_winner_wins_everywhere():
   assert ranking.condorcet_winner(sources.rock_paper_scissors().preference) is None
 
 
-def test_elo_finds_the_ratings_that_made_the_games():
+def test_elo():
   ratings = np.array([1700.0, 1500.0, 1300.0])
   np.testing.assert_allclose(ranking.elo(sources.elo(ratings), prior=1e-9), ratings, atol=0.1)
   unbeaten = np.array([[0.5, 1.0], [0.0, 0.5]])
   assert np.isfinite(ranking.elo(unbeaten)).all()
 
 
-def test_elo_weighs_pairs_by_their_games():
-  """Contradictory shares: the pairs that met a thousand times decide."""
+def test_elo_with_weights():
+  """Contradictory shares: the pairs that were compared a thousand times decide."""
   p = np.array([[0.5, 0.8, 0.5], [0.2, 0.5, 0.8], [0.5, 0.2, 0.5]])
   heavy = np.array([[0, 1000, 1], [1000, 0, 1000], [1, 1000, 0]], float)
   rating = ranking.elo(p, heavy, prior=1e-9)
@@ -67,7 +67,7 @@ def test_elo_weighs_pairs_by_their_games():
   np.testing.assert_allclose(rating[:2] - rating[1:], expected, atol=1)
 
 
-def test_intervals_cover_and_narrow_with_more_votes():
+def test_intervals():
   p = sources.section_3_2(0.1).preference
   few, many = (ranking.rank(sources.from_wins(p * n), num_resamples=200) for n in (50, 5000))
   for name in few:
@@ -75,13 +75,12 @@ def test_intervals_cover_and_narrow_with_more_votes():
     assert np.all(many[name].low <= many[name].scores + 1e-9)
     assert np.all(many[name].high >= many[name].scores - 1e-9)
     assert width[1] <= width[0]
-  spread = (
-    np.sqrt(0.25 * (1 / 50 + 1 / 50)) * 1.96 / 2
-  )  # Of a mean of two shares of 50 votes near 1/2.
+  # Of a mean of two shares of 50 votes near 1/2.
+  spread = np.sqrt(0.25 * (1 / 50 + 1 / 50)) * 1.96 / 2
   borda = few['borda']
   np.testing.assert_allclose((borda.high - borda.low) / 2, spread, rtol=0.25)
 
 
-def test_shares_alone_have_no_intervals():
+def test_no_intervals_without_counts():
   ranks = ranking.rank(sources.appendix_c_2())
   assert all(r.low is None and r.high is None for r in ranks.values())

@@ -1,0 +1,133 @@
+"""Networks in the sizes that were published, by name; and `t5_1_1_tiny`, one for two CPU cores.
+
+Weights come apart, from T5X's or Hugging Face's files. The sizes of a model on disk come from its own config.json
+(`formats.hf.network`). `tests/networks/sizes_test.py` counts the parameters of each.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from nlhf_jax.networks import layers, llama, t5
+from nlhf_jax.networks.network import Network
+
+# emb_dim, mlp_dim, num_heads, head_dim, layers of the encoder and of the decoder.
+_T5_1_1 = {
+  't5_1_1_tiny': (64, 128, 4, 16, 2),
+  't5_1_1_small': (512, 1024, 6, 64, 8),
+  't5_1_1_base': (768, 2048, 12, 64, 12),
+  't5_1_1_large': (1024, 2816, 16, 64, 24),
+  't5_1_1_xl': (2048, 5120, 32, 64, 24),
+  't5_1_1_xxl': (4096, 10240, 64, 64, 24),
+}
+_SIZES = ('emb_dim', 'mlp_dim', 'num_heads', 'num_kv_heads', 'head_dim', 'num_layers')
+_DECODER_ONLY = {
+  'llama_3_8b': (4096, 14336, 32, 8, 128, 32),
+  'llama_3_1_8b': (4096, 14336, 32, 8, 128, 32),
+  'llama_3_1_70b': (8192, 28672, 64, 8, 128, 80),
+  'llama_3_2_1b': (2048, 8192, 32, 8, 64, 16),
+  'llama_3_2_3b': (3072, 8192, 24, 8, 128, 28),
+  'mistral_7b_v0_1': (4096, 14336, 32, 8, 128, 32),
+  'mistral_7b_v0_3': (4096, 14336, 32, 8, 128, 32),
+  'qwen2_5_0_5b': (896, 4864, 14, 2, 64, 24),
+  'qwen2_5_1_5b': (1536, 8960, 12, 2, 128, 28),
+  'qwen2_5_3b': (2048, 11008, 16, 2, 128, 36),
+  'qwen2_5_7b': (3584, 18944, 28, 4, 128, 28),
+  'qwen2_5_14b': (5120, 13824, 40, 8, 128, 48),
+  'smollm2_135m': (576, 1536, 9, 3, 64, 30),
+  'smollm2_360m': (960, 2560, 15, 5, 64, 32),
+  'smollm2_1_7b': (2048, 8192, 32, 32, 64, 24),
+}
+# What the sizes of a family have in common; ids are those of the instruct models: padding, and the end of a turn.
+_FAMILIES = {
+  'llama_3': {'vocab_size': 128256, 'rope_base': 5e5, 'pad_id': 128004, 'eos_id': 128009},
+  'mistral': {'vocab_size': 32768, 'rope_base': 1e6, 'pad_id': 0, 'eos_id': 2},
+  'qwen2_5': {
+    'vocab_size': 151936,
+    'rope_base': 1e6,
+    'norm_epsilon': 1e-6,
+    'qkv_bias': True,
+    'pad_id': 151643,
+    'eos_id': 151645,
+  },
+  'smollm2': {
+    'vocab_size': 49152,
+    'rope_base': 1e5,
+    'logits_via_embedding': True,
+    'pad_id': 0,
+    'eos_id': 2,
+  },
+}
+_LLAMA_3_1 = {'rope_scaling': llama.RopeScaling(factor=8.0)}
+_LLAMA_3_2 = {'rope_scaling': llama.RopeScaling(factor=32.0), 'logits_via_embedding': True}
+# Where a size differs from its family.
+_OWN = {
+  'llama_3_1_8b': _LLAMA_3_1,
+  'llama_3_1_70b': _LLAMA_3_1,
+  'llama_3_2_1b': _LLAMA_3_2,
+  'llama_3_2_3b': _LLAMA_3_2,
+  'mistral_7b_v0_1': {'vocab_size': 32000, 'rope_base': 1e4, 'sliding_window': 4096},
+  'qwen2_5_0_5b': {'logits_via_embedding': True},
+  'qwen2_5_1_5b': {'logits_via_embedding': True},
+  'qwen2_5_3b': {'logits_via_embedding': True},
+  'qwen2_5_7b': {'vocab_size': 152064},
+  'qwen2_5_14b': {'vocab_size': 152064},
+  'smollm2_1_7b': {'rope_base': 1.3e5},
+}
+NAMES = (*_T5_1_1, *_DECODER_ONLY)
+
+
+def config(
+  name: str, dtype: Any = 'float32', execution: layers.Execution = layers.PLAIN, **changes: Any
+) -> t5.T5Config | llama.LlamaConfig:
+  """The configuration of a network in a published size.
+
+  Args:
+    name: one of NAMES.
+    dtype: of activations; parameters are float32.
+    execution: whether layers are scanned and rematerialised.
+    **changes: fields of the configuration in place of the published ones; `num_layers` of a T5 is of both stacks.
+
+  Raises:
+    ValueError: there is no such size.
+  """
+  if name not in NAMES:
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f' Did you mean {close[0]}?' if close else ''
+    raise ValueError(f'No network {name!r}: known are {", ".join(NAMES)}.{hint}')
+  common = {'dtype': dtype, 'execution': execution}
+  if name in _T5_1_1:
+    if 'num_layers' in changes:
+      layers_of_both = changes.pop('num_layers')
+      changes |= {'num_encoder_layers': layers_of_both, 'num_decoder_layers': layers_of_both}
+    return dataclasses.replace(_t5_1_1(*_T5_1_1[name], **common), **changes)
+  family = next(x for start, x in _FAMILIES.items() if name.startswith(start))
+  sizes = dict(zip(_SIZES, _DECODER_ONLY[name], strict=True))
+  return llama.LlamaConfig(**{**sizes, **family, **_OWN.get(name, {}), **common, **changes})
+
+
+def network(
+  name: str, dtype: Any = 'float32', execution: layers.Execution = layers.PLAIN, **changes: Any
+) -> Network:
+  """The network itself; arguments and errors as of `config`."""
+  found = config(name, dtype, execution, **changes)
+  return t5.Transformer(found) if isinstance(found, t5.T5Config) else llama.Transformer(found)
+
+
+def _t5_1_1(
+  emb_dim: int, mlp_dim: int, num_heads: int, head_dim: int, num_layers: int, **common: Any
+) -> t5.T5Config:
+  """Gated GELU, no dropout in pre-training, a padded vocabulary of 32,128."""
+  return t5.T5Config(
+    vocab_size=32128,
+    emb_dim=emb_dim,
+    mlp_dim=mlp_dim,
+    num_heads=num_heads,
+    head_dim=head_dim,
+    num_encoder_layers=num_layers,
+    num_decoder_layers=num_layers,
+    mlp_activations=('gelu', 'linear'),
+    dropout_rate=0.0,
+    logits_via_embedding=False,
+    **common,
+  )
