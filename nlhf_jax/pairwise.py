@@ -157,4 +157,4 @@ def pair_logp(
 
 def mix(weights: MixtureWeights, logp: Mapping[str, Array]) -> Array:
   """Log-probs of a geometric mixture, up to a constant."""
-  return sum(weight * logp[name] for name, weight in weights.items())
+  return sum((w * logp[name] for name, w in weights.items()), jnp.float32(0))

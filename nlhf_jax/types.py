@@ -31,7 +31,7 @@ class Prompts(NamedTuple):
   # PAD after the end.
   tokens: Int[Array, 'B S']
   # Number of the example in its task: the row of exact tables; −1 where there is none.
-  index: Int[Array, 'B']
+  index: Int[Array, 'B']  # type: ignore[assignment]
 
 
 class Rollout(NamedTuple):

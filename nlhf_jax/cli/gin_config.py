@@ -172,8 +172,10 @@ def _macro(binding: str) -> str | None:
 def _resolve(described: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, str]]:
   """All parameters that reach an object through references, and the flags that set them."""
   config = gin.config._CONFIG
-  queue, seen = [((), _selector(described))], set()
-  fields, flags = {}, {}
+  queue: list[tuple[tuple[str, ...], str]] = [((), _selector(described))]
+  seen: set[tuple[tuple[str, ...], str]] = set()
+  fields: dict[str, Any] = {}
+  flags: dict[str, str] = {}
 
   def value_of(value: Any, scopes: tuple[str, ...]) -> Any:
     if isinstance(value, gin.config.ConfigurableReference):
@@ -215,7 +217,7 @@ def _short(selector: str) -> str:
 
 def _bindings(scopes: tuple[str, ...], selector: str) -> dict[str, Any]:
   """What is bound in a scope; inner scopes win."""
-  result = {}
+  result: dict[str, Any] = {}
   for n in range(len(scopes) + 1):
     result |= gin.config._CONFIG.get(('/'.join(scopes[:n]), selector), {})
   return result

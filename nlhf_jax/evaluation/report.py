@@ -162,7 +162,7 @@ def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   pictures = []
   for key, title in _CURVES.items():
     lines = {
-      name: [(row['step'], float(row[key])) for row in rows if row.get(key) is not None]
+      name: [(int(row['step']), float(row[key])) for row in rows if row.get(key) is not None]
       for name, rows in runs.items()
     }
     lines = {name: points for name, points in lines.items() if points}

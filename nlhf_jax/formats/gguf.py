@@ -77,7 +77,7 @@ def tokenizer(path: str | pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str,
   merges = [tuple(pair.split(' ')) for pair in fields['tokenizer.ggml.merges']]
   vocabulary = {token: number for number, token in enumerate(tokens)}
   result = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-  splits = [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+  splits: list[Any] = [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
   if kind[1] == 'smollm':
     splits.insert(0, tokenizers.pre_tokenizers.Digits(individual_digits=True))
   result.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(splits)

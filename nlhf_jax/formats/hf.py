@@ -28,8 +28,14 @@ from nlhf_jax.types import Params
 
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
-_TOKENIZER = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json')
-_TOKENIZER += ('chat_template.jinja', 'generation_config.json', 'spiece.model')
+_TOKENIZER = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'chat_template.jinja',
+  'generation_config.json',
+  'spiece.model',
+)
 
 
 def locate(name: str | pathlib.Path) -> pathlib.Path:
@@ -198,7 +204,7 @@ def write(
   leaves = {tensor_for(p): x for p, x in flax.traverse_util.flatten_dict(params).items()}
   (directory / 'config.json').write_text(description, encoding='utf-8')
   shards = list(_shards(leaves, dtype, max_shard_bytes))
-  weight_map = {}
+  weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, start=1):
     file = _SINGLE if len(shards) == 1 else f'model-{number:05}-of-{len(shards):05}.safetensors'
     arrays = {tensor.name: _theirs(leaves[tensor], tensor, dtype, moved) for tensor in shard}
@@ -299,7 +305,8 @@ def _theirs(
 
 def _shards(leaves, dtype: Any, max_bytes: int) -> Iterator[list[hf_models.Tensor]]:
   """Tensors in groups of at most `max_bytes`; a larger one is a group of its own."""
-  group, size = [], 0
+  group: list[hf_models.Tensor] = []
+  size = 0
   for tensor, leaf in leaves.items():
     num_bytes = _num_bytes(leaf, dtype)
     if group and size + num_bytes > max_bytes:

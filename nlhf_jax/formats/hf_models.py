@@ -72,8 +72,8 @@ def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:
 
 def config_to_json(config: Config) -> str:
   """config.json for a network of ours."""
-  make = _t5_json if isinstance(config, t5.T5Config) else _llama_json
-  return json.dumps(make(config), indent=2) + '\n'
+  values = _t5_json(config) if isinstance(config, t5.T5Config) else _llama_json(config)
+  return json.dumps(values, indent=2) + '\n'
 
 
 def aliases(config: Config) -> frozenset[str]:

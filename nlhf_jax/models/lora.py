@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from nlhf_jax.types import Adapted, Params, PolicyParams, PRNGKey
 
 # A named tuple of functions of parameters: a policy, a preference or a reward model.
-Model = TypeVar('Model')
+Model = TypeVar('Model', bound=Any)
 
 
 class Lora(NamedTuple):
@@ -77,7 +77,7 @@ def init(lora: Lora, base: Params, rng: PRNGKey) -> Params:
 
 def _logical_axes(lora: Lora, base: Any) -> Any:
   """Logical axes of adapters: those of the kernel, less the rank."""
-  names = {}
+  names: dict[tuple[str, ...], tuple[str | None, str | None]] = {}
   for path, (rows, columns) in _kernels(lora, base).items():
     names |= {(*path, 'a'): (rows, None), (*path, 'b'): (None, columns)}
   return flax.traverse_util.unflatten_dict(names)

@@ -42,7 +42,7 @@ def mix_logits(
   logits: Sequence[Float[Array, '*lanes V']], weights: Sequence[float]
 ) -> Float[Array, '*lanes V']:
   """Logits of Π_m π_m^{w_m}, up to the constant that softmax removes."""
-  return sum(w * x for w, x in zip(weights, logits, strict=True))
+  return sum((w * x for w, x in zip(weights, logits, strict=True)), jnp.float32(0))
 
 
 def play(

@@ -100,8 +100,10 @@ class CrossAttention(_Attention):
     mask: Bool[Array, 'B 1 M K'],
     deterministic: bool,
   ) -> Float[Array, 'N Q E']:
-    computed = isinstance(encoded, kv_cache.KeysAndValues)
-    inputs = encoded if computed else self.keys_and_values(encoded)
+    if isinstance(encoded, kv_cache.KeysAndValues):
+      inputs = encoded
+    else:
+      inputs = self.keys_and_values(encoded)
     folded = self.query(x).reshape(inputs.key.shape[0], -1, self.num_heads * self.head_dim)
     attended = self._attend(self._heads(folded), inputs, mask, None, deterministic)
     return self._output(attended).reshape(x.shape)

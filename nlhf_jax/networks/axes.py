@@ -86,7 +86,8 @@ def spec(
     rules: the first that names an axis counts.
     mesh_shape: devices along each axis of the mesh.
   """
-  by_name, used, entries = dict(reversed(rules)), set(), []
+  by_name, entries = dict(reversed(rules)), []
+  used: set[str] = set()
   for name, size in zip(names, shape, strict=True):
     axes = by_name.get(name) or ()
     axes = (axes,) if isinstance(axes, str) else tuple(axes)

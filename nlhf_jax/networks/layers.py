@@ -109,7 +109,7 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, '*b T E'], deterministic: bool) -> Float[Array, '*b T E']:
-    hidden = 1.0
+    hidden: Any = 1.0
     for number, name in enumerate(self.activations):
       dense_name = 'wi' if len(self.activations) == 1 else f'wi_{number}'
       projected = Dense(self.mlp_dim, ('embed', 'mlp'), self.dtype, name=dense_name)(x)

@@ -365,8 +365,9 @@ def _join(parts: list[_Part]) -> Float[Array, 'N G R Q d']:
   """Softmax attention over the keys of all parts."""
   largest = jnp.max(jnp.stack([part.largest for part in parts]), axis=0)
   scales = [jnp.exp(part.largest - largest) for part in parts]
-  total = sum(part.total * scale[..., None] for part, scale in zip(parts, scales, strict=True))
-  weight = sum(part.weight * scale for part, scale in zip(parts, scales, strict=True))
+  scaled = list(zip(parts, scales, strict=True))
+  total = sum((part.total * scale[..., None] for part, scale in scaled), jnp.float32(0))
+  weight = sum((part.weight * scale for part, scale in scaled), jnp.float32(0))
   return total / weight[..., None]
 
 

@@ -39,7 +39,7 @@ _DECODER_ONLY = {
   'smollm2_1_7b': (2048, 8192, 32, 32, 64, 24),
 }
 # What the sizes of a family have in common; ids are those of the instruct models: padding, and the end of a turn.
-_FAMILIES = {
+_FAMILIES: dict[str, dict[str, Any]] = {
   'llama_3': {'vocab_size': 128256, 'rope_base': 5e5, 'pad_id': 128004, 'eos_id': 128009},
   'mistral': {'vocab_size': 32768, 'rope_base': 1e6, 'pad_id': 0, 'eos_id': 2},
   'qwen2_5': {
@@ -61,7 +61,7 @@ _FAMILIES = {
 _LLAMA_3_1 = {'rope_scaling': llama.RopeScaling(factor=8.0)}
 _LLAMA_3_2 = {'rope_scaling': llama.RopeScaling(factor=32.0), 'logits_via_embedding': True}
 # Where a size differs from its family.
-_OWN = {
+_OWN: dict[str, dict[str, Any]] = {
   'llama_3_1_8b': _LLAMA_3_1,
   'llama_3_1_70b': _LLAMA_3_1,
   'llama_3_2_1b': _LLAMA_3_2,

@@ -76,7 +76,7 @@ def work(text: str, mesh: Mapping[str, int], loop_length: int) -> Work:
 
 def by_kind_and_axes(collectives: Iterable[Collective]) -> dict[tuple[str, str], float]:
   """Bytes that a device sends, by kind and axes."""
-  total = collections.Counter()
+  total: dict[tuple[str, str], float] = collections.defaultdict(float)
   for x in collectives:
     total[x.kind, ' x '.join(x.axes)] += x.bytes_sent * x.times
   return dict(total)
@@ -95,7 +95,8 @@ class _Program(NamedTuple):
 
 
 def _parse(text: str) -> _Program:
-  computations, entry, current = {}, '', None
+  computations: dict[str, list[_Instruction]] = {}
+  entry, current = '', None
   for line in text.splitlines():
     if head := _COMPUTATION.match(line):
       current = computations.setdefault(head[2], [])
@@ -110,7 +111,7 @@ def _times(program: _Program, loop_length: int) -> dict[str, float]:
   early = [
     i for body in program.computations.values() for i in body if i.kind == 'while' and not _trips(i)
   ]
-  times = collections.defaultdict(float)
+  times: dict[str, float] = collections.defaultdict(float)
 
   def run(name: str, number: float):
     times[name] += number
@@ -210,8 +211,8 @@ def replica_groups(text: str, num_devices: int) -> np.ndarray:
 def _iota(text: str) -> np.ndarray:
   """[4,2]<=[2,4]T(1,0): numbers in order, in shape [2, 4], transposed, in shape [4, 2]."""
   result, _, source = text.rpartition('<=')
-  dims, _, order = source.partition('T')
-  dims = _dims(dims.strip('[]'))
+  sizes, _, order = source.partition('T')
+  dims = _dims(sizes.strip('[]'))
   numbers = np.arange(math.prod(dims)).reshape(dims)
   if order:
     numbers = numbers.transpose(_dims(order.strip('()')))

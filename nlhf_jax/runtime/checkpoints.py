@@ -6,6 +6,7 @@ is read is compared with these fingerprints, however it is sharded; a checkpoint
 written, is named, moved to quarantine, and the one before it taken.
 """
 
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -269,7 +270,7 @@ def _newest_intact(
   for step in reversed(steps(directory)):
     path = directory.resolve() / str(step)
     try:
-      return _agreed(lambda path=path: load(path))
+      return _agreed(functools.partial(load, path))
     except CorruptCheckpointError as error:
       corrupt.append(f'{path}: {error}')
       logging.warning('Checkpoint %s is corrupt (%s): the one before it is taken.', path, error)

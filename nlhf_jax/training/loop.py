@@ -121,8 +121,8 @@ def train(
   window = _Window(sums)
   for step, batch in _read_ahead(batches, range(int(state.step), num_steps), shard):
     clock = steps.Clock()
-    state, rollout, metrics = step_fn(state, batch, clock)
-    metrics = {name: float(value) for name, value in metrics.items()}
+    state, rollout, arrays = step_fn(state, batch, clock)
+    metrics = {name: float(x) for name, x in arrays.items()}
     if not (np.isfinite(metrics['loss']) and np.isfinite(metrics['gradient_norm'])):
       raise NonFiniteError(step, rollout)
     window.add(metrics, rollout.response.tokens.shape[0], clock.seconds)

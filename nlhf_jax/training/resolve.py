@@ -205,6 +205,7 @@ def judge_of(model: Model, params: Params) -> PreferenceFn:
   """A trained preference or reward model as a judge."""
   if isinstance(model, preference_model.PreferenceModel):
     return preference_model.preference_fn(model, params)
+  assert isinstance(model, reward_model.RewardModel)
   return reward_model.bradley_terry(reward_model.reward_fn(model, params))
 
 

@@ -67,20 +67,19 @@ class Steps:
     """Compiles nothing yet. On a mesh, results are sharded as their inputs are, which `state` tells."""
     self._algorithm, self._layout = algorithm, layout
     self.half_step = parameter_sets.half_step_name(algorithm.sets)
-    rows, updated = {}, {}
+    rows: dict[str, Any] = {}
+    updated: dict[str, Any] = {}
     if layout is not None:
       trained = jax.tree.map(lambda x: x.sharding, self.trained(state))
-      rows, updated = (
-        {'out_shardings': layout.rows},
-        {'out_shardings': (trained, layout.replicated)},
-      )
+      rows = {'out_shardings': layout.rows}
+      updated = {'out_shardings': (trained, layout.replicated)}
     update = _make_update(algorithm, optimizer, num_microbatches)
     self.sample = jax.jit(algorithm.sample, **rows)
     self.update = jax.jit(update, donate_argnums=0, **updated)
     self.half_update = jax.jit(update, **updated)
 
   def __call__(
-    self, state: TrainState, batch: Batch, clock: 'Clock'
+    self, state: TrainState, batch: Batch, clock: Clock
   ) -> tuple[TrainState, Batch, dict[str, jax.Array]]:
     """The next state, the rollout that it was trained on, and its metrics."""
     rng, half = step_key(state.rng, int(state.step)), None
