@@ -73,7 +73,8 @@ def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int
     seed: of demonstrations and comparisons.
   """
   vocabulary = vocabularies.sentencepiece(vocabulary_file, extra_ids)
-  all_posts, splits = [], {}
+  all_posts: list[post_sources.Post] = []
+  splits = {}
   for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
     rows = readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr)
     found = post_sources.from_rows(rows)
