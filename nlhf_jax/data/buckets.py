@@ -52,7 +52,7 @@ def choose(
   ]
   row, column = (np.searchsorted(e, lengths) for e, lengths in zip(edges, sizes, strict=True))
   num_columns = len(edges[1])
-  shapes = [(s, t) for s, t in itertools.product(*edges)]
+  shapes = list(itertools.product(edges[0], edges[1]))
   # What one shape leaves over goes to longer responses; what the longest of these leaves, to longer prompts.
   overflow = [n + 1 if (n + 1) % num_columns else n + num_columns for n in range(len(shapes))]
   return Buckets(shapes, [min(n, len(shapes)) for n in overflow], row * num_columns + column)

@@ -7,12 +7,13 @@ gives its own devices their rows. Prompts of like length may share a batch (`buc
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import seqio
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from nlhf_jax.data import buckets
 from nlhf_jax.types import PAD, Comparison, Demonstration, Prompts, Rollout
@@ -87,7 +88,7 @@ def shapes(
     kind: Prompts, Demonstration or Comparison.
     batch_size, prompt_length, response_length, responses_per_prompt: as of `batches`.
   """
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+  array: Callable[..., Any] = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
   prompts = Prompts(array(np.int32, batch_size, prompt_length), array(np.int32, batch_size))
   if kind is Prompts:
     return prompts
@@ -124,15 +125,16 @@ def load_split(
     dataset = dataset.take(limit)
   examples = list(dataset.as_numpy_iterator())
   column = lambda name: [example[name] for example in examples]
+  numbers: Callable[..., Any] = lambda name, dtype: np.array(column(name), dtype)
   _warn_of_long_prompts(task.name, column('inputs'), prompt_length)
-  prompts = Prompts(_pad(column('inputs'), prompt_length), np.array(column('index'), np.int32))
+  prompts = Prompts(_pad(column('inputs'), prompt_length), numbers('index', np.int32))
   if 'targets' not in task.output_features:
     return prompts
   response = _rollout(column('targets'), response_length)
   if 'alternative' not in task.output_features:
     return Demonstration(prompts, response)
   alternative = _rollout(column('alternative'), response_length)
-  return Comparison(prompts, response, alternative, np.array(column('preference'), np.float32))
+  return Comparison(prompts, response, alternative, numbers('preference', np.float32))
 
 
 def _warn_of_long_prompts(name: str, prompts: list[np.ndarray], length: int) -> None:
@@ -141,7 +143,8 @@ def _warn_of_long_prompts(name: str, prompts: list[np.ndarray], length: int) -> 
     logging.warning(message, name, number, len(prompts), length)
 
 
-def _pad(sequences: list[np.ndarray], length: int) -> Int[np.ndarray, 'N length']:
+def _pad(sequences: list[np.ndarray], length: int) -> Any:
+  """NumPy's, [N, length]."""
   padded = np.full((len(sequences), length), PAD, np.int32)
   for row, tokens in zip(padded, sequences, strict=True):
     row[: len(tokens)] = tokens[:length]
@@ -150,8 +153,7 @@ def _pad(sequences: list[np.ndarray], length: int) -> Int[np.ndarray, 'N length'
 
 def _rollout(sequences: list[np.ndarray], length: int) -> Rollout:
   tokens = _pad(sequences, length)
-  mask: Bool[np.ndarray, 'N length'] = tokens != PAD
-  return Rollout(tokens, mask)
+  return Rollout(tokens, tokens != PAD)
 
 
 def _group(rows: Batch, size: int, name: str) -> Int[np.ndarray, 'G k']:
@@ -177,20 +179,22 @@ def _choose_buckets(
 
 def _select(rows: Batch, groups: Int[np.ndarray, 'B k']) -> Batch:
   """The rows of some groups; their prompts once."""
+  prompts = Prompts(*(x[groups[:, 0]] for x in _prompts(rows)))
   if isinstance(rows, Prompts):
-    return Prompts(*(x[groups[:, 0]] for x in rows))
-  prompts = _select(rows.prompts, groups)
+    return prompts
   pick = lambda x: x[groups.reshape(-1)]
   return type(rows)(prompts, *jax.tree.map(pick, tuple(rows)[1:]))
 
 
 def _trim(batch: Batch, prompt_length: int, response_length: int) -> Batch:
   """The batch without the columns beyond these lengths, which hold padding alone."""
+  prompts = _prompts(batch)
+  prompts = prompts._replace(tokens=prompts.tokens[:, :prompt_length])
   if isinstance(batch, Prompts):
-    return batch._replace(tokens=batch.tokens[:, :prompt_length])
+    return prompts
   trim = lambda x: jax.tree.map(lambda leaf: leaf[:, :response_length], x)
   fields = {name: trim(x) for name, x in batch._asdict().items() if isinstance(x, Rollout)}
-  return batch._replace(prompts=_trim(batch.prompts, prompt_length, 0), **fields)
+  return batch._replace(prompts=prompts, **fields)
 
 
 def _prompts(rows: Batch) -> Prompts:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import seqio
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from nlhf_jax.data import tasks, vocabularies
 from nlhf_jax.judges import electorate, posts, text
-from nlhf_jax.types import PreferenceFn, Prompts
+from nlhf_jax.types import PreferenceFn
 from nlhf_jax.votes import readers
 
 
@@ -86,9 +86,7 @@ def comparisons(abstracts: Abstracts, per_post: int = 4) -> seqio.Task:
 def judge(abstracts: Abstracts) -> PreferenceFn:
   """The electorate itself; runs on the host."""
 
-  def prefer(
-    prompts: Prompts, response: Int[np.ndarray, 'N T'], alternative: Int[np.ndarray, 'N T']
-  ) -> Float[np.ndarray, 'N']:
+  def prefer(prompts, response, alternative):
     index = np.repeat(np.asarray(prompts.index), len(response) // len(prompts.index))
     first, second = (
       text.decode_rows(abstracts.vocabulary.decode, x) for x in (response, alternative)

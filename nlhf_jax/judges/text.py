@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from nlhf_jax.types import EOS, PreferenceFn, Prompts
+from nlhf_jax.types import EOS, PreferenceFn
 
 # Token ids, without padding and EOS, to text.
 Decode = Callable[[Sequence[int]], str]
@@ -37,7 +37,7 @@ def from_text(
     but a number in [0, 1].
   """
 
-  def judge(prompts: Prompts, response, alternative) -> Float[np.ndarray, 'N']:
+  def judge(prompts, response, alternative):
     texts = decode_rows(decode_prompt, prompts.tokens)
     first, second = (decode_rows(decode_response, x) for x in (response, alternative))
     per_prompt = len(first) // len(texts)

@@ -19,9 +19,9 @@ class FeatureConverter(seqio.FeatureConverter):
   """
 
   # Empty, since features differ from task to task: seqio's checks of them are off.
-  TASK_FEATURES: ClassVar = {}
-  MODEL_FEATURES: ClassVar = {}
-  PACKING_FEATURE_DTYPES: ClassVar = {}
+  TASK_FEATURES: ClassVar[dict] = {}
+  MODEL_FEATURES: ClassVar[dict] = {}
+  PACKING_FEATURE_DTYPES: ClassVar[dict] = {}
 
   def __call__(
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
