@@ -11,7 +11,7 @@ import pathlib
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -96,18 +96,23 @@ def from_text(described: Callable[..., Any], text: str) -> Configured:
 
 def _call(described: Callable[..., Any]) -> Configured:
   fields, flags = _resolve(described)
-  return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags)
+  with _naming(flags):
+    return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags)
+
+
+def naming_flags(configured: Configured) -> contextlib.AbstractContextManager[None]:
+  """Within, errors that name arguments name the flags that set them too."""
+  return _naming(configured.flags)
 
 
 @contextlib.contextmanager
-def naming_flags(configured: Configured) -> Iterator[None]:
-  """Within, errors that name arguments name the flags that set them too."""
+def _naming(flags: Mapping[str, str]) -> Iterator[None]:
   try:
     yield
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     words = set(re.findall(r'\b[a-z][a-z\d]*(?:_[a-z\d]+)+\b', str(error)))
     words |= {name for name in _SYMBOLS if re.search(rf'\b{name}\b', str(error))}
-    known = [configured.flags[name] for name in sorted(words) if name in configured.flags]
+    known = [flags[name] for name in sorted(words) if name in flags]
     if not known:
       raise
     raise ValueError(f'{error} (Set by {", ".join(known)}.)') from error
@@ -226,7 +231,8 @@ def _bindings(scopes: tuple[str, ...], selector: str) -> dict[str, Any]:
 def _flag(name: str, value: Any) -> str:
   is_reference = isinstance(value, gin.config.ConfigurableReference)
   if is_reference and value.config_key[1] == 'gin.macro':
-    return f'--gin.{value.config_key[0]}'
+    macro = value.config_key[0]
+    return '--data_dir' if macro == 'DATA_DIR' else f'--gin.{macro}'
   return f'--gin.{name}'
 
 

@@ -51,8 +51,10 @@ class Run(NamedTuple):
   keep: checkpoints.Keep
   # Which reference the run is held to: where it came from, and its fingerprint. None: it has none.
   reference: dict[str, str] | None
-  # How well the model, if it is a judge that is to be tested, predicts held-out votes.
-  test_judge: Callable[[PolicyParams], dict[str, Any]] | None
+  # Votes that a judge is tested on; None: it is none, or is not tested.
+  held_out: Callable[[], Comparison] | None
+  # How well it predicts them.
+  test_judge: Callable[[PolicyParams, Comparison], dict[str, Any]]
   layout: partitioning.Layout | None
 
 
@@ -79,11 +81,6 @@ def resolve(
     start = weights.load_params(experiment.model, experiment.start_from, runs, layout)
   shardings = None if layout is None else state_shardings(experiment, algorithm, layout)
   state = _first_state(experiment, algorithm, start, shardings)
-  test_judge = None
-  if experiment.held_out is not None:
-    test_judge = functools.partial(
-      _test_judge, experiment.model, experiment.adapters, experiment.held_out
-    )
   return Run(
     algorithm,
     experiment.optimizer,
@@ -96,7 +93,8 @@ def resolve(
     tuple(parameter_sets.saved(algorithm.sets)),
     experiment.keep,
     _reference_of(experiment, algorithm, state),
-    test_judge,
+    experiment.held_out,
+    functools.partial(_test_judge, experiment.model, experiment.adapters),
     layout,
   )
 
@@ -212,15 +210,14 @@ def judge_of(model: Model, params: Params) -> PreferenceFn:
 def _test_judge(
   model: Model,
   adapters: lora.Lora | None,
-  held_out: Callable[[], Comparison],
   params: PolicyParams,
+  held_out: Comparison,
 ) -> dict[str, Any]:
   """How well a trained judge predicts held-out votes."""
   merged = params.online
   if adapters is not None:
     merged = lora.merge(adapters, Adapted(params.base, merged))
-  comparisons = held_out()
-  result = judge_accuracy.measure(judge_of(model, merged), comparisons)
+  result = judge_accuracy.measure(judge_of(model, merged), held_out)
   if isinstance(model, preference_model.PreferenceModel):
-    result['position_bias'] = judge_accuracy.position_bias(model, merged, comparisons)
+    result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result

@@ -4,9 +4,10 @@ A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and Tens
 """
 
 import contextlib
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from nlhf_jax.runtime import (
 from nlhf_jax.training import loop
 from nlhf_jax.training.experiment import Experiment
 from nlhf_jax.training.resolve import Run, resolve
-from nlhf_jax.types import TrainState
+from nlhf_jax.types import Batch, TrainState
 
 _JUDGE = 'judge.json'
 
@@ -55,19 +56,32 @@ def train(
   layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
   with layout.active(), processes.termination() as stop:
     run = resolve(experiment, run_dir.parent, layout)
+    state, sums = _resume(run, run_dir)
+    untested = run.held_out is not None and not (run_dir / _JUDGE).exists()
+    # All data are read before anything is written: what is missing must not cost a run, nor leave a directory.
+    held_out = run.held_out() if untested else None
+    batches = _start_reading(run.batches, int(state.step), run.num_steps)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields)
     processes.barrier('the run directory exists')
-    state, sums = _resume(run, run_dir)
-    untested = run.test_judge is not None and not (run_dir / _JUDGE).exists()
     if int(state.step) < run.num_steps or untested:
-      state = _continue(run, run_dir, state, sums, fields, stop)
+      state = _continue(run, run_dir, batches, state, sums, fields, stop)
     if untested and int(state.step) == run.num_steps:
-      _write_judge_test(run_dir, run.test_judge(state.params))
+      _write_judge_test(run_dir, run.test_judge(state.params, held_out))
   return state
 
 
-def _continue(run: Run, run_dir, state: TrainState, sums, fields, stop) -> TrainState:
+def _start_reading(
+  batches: Callable[..., Iterator[Batch]], start: int, end: int
+) -> Iterator[Batch]:
+  """Batches from a step on, of which the first has been read; none where the run is at its end."""
+  if start >= end:
+    return iter(())
+  rest = batches(start=start)
+  return itertools.chain([next(rest)], rest)
+
+
+def _continue(run: Run, run_dir, batches, state: TrainState, sums, fields, stop) -> TrainState:
   """From a state to the last step, with reports and checkpoints on the way."""
   latest, start = {}, int(state.step)
   with (
@@ -93,7 +107,7 @@ def _continue(run: Run, run_dir, state: TrainState, sums, fields, stop) -> Train
         run.algorithm,
         run.optimizer,
         state,
-        run.batches(start=start),
+        batches,
         loop.Hooks(keep_and_log, save, check_and_advance, stop),
         num_steps=run.num_steps,
         num_microbatches=run.num_microbatches,
@@ -128,7 +142,7 @@ def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any]
   if metadata['reference'] != run.reference:
     raise ValueError(
       f'{run_dir} was trained against another reference ({metadata["reference"]}) than it would be now '
-      f'({run.reference}): restore the run that it starts from, or name another --run_dir.'
+      f'({run.reference}): restore the run that it starts from, or name another run_dir.'
     )
   return state, metadata['sums']
 
