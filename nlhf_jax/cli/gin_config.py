@@ -257,5 +257,6 @@ def _nearest(name: str, known) -> str:
 
 
 def one_line(error: BaseException) -> str:
-  """An error's message without line breaks."""
-  return ' '.join(str(error).split())
+  """An error's message without line breaks, and without gin's account of the calls that it came through."""
+  text = ' '.join(str(error).split())
+  return re.sub(r" In call to configurable '[\w.]+' \(<[^>]*>\)(?: in scope '[^']*')?", '', text)

@@ -46,9 +46,10 @@ def _ended_by(error: Exception, args: argparse.Namespace) -> int:
   """Reports what ended a command; one of many processes then ends at once. Raises what is no user's mistake."""
   import jax
 
+  from nlhf_jax.cli import gin_config
   from nlhf_jax.runtime import processes
 
-  single, text = processes.is_single_process(), ' '.join(str(error).split())
+  single, text = processes.is_single_process(), gin_config.one_line(error)
   mistake = isinstance(error, (ValueError, OSError, FloatingPointError))
   if single and (args.traceback or not mistake):
     raise error

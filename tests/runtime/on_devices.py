@@ -18,41 +18,20 @@ import optax
 
 from nlhf_jax import algorithms
 from nlhf_jax.models import policy, preference_model, rater
-from nlhf_jax.networks import axes, decoding, llama, t5
+from nlhf_jax.networks import axes, decoding
 from nlhf_jax.planning import hlo, programs
 from nlhf_jax.runtime import partitioning
 from nlhf_jax.training import loop, parameter_sets
 from nlhf_jax.types import Prompts
+from tests import tiny
 
 VOCAB, EMBED, LENGTH, HEADS = 88, 32, 7, 4
 # Besides the reference.
 SETS = {'average': parameter_sets.average(0.9), 'ring': parameter_sets.ring(2, 1)}
+SIZES = {'vocab_size': VOCAB, 'emb_dim': EMBED, 'num_heads': HEADS, 'head_dim': 8, 'mlp_dim': 48}
 NETWORKS = {
-  't5': t5.Transformer(
-    t5.T5Config(
-      vocab_size=VOCAB,
-      emb_dim=EMBED,
-      num_heads=HEADS,
-      num_encoder_layers=1,
-      num_decoder_layers=1,
-      head_dim=8,
-      mlp_dim=48,
-      mlp_activations=('gelu', 'linear'),
-      dropout_rate=0.0,
-    )
-  ),
-  'llama': llama.Transformer(
-    llama.LlamaConfig(
-      vocab_size=VOCAB,
-      emb_dim=EMBED,
-      num_heads=HEADS,
-      num_kv_heads=2,
-      num_layers=1,
-      head_dim=8,
-      mlp_dim=48,
-      logits_via_embedding=True,
-    )
-  ),
+  't5': tiny.t5_network(**SIZES),
+  'llama': tiny.llama_network(**SIZES, num_kv_heads=2, logits_via_embedding=True),
 }
 
 

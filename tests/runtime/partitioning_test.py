@@ -1,6 +1,7 @@
 """The same numbers on every mesh, and no more bytes sent than must be; on simulated devices, in a process of their own."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -28,7 +29,8 @@ MESHES = [
 def test_equal_numbers_on_every_mesh(family, meshes):
   """Parameters, averages and moments after two steps, metrics, and the responses that are then drawn."""
   argv = [sys.executable, str(SCRIPT), family, *meshes]
-  result = subprocess.run(argv, capture_output=True, text=True, check=False)
+  environment = os.environ | {'PYTHONPATH': str(SCRIPT.parent.parent.parent)}
+  result = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
   assert result.returncode == 0, result.stderr[-3000:]
   found = json.loads(result.stdout.splitlines()[-1])
   for mesh in meshes:
