@@ -124,7 +124,7 @@ def test_half_step_is_taken_back(tiny_policy, tiny_params, tiny_prompts):
     (algorithms.ipo_md, {'tau': 0.1, 'beta': 1.2}, r'beta must be in \[0, 1\]'),
   ],
 )
-def test_a_wrong_constant_is_named(method, settings, message, tiny_policy):
+def test_wrong_constant_is_named(method, settings, message, tiny_policy):
   with pytest.raises(ValueError, match=message):
     method(tiny_policy, later_wins, **settings)
 

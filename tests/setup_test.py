@@ -25,7 +25,7 @@ def test_importing_the_package_imports_neither_tensorflow_nor_gin():
   assert not {'tensorflow', 'gin', 'seqio', 'jax'} & set(loaded)
 
 
-def test_the_core_works_where_tensorflow_seqio_and_gin_are_not_installed():
+def test_core_works_where_tensorflow_seqio_and_gin_are_not_installed():
   names = [
     '.'.join(('nlhf_jax', *path.relative_to(PACKAGE).with_suffix('').parts))
     for path in PACKAGE.rglob('*.py')

@@ -178,7 +178,7 @@ def _add_import(commands) -> None:
     commands,
     'import',
     'Writes the model of a GGUF file as config.json, safetensors and tokenizer.',
-    'The directory is then what START_FROM, NETWORK and VOCABULARY of a gin file name. Quantised weights are dequantised.',
+    'The directory is then what MODEL_DIR of configs/networks/hugging_face.gin names. Quantised weights are dequantised.',
   )
   parser.add_argument('--gguf_file', required=True, help='the file')
   parser.add_argument('--output_dir', required=True, help='where to; must not exist')

@@ -71,7 +71,7 @@ def test_without_regularisation_several_equilibria_are_said(capsys):
     (['--game=cyclic', '--algorithm=mixed', '--beta=2'], 'beta must be in [0, 1]'),
   ],
 )
-def test_a_mistake_is_one_line(argv, message, capsys, tmp_path):
+def test_mistake_is_one_line(argv, message, capsys, tmp_path):
   out = tmp_path / 'out.json'
   status, shown = run(capsys, 'solve', *argv, f'--output={out}')
   assert status == 2

@@ -86,7 +86,7 @@ def test_beta_outside_the_unit_interval_leaves_no_run(runs, capsys):
   assert not (runs / 'bad').exists()
 
 
-def test_a_vocabulary_that_does_not_match_is_named(runs, capsys):
+def test_vocabulary_that_does_not_match_is_named(runs, capsys):
   bad = f'--run_dir={runs / "bad"}'
   larger = '--gin.sizes.network.vocab_size=50'
   status, output = run(capsys, 'train', MD, bad, larger, '--gin.NUM_STEPS=2', *SMALL)
@@ -96,7 +96,7 @@ def test_a_vocabulary_that_does_not_match_is_named(runs, capsys):
   assert not (runs / 'bad').exists()
 
 
-def test_a_directory_of_another_configuration_is_refused(runs, capsys):
+def test_directory_of_another_configuration_is_refused(runs, capsys):
   argv = ['train', SFT, f'--run_dir={runs / "sft"}', '--gin.NUM_STEPS=3', *SMALL]
   status, output = run(capsys, *argv)
   assert status == 2
@@ -105,7 +105,7 @@ def test_a_directory_of_another_configuration_is_refused(runs, capsys):
 
 
 @pytest.mark.parametrize('stage', ['sft', 'preference'])
-def test_a_finished_run_is_not_run_again(stage, runs):
+def test_finished_run_is_not_run_again(stage, runs):
   """Nothing in its directory is touched; a judge is not tested again."""
   before = {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')}
   argv = ['train', f'--experiment=builtin/{stage}', f'--run_dir={runs / stage}']
@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_run_again(stage, runs):
   assert {path: path.stat().st_mtime_ns for path in (runs / stage).rglob('*')} == before
 
 
-def test_a_method_without_its_reference_is_refused(runs, capsys):
+def test_method_without_its_reference_is_refused(runs, capsys):
   argv = ['train', MD, f'--run_dir={runs / "bad"}', '--gin.NUM_STEPS=2']
   argv += ['--gin.experiment.Experiment.start_from=None']
   status, output = run(capsys, *argv, *SMALL)
@@ -162,7 +162,7 @@ def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
   assert len(answer['responses']) == 3
 
 
-def test_a_set_that_a_run_lacks_is_named(runs, capsys):
+def test_set_that_a_run_lacks_is_named(runs, capsys):
   status, output = run(capsys, 'sample', EVALUATION, f'--run_dir={runs / "sft"}:average')
   assert status == 2
   assert "holds no parameter set 'average': name one of ['online']" in output.err
@@ -171,7 +171,7 @@ def test_a_set_that_a_run_lacks_is_named(runs, capsys):
 @pytest.mark.parametrize(
   ('binding', 'tolerance'), [('on_host=True', 0), ("dtype='bfloat16'", 0.05)]
 )
-def test_a_reference_kept_elsewhere_is_the_same(binding, tolerance, runs, capsys):
+def test_reference_kept_elsewhere_is_the_same(binding, tolerance, runs, capsys):
   """Metrics of two steps; and what was so kept can be gone on from."""
   run_dir = runs / f'reference_{binding.partition("=")[0]}'
   flags = [f'--gin.experiment.Experiment.reference_{binding}']
@@ -200,7 +200,7 @@ def test_judge_is_no_contestant(runs, capsys, tmp_path):
   assert 'holds no policy but a judge' in output.err
 
 
-def test_a_dry_run_trains_nothing(capsys, tmp_path):
+def test_dry_run_trains_nothing(capsys, tmp_path):
   argv = ['train', SFT, f'--run_dir={tmp_path / "run"}', '--dry_run', '--gin.NUM_STEPS=2', *SMALL]
   status, output = run(capsys, *argv)
   assert status == 0
@@ -239,7 +239,7 @@ def test_runs_are_exported(runs, capsys, tmp_path):
   assert 'trained no adapters: export it with --to=hf' in output.err
 
 
-def test_a_pretrained_model_answers_is_tuned_and_exported(
+def test_pretrained_model_answers_is_tuned_and_exported(
   few_abstracts, chat_model, capsys, tmp_path
 ):
   """Through its chat template; adapters alone are saved, and leave merged or by themselves."""

@@ -47,7 +47,7 @@ def test_adapters_add_their_product(tiny_params, adapters):
   assert ours is theirs
 
 
-def test_the_reference_has_adapters_off(tiny_policy, tiny_params, tiny_prompts, adapters):
+def test_reference_has_adapters_off(tiny_policy, tiny_params, tiny_prompts, adapters):
   """So mixing with it changes what is drawn, and it is the base to the last bit."""
   adapted = lora.adapt(tiny_policy, LORA)
   base = tiny_params[0]

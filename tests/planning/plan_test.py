@@ -71,7 +71,7 @@ def test_interconnect_within_a_node_and_network_beyond():
   assert times == [1e9 / chip.interconnect, 1e9 / chip.network, 1e9 / chip.network]
 
 
-def test_the_command_plans_for_devices_that_are_not_here(tmp_path, alone):
+def test_command_plans_for_devices_that_are_not_here(tmp_path, alone):
   argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'plan', '--mesh=fsdp=2,tensor=2']
   argv += ['--experiment=builtin/nash_md_pg', '--gin.sizes.network.num_layers=1']
   argv += [f'--output={tmp_path / "plan.json"}', '--chips', 'v5p']
@@ -83,7 +83,7 @@ def test_the_command_plans_for_devices_that_are_not_here(tmp_path, alone):
   assert 'v5p' in done.stdout and 'h100' not in done.stdout
 
 
-def test_a_mesh_that_cannot_be_read_is_refused(capsys):
+def test_mesh_that_cannot_be_read_is_refused(capsys):
   argv = ['plan', '--experiment=builtin/sft', '--mesh=model=4']
   assert main.main(argv) == 2
   assert "--mesh has 'model=4': write data=N,fsdp=N,tensor=N" in capsys.readouterr().err

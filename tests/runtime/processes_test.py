@@ -133,7 +133,7 @@ def test_two_processes_are_one_in_other_kinds_of_runs(kind, start):
   same_numbers(*runs)
 
 
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(start, alone):
+def test_run_that_is_killed_ends_as_if_it_had_not_been(start, alone):
   """To the last bit: parameters, average, optimizer, metrics and samples; killed while it steps and while it saves."""
   for step in (4, 8):
     run = start('killed', 12, 4)
@@ -148,7 +148,7 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(start, alone):
 
 
 @pytest.mark.parametrize('victim', [0, 1])
-def test_the_others_end_when_one_is_killed(victim, start):
+def test_others_end_when_one_is_killed(victim, start):
   run = start(f'victim{victim}', 100_000, 5, count=2)
   run.until_saved(5)
   run.members[victim].send_signal(signal.SIGKILL)

@@ -210,7 +210,7 @@ def run_job(start, name, devices, steps, *flags):
   return {int(step): float(loss) for step, loss in lines}
 
 
-def test_a_job_through_t5x_train_on_1_and_8_devices(start):
+def test_job_through_t5x_train_on_1_and_8_devices(start):
   """One device, eight that divide the batch, and eight of which two share a model: the same losses; then it resumes."""
   one = run_job(start, 'one', 1, 4)
   assert one.keys() == {2, 4}

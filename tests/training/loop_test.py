@@ -90,7 +90,7 @@ def _targets(*values):
     yield Demonstration(Prompts(ones, jnp.zeros(1, jnp.int32)), rollout)
 
 
-def test_the_average_follows_its_formula():
+def test_average_follows_its_formula():
   """θ̄ ← κ θ̄ + (1 − κ) θ, after each step θ ← θ − ½ (θ − target)."""
   optimizer, sets = optax.sgd(0.5), {'average': parameter_sets.average(0.75)}
   algorithm = _quadratic()._replace(sets=sets)
