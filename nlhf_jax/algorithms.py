@@ -25,10 +25,11 @@ Pairwise: the log-ratio of y less that of y' is to be what their payoffs say.
 
 Supervised: sft imitates demonstrations, preference and reward learn P and r from comparisons.
 
-A method names its parameter sets (`training.parameter_sets`), who draws its responses, and what its KL is measured against;
-with `reference(reset_every)` in place of a frozen μ each of them becomes a magnet method, whose stages end at τ = 0.
+A method names its parameter sets (`training.parameter_sets`), who draws its responses, and what its KL is measured against.
+With `reference(reset_every)` in place of a frozen μ it runs in stages, each around the policy of the last; those of a method
+that stops at π*_τ end at an equilibrium of the game without regularisation.
 
-On trees of tokens the per-token mixture of nash_md_pg and ipo_md is not the mixture of whole responses; their fixed
+On trees of tokens the per-token mixture of nash_md_pg and ipo_md is not the mixture of complete responses; their fixed
 point is that of the game played with the per-token one.
 
 Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7; of each of the others, below.

@@ -113,7 +113,7 @@ class PolicyParams(NamedTuple):
     """One of the sets; 'ring.2' is the third member of the ring.
 
     Raises:
-      KeyError: there is no such set.
+      KeyError, IndexError: there is no such set, or no such member.
     """
     if name == 'online':
       return self.online
@@ -175,7 +175,7 @@ class Losses(NamedTuple):
 # A prompt for raters in token ids, without EOS: the pieces around the text and each of the responses that they read.
 Template = tuple[tuple[int, ...], ...]
 
-# A player of the game: the weight of each parameter set in a geometric mixture. {'online': 1 − β, 'reference': β}
+# Who plays: the weight of each parameter set in a geometric mixture. {'online': 1 − β, 'reference': β}
 # is π_θ^{1−β} μ^β. Weights are positive and add up to 1.
 MixtureWeights = Mapping[str, float]
 

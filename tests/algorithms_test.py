@@ -228,9 +228,9 @@ def test_mixtures_anchor_and_sets_of_a_method(make, mixtures, anchor, sets, tiny
       asked.add(name)
       return 'params'
 
-  def play(params, players, prompts, rng, num_samples):
+  def play(params, mixtures, prompts, rng, num_samples):
     rollout = as_rollout(jnp.ones((1, 3), jnp.int32))._replace(token_logp=jnp.zeros((1, 3)))
-    return tuple(rollout for _ in players)
+    return tuple(rollout for _ in mixtures)
 
   watched = tiny_policy._replace(
     play=play, log_prob=lambda params, prompts, tokens: jnp.zeros(tokens.shape), untruncated=False

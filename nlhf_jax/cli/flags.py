@@ -126,7 +126,11 @@ def _add_win_rates(commands) -> None:
     required=True,
     help='the runs; LABEL=DIR names one, DIR:average is its averaged weights',
   )
-  parser.add_argument('--output_dir', required=True, help='where tables and report go')
+  parser.add_argument(
+    '--output_dir',
+    required=True,
+    help='where tables and report go; a learned judge is looked for beside the first run',
+  )
 
 
 def _add_sample(commands) -> None:

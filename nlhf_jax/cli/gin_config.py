@@ -35,12 +35,19 @@ _DYNAMIC = 'from __gin__ import dynamic_registration'
 _SYMBOLS = ('tau', 'beta', 'eta', 'decay')
 
 
-class Source(NamedTuple):
-  """What a command is configured by."""
+class Layer(NamedTuple):
+  """Gin files, and bindings that win over them."""
 
   files: Sequence[str | pathlib.Path]
   # NAME=VALUE each.
   bindings: Sequence[str] = ()
+
+
+class Source(NamedTuple):
+  """What a command is configured by."""
+
+  # In order: the later wins.
+  layers: Sequence[Layer]
   search_paths: Sequence[str] = ()
   # Whether bindings of macros that the files lack are passed over: they belong to other files of an experiment.
   ignore_unknown_macros: bool = False
@@ -63,7 +70,7 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
 
   Args:
     described: such as `Experiment`.
-    source: files, bindings and where to look for files.
+    source: layers of files and bindings, and where to look for files.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -74,10 +81,11 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
   search_paths = [*source.search_paths, str(ROOT)]
   for path in search_paths:
     gin.add_config_file_search_path(path)
-  _check_files(source.files, search_paths)
+  _check_files([file for layer in source.layers for file in layer.files], search_paths)
   try:
-    gin.parse_config_files_and_bindings(list(map(str, source.files)), [], finalize_config=False)
-    _bind(source)
+    for files, bindings in source.layers:
+      gin.parse_config_files_and_bindings(list(map(str, files)), [], finalize_config=False)
+      _bind(bindings, source.ignore_unknown_macros)
     gin.finalize()
     return _call(described)
   except _MISTAKES as error:
@@ -139,11 +147,10 @@ def _check_files(files: Sequence[str | pathlib.Path], search_paths: Sequence[str
       )
 
 
-def _bind(source: Source) -> None:
+def _bind(bindings: Sequence[str], ignore_unknown_macros: bool) -> None:
   """Parses the bindings, which may refer to all that the files import, and to modules of the package by their last name."""
   macros = {scope for scope, selector in gin.config._CONFIG if selector == 'gin.macro'}
-  bindings = source.bindings
-  if source.ignore_unknown_macros:
+  if ignore_unknown_macros:
     bindings = [b for b in bindings if _macro(b) is None or _macro(b) in macros]
   for binding in bindings:
     if (name := _macro(binding)) and name not in macros:
@@ -203,8 +210,8 @@ def _resolve(described: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, s
       continue
     seen.add((scopes, selector))
     for parameter, value in sorted(_bindings(scopes, selector).items()):
-      name = f'{_short(selector)}.{parameter}'
-      fields['/'.join([*scopes, name])] = value_of(value, scopes)
+      name = '/'.join([*scopes, f'{_short(selector)}.{parameter}'])
+      fields[name] = value_of(value, scopes)
       flags.setdefault(parameter, _flag(name, value))
   for parameter in getattr(described, '_fields', ()):
     flags.setdefault(parameter, f'--gin.{_short(_selector(described))}.{parameter}')

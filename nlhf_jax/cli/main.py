@@ -93,17 +93,20 @@ def _demo(args: argparse.Namespace) -> None:
   from nlhf_jax.training.experiment import Experiment
 
   directory, root = experiments.locate(args.experiment), pathlib.Path(args.run_dir)
+  contestants, evaluation = experiments.contestants(directory), directory / 'evaluation.gin'
+  if not evaluation.is_file():
+    raise FileNotFoundError(f'No file {evaluation}: run the stages of {directory} with nlhf train.')
   for stage in experiments.stages(directory):
     configured = _configure(args, Experiment, stage.files, stage.bindings)
     if not _train_to_the_end(configured, root / stage.name):
       return
-  contestants = experiments.contestants(directory)
   runs = {label: str(root / run) for label, run in contestants.items()}
-  _compare(args, [directory / 'evaluation.gin'], runs, root, ignore_unknown_macros=True)
+  _compare(args, [evaluation], runs, root, ignore_unknown_macros=True)
   report.print_tables(root)
 
 
 def _train(args: argparse.Namespace) -> None:
+  from nlhf_jax.cli import gin_config
   from nlhf_jax.planning import plan
   from nlhf_jax.runtime import processes
 
@@ -111,7 +114,8 @@ def _train(args: argparse.Namespace) -> None:
     processes.join(args.coordinator_address, args.process_count, args.process_index)
   configured = _configure_run(args)
   if args.dry_run:
-    print(json.dumps(plan.summary(configured.value), indent=2))
+    with gin_config.naming_flags(configured):
+      print(json.dumps(plan.summary(configured.value), indent=2))
     return
   run_dir = pathlib.Path(args.run_dir)
   if _train_to_the_end(configured, run_dir) and processes.is_primary():
@@ -142,12 +146,14 @@ def _plan(args: argparse.Namespace) -> None:
   os.environ['XLA_FLAGS'] = ' '.join(filter(None, [os.environ.get('XLA_FLAGS'), in_order]))
   import rich
 
+  from nlhf_jax.cli import gin_config
   from nlhf_jax.planning import plan
   from nlhf_jax.runtime import partitioning
 
   configured = _configure_run(args)
   mesh = partitioning.make_mesh(partitioning.Devices(**sizes))
-  result = plan.make(configured.value, mesh)
+  with gin_config.naming_flags(configured):
+    result = plan.make(configured.value, mesh)
   for table in plan.report(result, args.chips):
     rich.print(table)
   if args.output:
@@ -222,15 +228,21 @@ def _report(args: argparse.Namespace) -> None:
 def _compare(
   args, gin_files, runs: dict[str, str], output_dir: pathlib.Path, *, ignore_unknown_macros=False
 ) -> None:
-  """Loads every run's policy by its own configuration, then the evaluation and its judge, and plays."""
+  """Loads every run's policy by its own configuration, then the evaluation and its judge, and plays.
+
+  A judge that another run trained is looked for beside the first of these runs, as a run looks for its own.
+  """
+  from nlhf_jax.cli import gin_config
   from nlhf_jax.evaluation import tournament
   from nlhf_jax.training import resolve
 
   contestants = {label: _contestant(run) for label, run in runs.items()}
   described = tournament.Evaluation
   configured = _configure(args, described, gin_files, ignore_unknown_macros=ignore_unknown_macros)
-  judge = resolve.bind_feedback(configured.value.judge, output_dir)
-  tournament.compare(configured.value._replace(judge=judge), contestants, output_dir)
+  beside = _run_and_set(next(iter(runs.values())))[0].parent
+  with gin_config.naming_flags(configured):
+    judge = resolve.bind_feedback(configured.value.judge, beside)
+    tournament.compare(configured.value._replace(judge=judge), contestants, output_dir)
 
 
 def _run_and_set(run: str) -> tuple[pathlib.Path, str]:
@@ -294,16 +306,15 @@ def _configure(args, described, gin_files, bindings=(), *, ignore_unknown_macros
   """What gin files and flags describe; those of the command line win."""
   from nlhf_jax.cli import gin_config
 
-  bindings = [*bindings, *args.bindings]
+  of_user = list(args.bindings)
   if getattr(args, 'data_dir', None):
     if not pathlib.Path(args.data_dir).is_dir():
       raise FileNotFoundError(f'No directory {args.data_dir}: name the data with --data_dir.')
-    bindings.append(f'DATA_DIR = {str(pathlib.Path(args.data_dir).resolve())!r}')
+    of_user.append(f'DATA_DIR = {str(pathlib.Path(args.data_dir).resolve())!r}')
   search_paths = [path for path in args.gin_search_paths.split(',') if path]
-  files = [*gin_files, *args.gin_file]
-  return gin_config.configure(
-    described, gin_config.Source(files, bindings, search_paths, ignore_unknown_macros)
-  )
+  layers = [gin_config.Layer(gin_files, bindings), gin_config.Layer(args.gin_file, of_user)]
+  source = gin_config.Source(layers, search_paths, ignore_unknown_macros)
+  return gin_config.configure(described, source)
 
 
 _COMMANDS = {

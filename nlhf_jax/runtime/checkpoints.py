@@ -227,9 +227,10 @@ def restore_params(directory: pathlib.Path, like: Any, name: str) -> Params:
   def load(path):
     found = checkpoint_files.load_shapes(path)['params']
     size = len(found[key]) if isinstance(found.get(key), list) else 0
-    if found.get(key) is None or (member and int(member) >= size):
+    known = _names(found)
+    if name not in known:
       raise ValueError(
-        f'Checkpoint {directory} holds no parameter set {name!r}: name one of {sorted(found)}.'
+        f'Checkpoint {directory} holds no parameter set {name!r}: name one of {known}.'
       )
     # A ring is restored with all its members, which are alike.
     wanted = (like,) * size if member else like
@@ -239,6 +240,13 @@ def restore_params(directory: pathlib.Path, like: Any, name: str) -> Params:
 
   found = _newest_intact(directory, load)['params'][key]
   return found[int(member)] if member else found
+
+
+def _names(params: Any) -> list[str]:
+  """Parameter sets by name, of a ring its members."""
+  rings = {name: len(x) for name, x in params.items() if isinstance(x, list)}
+  plain = [name for name, x in params.items() if x is not None and name not in rings]
+  return sorted([*plain, *(f'{name}.{n}' for name, size in rings.items() for n in range(size))])
 
 
 def read_metadata(directory: pathlib.Path, step: int | None = None) -> dict[str, Any]:

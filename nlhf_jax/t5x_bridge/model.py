@@ -65,7 +65,7 @@ class Model(models.EncoderDecoderModel):
     """Makes the model.
 
     Args:
-      module: the trained network, ours or T5X's (`networks.t5x_module`).
+      module: the trained network, ours or T5X's (`t5x_bridge.network`).
       input_vocabulary: of prompts.
       output_vocabulary: of responses.
       optimizer_def: of T5X.

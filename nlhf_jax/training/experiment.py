@@ -148,7 +148,7 @@ def trained_model(experiment: Experiment) -> Model:
   return lora.adapt(experiment.model, experiment.adapters)
 
 
-def fields(experiment: Experiment) -> dict[str, Any]:
+def plain_fields(experiment: Experiment) -> dict[str, Any]:
   """Those that are plain values: what identifies a run that no gin file describes."""
   plain = (str, int, float, bool, type(None))
   values = {name: x for name, x in experiment._asdict().items() if isinstance(x, plain)}

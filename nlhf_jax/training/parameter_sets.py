@@ -28,10 +28,11 @@ def frozen() -> ParameterSet:
 
 
 def reference(reset_every: int | None = None) -> ParameterSet:
-  """μ. With `reset_every` it is a magnet: it becomes θ after so many updates, and again.
+  """μ. With `reset_every` it is a magnet: it becomes θ after every n-th update.
 
-  Stages of a regularised game around the last stage's policy end at the Nash equilibrium of the game without
-  regularisation: π_{n+1} ∝ π_n exp(P(y ≻ π_{n+1})/τ).
+  Of a method that stops at π*_τ, stages around the last stage's policy end at a Nash equilibrium of the game without
+  regularisation: π_{n+1} ∝ π_n exp(P(y ≻ π_{n+1})/τ). Another method stops at its own fixed point around it; SPPO and DNO,
+  which are not held to μ, do not change.
 
   Args:
     reset_every: updates between two resets; None: μ is frozen.

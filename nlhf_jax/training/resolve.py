@@ -191,9 +191,11 @@ def _reference_of(
   experiment: Experiment, algorithm: Algorithm, state: TrainState
 ) -> dict[str, str] | None:
   """Which reference the run is held to."""
-  reference = state.params.sets.get('reference', state.params.base)
-  if 'reference' not in algorithm.sets and state.params.base is None:
+  base = state.params.base
+  if 'reference' not in algorithm.sets and base is None:
     return None
+  # Checkpoints do not hold the base, on which adapters mean something.
+  reference = state.params.sets['reference'] if base is None else base
   name = experiment.start_from if isinstance(experiment.start_from, str) else 'a file'
   fingerprint = fingerprints.fingerprint_tree(partitioning.to_device(reference))
   return {'from': name, 'fingerprint': fingerprint}

@@ -22,7 +22,7 @@ from nlhf_jax.runtime import (
   run_directory,
 )
 from nlhf_jax.training import loop
-from nlhf_jax.training.experiment import Experiment
+from nlhf_jax.training.experiment import Experiment, plain_fields
 from nlhf_jax.training.resolve import Run, resolve
 from nlhf_jax.types import Batch, TrainState
 
@@ -32,7 +32,7 @@ _JUDGE = 'judge.json'
 def train(
   experiment: Experiment,
   run_dir: pathlib.Path,
-  fields: Mapping[str, Any],
+  fields: Mapping[str, Any] | None = None,
   config: str = '',
 ) -> TrainState:
   """Trains to the end, from the newest intact checkpoint if there is one; or until the process is asked to end.
@@ -42,7 +42,7 @@ def train(
   Args:
     experiment: what to run.
     run_dir: made if need be, once everything it depends on has been found.
-    fields: what identifies the run, by name; a directory of other ones is refused.
+    fields: what identifies the run, by name; a directory of other ones is refused. None: the experiment's plain values.
     config: text of the configuration, which is kept with the run.
 
   Returns:
@@ -52,6 +52,7 @@ def train(
     ValueError: the directory holds a run of other fields, or of another reference.
     OSError: a checkpoint could not be written.
   """
+  fields = plain_fields(experiment) if fields is None else fields
   run_directory.check_resumable(run_dir, fields)
   layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
   with layout.active(), processes.termination() as stop:

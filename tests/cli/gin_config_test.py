@@ -8,7 +8,8 @@ from nlhf_jax.training.experiment import Experiment
 
 def configure(name: str, *bindings: str) -> gin_config.Configured:
   stage = experiments.stage(name)
-  source = gin_config.Source(stage.files, [*stage.bindings, *bindings])
+  layers = [gin_config.Layer(stage.files, stage.bindings), gin_config.Layer([], bindings)]
+  source = gin_config.Source(layers)
   return gin_config.configure(Experiment, source)
 
 
@@ -75,3 +76,16 @@ def test_stages_of_an_experiment():
 def test_unknown_experiment_lists_those_that_there_are():
   with pytest.raises(FileNotFoundError, match='known are builtin, follow_ups'):
     experiments.locate('nothing')
+
+
+def test_files_of_the_user_win_over_bindings_of_a_stage(tmp_path):
+  """Stage files, stage bindings, the user's files, the user's bindings: the later wins."""
+  (tmp_path / 'mine.gin').write_text('TAU = 0.4\nBATCH_SIZE = 8\n')
+  stage = experiments.stage('builtin/rlhf')
+  layers = [
+    gin_config.Layer(stage.files, stage.bindings),
+    gin_config.Layer([tmp_path / 'mine.gin'], ['BATCH_SIZE = 4']),
+  ]
+  fields = gin_config.configure(Experiment, gin_config.Source(layers)).fields
+  assert fields['algorithms.rlhf.tau'] == 0.4
+  assert fields['pipeline.batches.batch_size'] == 4
