@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,9 +30,14 @@ def check(argv, **kwargs) -> str:
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory) -> pathlib.Path:
-  directory = tmp_path_factory.mktemp('dist')
+  directory, source = tmp_path_factory.mktemp('dist'), tmp_path_factory.mktemp('source')
+  # Of a copy: what an earlier build has left in the repository would go into this one.
+  for name in ('nlhf_jax', 'configs'):
+    shutil.copytree(ROOT / name, source / name)
+  for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+    shutil.copy(ROOT / name, source)
   pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
-  check([*pip, f'--wheel-dir={directory}', ROOT])
+  check([*pip, f'--wheel-dir={directory}', source])
   (found,) = directory.glob('*.whl')
   return found
 
