@@ -58,7 +58,7 @@ def fixed(seed: int, **times: float):
   return lambda like, runs: jax.tree_util.tree_map_with_path(enlarged, params())
 
 
-# A judge that tells responses apart. As it is drawn, P is 1/2 to 1e-3, and what of that is rounding is 1e-4 of a payoff.
+# A judge that tells responses apart. As it is drawn P is 1/2 to 1e-3, and rounding alone is 6e-5 of a payoff.
 DECIDED = fixed(1, rel_embedding=10.0, logits_dense=10.0)
 
 
