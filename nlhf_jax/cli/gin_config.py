@@ -6,6 +6,7 @@ with macros in place of their names. Core errors name arguments; here the flags 
 
 import contextlib
 import difflib
+import functools
 import os
 import pathlib
 import pkgutil
@@ -167,12 +168,20 @@ def _missing_imports(binding: str, imported: set[str]) -> set[str]:
   parameter, _, value = binding.partition('=')
   names = set(re.findall(r'@(?:\w+/)*(\w+)\.\w+', value))
   names |= set(re.findall(r'^\s*(?:\w+/)*(\w+)\.\w+\.\w+\s*$', parameter))
-  found = set()
-  for module in pkgutil.walk_packages(nlhf_jax.__path__, 'nlhf_jax.', onerror=lambda name: None):
-    parent, _, leaf = module.name.rpartition('.')
-    if leaf in names - known and not module.ispkg and not parent.endswith('.cli'):
-      found.add(f'from {parent} import {leaf}')
-  return found
+  missing = names - known
+  return {line for name, line in _imports_by_name() if name in missing} if missing else set()
+
+
+@functools.cache
+def _imports_by_name() -> tuple[tuple[str, str], ...]:
+  """The last name of every module of the package, but for the command line's, and the import of it."""
+  modules = pkgutil.walk_packages(nlhf_jax.__path__, 'nlhf_jax.', onerror=lambda name: None)
+  names = (module.name.rpartition('.') for module in modules if not module.ispkg)
+  return tuple(
+    (leaf, f'from {parent} import {leaf}')
+    for parent, _, leaf in names
+    if not parent.endswith('.cli')
+  )
 
 
 def _macro(binding: str) -> str | None:
