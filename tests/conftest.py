@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 import tokenizers
 
+from nlhf_jax.cli import main
 from nlhf_jax.formats import hf
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding, t5
 from nlhf_jax.types import EOS, PAD, Prompts
 from tests import tiny
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """A second run of the tests finds its programs compiled, also those that compile in less than a second."""
+  main.keep_compiled()
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 @pytest.fixture(scope='session')

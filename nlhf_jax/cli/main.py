@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = flags.parse(sys.argv[1:] if argv is None else list(argv))
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's start-up messages.
   logging.getLogger('absl').setLevel(logging.ERROR)
-  _keep_compiled()
+  keep_compiled()
   try:
     _COMMANDS[args.command](args)
   except Exception as error:
@@ -78,7 +78,7 @@ def _use_large_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _keep_compiled() -> None:
+def keep_compiled() -> None:
   """Compiled programs outlive the process, unless the user has set where they go or that they do not."""
   import jax
 
