@@ -23,8 +23,8 @@ import time
 from nlhf_jax.runtime import checkpoints
 
 SMALL = [
-  '--gin.summaries.builtin.num_train=200',
-  '--gin.summaries.builtin.num_test=20',
+  '--gin.corpora.headlines.num_train=200',
+  '--gin.corpora.headlines.num_test=20',
   '--gin.experiment.Experiment.log_every=5',
   '--gin.experiment.Experiment.save_every=2',
   '--gin.BATCH_SIZE=8',

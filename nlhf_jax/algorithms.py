@@ -50,6 +50,7 @@ from nlhf_jax.types import (
   Batch,
   Comparison,
   Demonstration,
+  FixedPoint,
   Losses,
   MixtureWeights,
   Pair,
@@ -100,50 +101,84 @@ def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 
     reward = reward_fn(rollout.prompts, rollout.response.tokens)
     # The baseline spans the batch where a prompt has one response: rewards have no natural zero.
     group = num_samples if num_samples > 1 else reward.shape[0]
-    return rollout._replace(reward=reward, advantage=leave_one_out(reward, group))
+    return rollout._replace(reward=reward, advantage=losses.leave_one_out(reward, group))
 
   def loss(params: Params, rollout: Scored) -> Losses:
     token_logp = policy.log_prob(params, rollout.prompts, rollout.response.tokens)
     reference_logp, mask = rollout.reference_token_logp, rollout.response.mask
     result = losses.policy_gradient_loss(
-      token_logp, reference_logp, rollout.advantage, mask, tau=tau
+      token_logp, reference_logp, rollout.advantage, mask, tau=tau, group=num_samples
     )
     kl = losses.kl_to_reference(token_logp, reference_logp, mask)
     return _with_metrics(result, kl_to_reference=kl, reward=rollout.reward)
 
-  sets = {'reference': parameter_sets.reference()}
   return Algorithm(
-    policy.init, sample, score, loss, sets, mixtures=(mixture.ONLINE,), anchor=mixture.REFERENCE
+    policy.init,
+    sample,
+    score,
+    loss,
+    {'reference': parameter_sets.reference()},
+    mixtures=(mixture.ONLINE,),
+    anchor=mixture.REFERENCE,
+    fixed_point=FixedPoint(tau, None),
   )
 
 
 def self_play(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0."""
-  return _policy_gradient(policy, preference_fn, mixture.ONLINE, tau, num_samples)
+  result = _policy_gradient(policy, preference_fn, mixture.ONLINE, tau, num_samples, all_pairs)
+  return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def nash_md_pg(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, beta: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  beta: float,
+  num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """The policy against its geometric mixture with the reference: y' ~ π_θ^{1−β} μ^β, per token."""
-  return _policy_gradient(policy, preference_fn, mixture.between(beta), tau, num_samples)
+  alternative = mixture.between(beta)
+  result = _policy_gradient(policy, preference_fn, alternative, tau, num_samples, all_pairs)
+  return result._replace(fixed_point=FixedPoint(tau, beta))
 
 
 def nash_ema_pg(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, decay: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  decay: float,
+  num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """The policy against its past: y' ~ π_θ̄, θ̄ the exponential moving average of θ with decay κ."""
   sets = {'average': parameter_sets.average(decay)}
-  return _policy_gradient(policy, preference_fn, mixture.AVERAGE, tau, num_samples, sets)
+  opponent = mixture.AVERAGE
+  result = _policy_gradient(policy, preference_fn, opponent, tau, num_samples, all_pairs, sets)
+  return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def best_response(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """The policy against the reference: y' ~ μ. Nash-MD-PG with β = 1."""
-  return _policy_gradient(policy, preference_fn, mixture.REFERENCE, tau, num_samples)
+  result = _policy_gradient(policy, preference_fn, mixture.REFERENCE, tau, num_samples, all_pairs)
+  return result._replace(fixed_point=FixedPoint(tau, 1.0))
 
 
 def nash_mp(
@@ -154,11 +189,12 @@ def nash_mp(
   eta: float,
   decay: float,
   num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """Nash Mirror Prox: against averaged weights θ̄, which the policy is held close to with strength τ/η.
 
   Args:
-    policy, preference_fn, tau, num_samples: as everywhere.
+    policy, preference_fn, tau, num_samples, all_pairs: as everywhere.
     eta: η > 0, the step size of the proximal step; the larger, the looser the hold on π_θ̄.
     decay: κ of the average, in [0, 1).
 
@@ -170,9 +206,10 @@ def nash_mp(
   # τ log(π/μ) + (τ/η) log(π/π_θ̄) is (τ + τ/η) times the log-ratio to a geometric mixture of the two.
   anchor = {'reference': tau / (tau + hold), 'average': hold / (tau + hold)}
   sets = {'average': parameter_sets.average(decay)}
-  return _policy_gradient(
-    policy, preference_fn, mixture.AVERAGE, tau + hold, num_samples, sets, anchor
+  result = _policy_gradient(
+    policy, preference_fn, mixture.AVERAGE, tau + hold, num_samples, all_pairs, sets, anchor
   )
+  return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def _policy_gradient(
@@ -181,14 +218,21 @@ def _policy_gradient(
   alternative: MixtureWeights,
   tau: float,
   num_samples: int,
+  all_pairs: bool,
   sets: Mapping[str, ParameterSet] | None = None,
   anchor: MixtureWeights = mixture.REFERENCE,
 ) -> Algorithm:
+  """Each of a prompt's k responses is judged against all of its alternatives, or (all_pairs=False) against one.
+
+  Where the alternatives are π_θ's too, the k responses are each other's, and nothing else is drawn.
+  """
   _check_tau(tau)
-  mixtures = (mixture.ONLINE, alternative)
+  each_other = all_pairs and alternative == mixture.ONLINE and num_samples > 1
+  mixtures = (mixture.ONLINE,) if each_other else (mixture.ONLINE, alternative)
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Comparison:
-    response, other = policy.play(params, mixtures, prompts, rng, num_samples)
+    rollouts = policy.play(params, mixtures, prompts, rng, num_samples)
+    response, other = rollouts[0], rollouts[-1]
     logp = {
       name: policy.log_prob(params.named(name), prompts, response.tokens)
       for name in sorted({'reference', *anchor})
@@ -197,17 +241,27 @@ def _policy_gradient(
     return Comparison(prompts, response, other, None, logp['reference'], anchor_logp)
 
   def score(comparison: Comparison) -> Comparison:
-    tokens = comparison.response.tokens, comparison.alternative.tokens
-    return comparison._replace(preference=preference_fn(comparison.prompts, *tokens))
+    responses = comparison.prompts, comparison.response.tokens, comparison.alternative.tokens
+    if each_other:
+      preference = pairwise.mean_preference_of_others(preference_fn, *responses[:2])
+    elif all_pairs:
+      preference = pairwise.mean_preference(preference_fn, *responses)
+    else:
+      preference = preference_fn(*responses)
+    return comparison._replace(preference=preference)
 
   def loss(params: Params, comparison: Comparison) -> Losses:
     token_logp = policy.log_prob(params, comparison.prompts, comparison.response.tokens)
     p, mask = comparison.preference, comparison.response.mask
-    advantage = leave_one_out(p, num_samples) if num_samples > 1 else p - 0.5
+    # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
+    constant = each_other or num_samples == 1
+    advantage = p - 0.5 if constant else losses.leave_one_out(p, num_samples)
     anchor_logp = comparison.anchor_token_logp
     if anchor_logp is None:
       anchor_logp = comparison.reference_token_logp
-    result = losses.policy_gradient_loss(token_logp, anchor_logp, advantage, mask, tau=tau)
+    result = losses.policy_gradient_loss(
+      token_logp, anchor_logp, advantage, mask, tau=tau, group=num_samples
+    )
     kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
     return _with_metrics(result, kl_to_reference=kl, preference=p)
 
@@ -219,14 +273,16 @@ def online_ipo(
   policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
 ) -> Algorithm:
   """IPO on pairs of the policy's own. Source: Calandriello et al. (2024), arXiv:2403.08635."""
-  return _ipo(policy, preference_fn, mixture.ONLINE, tau, num_samples)
+  result = _ipo(policy, preference_fn, mixture.ONLINE, tau, num_samples)
+  return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def ipo_md(
   policy: Policy, preference_fn: PreferenceFn, *, tau: float, beta: float, num_samples: int = 1
 ) -> Algorithm:
   """IPO on pairs of the mixture π_θ^{1−β} μ^β. Source: Calandriello et al. (2024), arXiv:2403.08635, section 4."""
-  return _ipo(policy, preference_fn, mixture.between(beta), tau, num_samples)
+  result = _ipo(policy, preference_fn, mixture.between(beta), tau, num_samples)
+  return result._replace(fixed_point=FixedPoint(tau, beta))
 
 
 def inpo(
@@ -252,7 +308,8 @@ def inpo(
     raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')
   anchor = {'reference': tau / eta, 'snapshot': 1 - tau / eta}
   sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
-  return _ipo(policy, preference_fn, mixture.SNAPSHOT, eta, num_samples, sets, anchor)
+  result = _ipo(policy, preference_fn, mixture.SNAPSHOT, eta, num_samples, sets, anchor)
+  return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def _ipo(
@@ -280,12 +337,13 @@ def egpo(
   """
   _check_positive('tau', tau)
   loss = functools.partial(losses.squared_difference_loss, tau=tau)
-  payoff_fn = pairwise.against_opponent(preference_fn, num_samples)
+  payoff_fn = pairwise.against_opponent(preference_fn)
   mixtures = (mixture.ONLINE, mixture.ONLINE, mixture.HALF_STEP)
   sets = {'half_step': parameter_sets.half_step()}
-  return pairwise.make_algorithm(
+  result = pairwise.make_algorithm(
     policy, mixtures, payoff_fn, mixture.REFERENCE, loss, num_samples, sets
   )
+  return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def sppo(
@@ -333,7 +391,7 @@ def _from_snapshot(
   refresh_every: int,
   num_samples: int,
 ) -> Algorithm:
-  payoff_fn = pairwise.against_opponent(preference_fn, num_samples)
+  payoff_fn = pairwise.against_opponent(preference_fn)
   mixtures, anchor = (mixture.SNAPSHOT,) * 3, mixture.SNAPSHOT
   sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
   return pairwise.make_algorithm(policy, mixtures, payoff_fn, anchor, loss, num_samples, sets)
@@ -359,20 +417,15 @@ def dpo(policy: Policy, *, tau: float) -> Algorithm:
 
   sets = {'reference': parameter_sets.reference()}
   return Algorithm(
-    policy.init, sample, _as_sampled, loss, sets, reads=Comparison, anchor=mixture.REFERENCE
+    policy.init,
+    sample,
+    _as_sampled,
+    loss,
+    sets,
+    reads=Comparison,
+    anchor=mixture.REFERENCE,
+    fixed_point=FixedPoint(tau, None),
   )
-
-
-def leave_one_out(payoff: Float[Array, 'N'], group: int) -> Float[Array, 'N']:
-  """The advantage over the mean of the others in a group of consecutive rows: a baseline that its own sample cannot move.
-
-  Unbiased, and of lower variance than with a constant. A group of one has no others: its payoff is returned as it is.
-  """
-  if group == 1:
-    return payoff
-  rows = payoff.reshape(-1, group)
-  others = (jnp.sum(rows, axis=-1, keepdims=True) - rows) / (group - 1)
-  return (rows - others).reshape(-1)
 
 
 def _with_metrics(result: Losses, **metrics: Float[Array, 'N']) -> Losses:

@@ -48,13 +48,16 @@ def policy_gradient_loss(
   mask: Bool[Array, 'N T'],
   *,
   tau: float,
+  group: int = 1,
 ) -> Losses:
   """Score-function loss of the regularised game.
 
   Its gradient is an unbiased estimate of −∇_θ E_{y ~ π_θ}[advantage(y) − τ log(π_θ(y)/π_a(y))], with π_a the anchor, which
   is μ for most methods. With the advantage P(y ≻ y'|x) − 1/2 and y' ~ π' it ascends P(π_θ ≻ π') − τ KL(π_θ ‖ π_a), and the
   choice of π' names the algorithm. With R(x, y) less a baseline it is RLHF. A token answers for the KL of itself and of what
-  follows (reward-to-go): tokens before it cannot depend on it, so leaving them out costs no bias and saves variance.
+  follows (reward-to-go): tokens before it cannot depend on it, so leaving them out costs no bias and saves variance. The
+  mean of the same over the other responses to the prompt is its baseline: at the fixed point, where the advantage less
+  τ log(π_θ/π_a) is one constant, little variance is left.
 
   Args:
     token_logp: log π_θ(y_t|x, y_<t) in nats; differentiated.
@@ -62,15 +65,29 @@ def policy_gradient_loss(
     advantage: payoff of the complete response less a baseline that does not depend on it; held constant.
     mask: True up to and including EOS.
     tau: τ ≥ 0, in units of payoff per nat.
+    group: consecutive rows that answer one prompt.
 
   Source: Munos et al. (2024), arXiv:2312.00886, eq. 13 (preference) and eq. 16 (reward).
   """
   log_ratio = jnp.where(mask, token_logp - anchor_token_logp, 0)
-  kl_to_go = jnp.cumsum(log_ratio[:, ::-1], axis=-1)[:, ::-1]
+  kl_to_go = leave_one_out(jnp.cumsum(log_ratio[:, ::-1], axis=-1)[:, ::-1], group)
   token_advantage = jax.lax.stop_gradient(advantage[:, None] - tau * kl_to_go)
   value = -jnp.sum(jnp.where(mask, token_advantage * token_logp, 0), axis=-1)
   entropy = -jnp.sum(jnp.where(mask, token_logp, 0), axis=-1)
   return Losses(value, jnp.ones_like(value), {'entropy': entropy})
+
+
+def leave_one_out(payoff: Float[Array, 'N *features'], group: int) -> Float[Array, 'N *features']:
+  """The payoff less the mean of the others in a group of consecutive rows: a baseline that its own sample cannot move.
+
+  Unbiased where others' payoffs do not depend on the row itself, and of lower variance than with a constant. A group of one
+  has no others: its payoff is returned as it is.
+  """
+  if group == 1:
+    return payoff
+  rows = payoff.reshape(-1, group, *payoff.shape[1:])
+  others = (jnp.sum(rows, axis=1, keepdims=True) - rows) / (group - 1)
+  return (rows - others).reshape(payoff.shape)
 
 
 def kl_to_reference(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
   Algorithm,
+  AllPairsJudge,
   Losses,
   MixtureWeights,
   Pair,
@@ -112,7 +113,7 @@ def against_each_other(preference_fn: PreferenceFn) -> PayoffFn:
   return payoffs
 
 
-def against_opponent(preference_fn: PreferenceFn, num_samples: int) -> PayoffFn:
+def against_opponent(preference_fn: PreferenceFn) -> PayoffFn:
   """Payoffs of y and y' against all k of y''.
 
   Each other's samples would not do in place of y'': given the pair, the estimate would lean towards their own
@@ -121,7 +122,7 @@ def against_opponent(preference_fn: PreferenceFn, num_samples: int) -> PayoffFn:
 
   def payoffs(prompts, response, alternative, opponent):
     both = [
-      mean_preference(preference_fn, prompts, tokens, opponent, num_samples)
+      mean_preference(preference_fn, prompts, tokens, opponent)
       for tokens in (response, alternative)
     ]
     return jnp.stack(both, axis=-1)
@@ -129,19 +130,40 @@ def against_opponent(preference_fn: PreferenceFn, num_samples: int) -> PayoffFn:
   return payoffs
 
 
+def preference_table(
+  preference_fn: PreferenceFn,
+  prompts: Prompts,
+  responses: Int[Array, 'N T'],
+  alternatives: Int[Array, 'M T'],
+) -> Float[Array, 'B k m']:
+  """P(y_i ≻ y'_j|x) of all k·m pairs of each prompt, by the judge's own table if it has one."""
+  if isinstance(preference_fn, AllPairsJudge):
+    return preference_fn.table(prompts, responses, alternatives)
+  size = prompts.tokens.shape[0]
+  first, second = (x.reshape(size, -1, x.shape[-1]) for x in (responses, alternatives))
+  shape = size, first.shape[1], second.shape[1]
+  flat = lambda x: jnp.broadcast_to(x, (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
+  return preference_fn(prompts, flat(first[:, :, None]), flat(second[:, None])).reshape(shape)
+
+
 def mean_preference(
   preference_fn: PreferenceFn,
   prompts: Prompts,
   response: Int[Array, 'N T'],
-  opponents: Int[Array, 'N T'],
-  group: int,
+  opponents: Int[Array, 'M T'],
 ) -> Float[Array, 'N']:
-  """P(y ≻ π') of every response, as the mean over the `group` opponents that its prompt has."""
-  length = response.shape[-1]
-  first = jnp.repeat(response, group, axis=0)
-  second = jnp.repeat(opponents.reshape(-1, 1, group, length), group, axis=1)
-  p = preference_fn(prompts, first, second.reshape(-1, length))
-  return jnp.mean(p.reshape(-1, group), axis=-1)
+  """P(y ≻ π') of every response, as the mean over all the opponents that its prompt has."""
+  return preference_table(preference_fn, prompts, response, opponents).mean(axis=-1).reshape(-1)
+
+
+def mean_preference_of_others(
+  preference_fn: PreferenceFn, prompts: Prompts, responses: Int[Array, 'N T']
+) -> Float[Array, 'N']:
+  """P(y_i ≻ π_θ) of every response, as the mean over the k − 1 others that its prompt has."""
+  table = preference_table(preference_fn, prompts, responses, responses)
+  size = table.shape[-1]
+  others = jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, table), axis=-1)
+  return (others / (size - 1)).reshape(-1)
 
 
 def pair_logp(

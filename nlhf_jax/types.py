@@ -155,8 +155,7 @@ class TrainState(NamedTuple):
 class Enumeration(NamedTuple):
   """All responses of a task where they are few enough to play every one, and annotators' scores of them."""
 
-  # The same for every prompt.
-  responses: Int[np.ndarray, 'Y T']
+  responses: Int[np.ndarray, 'B Y T']
   # Higher is better; −inf: no response to this prompt.
   scores: Float[np.ndarray, 'B K Y']
 
@@ -191,6 +190,28 @@ class PreferenceFn(Protocol):
   def __call__(
     self, prompts: Prompts, response: Int[Array, 'N T'], alternative: Int[Array, 'N T']
   ) -> Float[Array, 'N']: ...
+
+
+@runtime_checkable
+class PreferenceTableFn(Protocol):
+  """P(y ≻ y'|x) of each of a prompt's k responses against each of its m alternatives."""
+
+  def __call__(
+    self, prompts: Prompts, responses: Int[Array, 'N T'], alternatives: Int[Array, 'M T']
+  ) -> Float[Array, 'B k m']: ...
+
+
+class AllPairsJudge(NamedTuple):
+  """A judge who compares all of a prompt's responses for less than the price of the pairs."""
+
+  pairs: PreferenceFn
+  table: PreferenceTableFn
+
+  def __call__(
+    self, prompts: Prompts, response: Int[Array, 'N T'], alternative: Int[Array, 'N T']
+  ) -> Float[Array, 'N']:
+    """A `PreferenceFn`."""
+    return self.pairs(prompts, response, alternative)
 
 
 @runtime_checkable
@@ -245,6 +266,15 @@ class Policy(NamedTuple):
   axes: Callable[[], Any] | None = None
 
 
+class FixedPoint(NamedTuple):
+  """Where a method stops, could it be any policy: π ∝ μ exp(payoff/τ)."""
+
+  tau: float
+  # The payoff is P(y ≻ π^{1−β} μ^β): β = 0 is the Nash equilibrium π*_τ, β = 1 the best response to μ. None: it is the
+  # Bradley-Terry reward.
+  beta: float | None
+
+
 class Algorithm(NamedTuple):
   """A method: three functions that the training loop calls, and times, in this order; and what else it asks of it."""
 
@@ -263,3 +293,5 @@ class Algorithm(NamedTuple):
   mixtures: tuple[MixtureWeights, ...] = ()
   # What log-ratios and KLs are measured against. None: nothing.
   anchor: MixtureWeights | None = None
+  # None: it stops nowhere, or where no formula says.
+  fixed_point: FixedPoint | None = None

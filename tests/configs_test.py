@@ -26,7 +26,7 @@ def flags(test_data, few_abstracts, chat_model):
   """Of every experiment: its data, and networks in a size for tests."""
   vocabulary = test_data / 'vocab' / 'scitldr_unigram_4k' / 'sentencepiece.model'
   real = lambda path: [f'--data_dir={path}', f"--gin.VOCABULARY_FILE='{vocabulary}'"]
-  small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8', SHALLOW]
+  small = ['--gin.corpora.headlines.num_train=40', '--gin.corpora.headlines.num_test=8', SHALLOW]
   tldr = [f"--gin.COMPARISONS_DIR='{test_data / 'squality'}'", '--gin.PROMPT_LENGTH=64']
   t5 = ['--gin.PRETRAINED_POLICY=None', '--gin.PRETRAINED_JUDGE=None']
   t5 += ["--gin.sizes.network.name='t5_1_1_tiny'", "--gin.judge/sizes.network.name='t5_1_1_tiny'"]
@@ -79,7 +79,7 @@ def test_twins_resolve(stage, flags, tmp_path, capsys):
 @pytest.mark.parametrize('name', [name for name in sizes.NAMES if name.startswith('t5')])
 def test_published_networks_resolve(name, tmp_path, capsys):
   argv = ['train', '--experiment=builtin/sft', f"--gin.sizes.network.name='{name}'", '--dry_run']
-  small = ['--gin.summaries.builtin.num_train=40', '--gin.summaries.builtin.num_test=8']
+  small = ['--gin.corpora.headlines.num_train=40', '--gin.corpora.headlines.num_test=8']
   small += ['--gin.BATCH_SIZE=2', '--gin.layers.Execution.scan=True']
   assert main.main([*argv, f'--run_dir={tmp_path / "run"}', *small]) == 0
   assert '"parameters"' in capsys.readouterr().out

@@ -16,8 +16,8 @@ SMALL = (
   '--gin.NUM_STEPS=1',
   '--gin.BATCH_SIZE=2',
   '--gin.optimizers.warmup_linear.warmup_steps=0',
-  '--gin.summaries.builtin.num_train=40',
-  '--gin.summaries.builtin.num_test=8',
+  '--gin.corpora.headlines.num_train=40',
+  '--gin.corpora.headlines.num_test=8',
   '--gin.sizes.network.num_layers=1',
 )
 

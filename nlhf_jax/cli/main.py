@@ -256,7 +256,7 @@ def _run_and_set(run: str) -> tuple[pathlib.Path, str]:
 def _contestant(run: str):
   """The policy of a run, DIR or DIR:SET, and its parameters."""
   from nlhf_jax.evaluation import tournament
-  from nlhf_jax.training import weights
+  from nlhf_jax.training import resolve, weights
   from nlhf_jax.types import Policy
 
   run_dir, parameters = _run_and_set(run)
@@ -266,7 +266,7 @@ def _contestant(run: str):
       f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
     )
   params = weights.trained_params(experiment, run_dir, parameters)
-  return tournament.Contestant(experiment.model, params)
+  return tournament.Contestant(experiment.model, params, resolve.fixed_point(experiment))
 
 
 def _untrained(args: argparse.Namespace):

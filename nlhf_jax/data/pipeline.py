@@ -1,14 +1,16 @@
-"""Batches of fixed shape from a seqio task. Batch number n is a function of task, seed and n alone.
+"""Batches of fixed shape from a seqio task, or from a stream. Batch number n is a function of task, seed and n alone.
 
 A task is tokenised once and held in memory; each epoch goes through it in an order of its own. So a run that resumes
 at batch n gets exactly what it would have got, on any number of devices and hosts: each host has the same batches, and
-gives its own devices their rows. Prompts of like length may share a batch (`buckets`).
+gives its own devices their rows. Prompts of like length may share a batch (`buckets`). A stream makes its rows when they
+are asked for, and its training prompts have no end.
 """
 
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,13 +18,27 @@ import seqio
 from jaxtyping import Int
 
 from nlhf_jax.data import buckets
-from nlhf_jax.types import PAD, Comparison, Demonstration, Prompts, Rollout
+from nlhf_jax.data import vocabularies
+from nlhf_jax.types import EOS, PAD, Comparison, Demonstration, Prompts, Rollout
+from nlhf_jax.votes import readers
 
 Batch = Prompts | Demonstration | Comparison
 
 
+class Stream(NamedTuple):
+  """Rows by the number of their prompt, made when they are asked for."""
+
+  name: str
+  # Number → its rows {index, prompt, response?, alternative?, preference?}.
+  rows: Callable[[int], Iterable[readers.Row]]
+  # Name of a split → its numbers. Those of training come in their order, once.
+  splits: Mapping[str, range]
+  # Of prompt and responses; padding is 0 and EOS 1.
+  vocabulary: seqio.Vocabulary
+
+
 def batches(
-  task: seqio.Task,
+  task: seqio.Task | Stream,
   *,
   split: str,
   batch_size: int,
@@ -37,7 +53,7 @@ def batches(
   """Endless shuffled batches; what they hold follows the task's features.
 
   Args:
-    task: of `data.tasks`, `data.summaries` or `data.written`.
+    task: of `data.tasks`, `data.corpora` or `data.written`.
     split: such as 'train'.
     batch_size: prompts of a batch, on all devices together.
     prompt_length: S; longer prompts lose their end.
@@ -57,6 +73,11 @@ def batches(
       'num_prompt_lengths and num_response_lengths must be at least 1, got '
       f'{num_prompt_lengths} and {num_response_lengths}.'
     )
+  if isinstance(task, Stream):
+    yield from _fresh_batches(
+      task, split, batch_size, prompt_length, response_length, responses_per_prompt, start
+    )
+    return
   rows = load_split(task, split=split, prompt_length=prompt_length, response_length=response_length)
   groups = _group(rows, responses_per_prompt, task.name)
   per_epoch = len(groups) // batch_size
@@ -99,8 +120,41 @@ def shapes(
   return Comparison(prompts, response, response, array(np.float32, rows))
 
 
+def _fresh_batches(
+  stream: Stream,
+  split: str,
+  batch_size: int,
+  prompt_length: int,
+  response_length: int,
+  responses_per_prompt: int,
+  start: int,
+) -> Iterator[Batch]:
+  """Batch n has the n-th `batch_size` prompts of the split, with the first rows of each."""
+  numbers = stream.splits[split]
+  for first in range(start * batch_size, len(numbers) - batch_size + 1, batch_size):
+    examples = []
+    for number in numbers[first : first + batch_size]:
+      rows = list(stream.rows(number))
+      if len(rows) < responses_per_prompt:
+        raise ValueError(
+          f'{stream.name} has {len(rows)} rows to prompt {number}: lower responses_per_prompt.'
+        )
+      examples += [_encode(row, stream.vocabulary) for row in rows[:responses_per_prompt]]
+    batch = _collate(stream.name, examples, prompt_length, response_length)
+    yield _select(batch, np.arange(len(examples)).reshape(batch_size, -1))
+
+
+def _encode(row: readers.Row, vocabulary: seqio.Vocabulary) -> dict[str, Any]:
+  """The features that seqio would make of a row."""
+  example = {'inputs': vocabularies.for_prompts(vocabulary).encode(row['prompt'])}
+  for field, feature in [('response', 'targets'), ('alternative', 'alternative')]:
+    if field in row:
+      example[feature] = [*vocabulary.encode(row[field]), EOS]
+  return example | {key: row[key] for key in ('index', 'preference') if key in row}
+
+
 def load_split(
-  task: seqio.Task,
+  task: seqio.Task | Stream,
   *,
   split: str,
   prompt_length: int,
@@ -120,18 +174,29 @@ def load_split(
     raise ValueError(
       f'{task.name} has no split {split!r}, but {", ".join(map(repr, task.splits))}.'
     )
-  dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
-  if limit is not None:
-    dataset = dataset.take(limit)
-  examples = list(dataset.as_numpy_iterator())
+  if isinstance(task, Stream):
+    found = (row for number in task.splits[split] for row in task.rows(number))
+    examples = [_encode(row, task.vocabulary) for row in itertools.islice(found, limit)]
+  else:
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    if limit is not None:
+      dataset = dataset.take(limit)
+    examples = list(dataset.as_numpy_iterator())
+  return _collate(task.name, examples, prompt_length, response_length)
+
+
+def _collate(
+  name: str, examples: list[dict[str, Any]], prompt_length: int, response_length: int
+) -> Batch:
+  """Examples as arrays of fixed width."""
   column = lambda name: [example[name] for example in examples]
   numbers: Callable[..., Any] = lambda name, dtype: np.array(column(name), dtype)
-  _warn_of_long_prompts(task.name, column('inputs'), prompt_length)
+  _warn_of_long_prompts(name, column('inputs'), prompt_length)
   prompts = Prompts(_pad(column('inputs'), prompt_length), numbers('index', np.int32))
-  if 'targets' not in task.output_features:
+  if 'targets' not in examples[0]:
     return prompts
   response = _rollout(column('targets'), response_length)
-  if 'alternative' not in task.output_features:
+  if 'alternative' not in examples[0]:
     return Demonstration(prompts, response)
   alternative = _rollout(column('alternative'), response_length)
   return Comparison(prompts, response, alternative, numbers('preference', np.float32))

@@ -14,7 +14,7 @@ import seqio
 from jaxtyping import Float
 
 from nlhf_jax.data import tasks, vocabularies
-from nlhf_jax.judges import electorate, posts, text
+from nlhf_jax.judges import extracts, posts, text
 from nlhf_jax.types import PreferenceFn
 from nlhf_jax.votes import readers
 
@@ -116,9 +116,9 @@ def preference(post: posts.Post, first: str, second: str) -> float:
 
 
 def scores(post: posts.Post, summary: str) -> Float[np.ndarray, 'K']:
-  """Every annotator's score of a text, as in the table of `electorate`; −inf for an empty one."""
+  """Every annotator's score of a text, as in the table of `extracts`; −inf for an empty one."""
   if not summary.strip():
-    return np.full(len(electorate.ANNOTATORS), -np.inf, np.float32)
+    return np.full(len(extracts.ANNOTATORS), -np.inf, np.float32)
   named, words = posts.content_words(summary), posts.length(summary)
   facts, topics = (len(named & frozenset().union(*items)) for items in (post.facts, post.topics))
   return np.array([facts - 0.1 * words, facts - words, topics - 0.1 * words], np.float32)
@@ -127,7 +127,7 @@ def scores(post: posts.Post, summary: str) -> Float[np.ndarray, 'K']:
 def _candidate(rng: np.random.Generator, sentences: Sequence[str], summary: str) -> str:
   if rng.random() < 0.25:
     return summary
-  size = rng.integers(1, min(electorate.MAX_SELECTED, len(sentences)) + 1)
+  size = rng.integers(1, min(extracts.MAX_SELECTED, len(sentences)) + 1)
   chosen = np.sort(rng.permutation(len(sentences))[:size])
   return ' '.join(sentences[number] for number in chosen)
 

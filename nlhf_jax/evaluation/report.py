@@ -32,8 +32,11 @@ _CURVES = {
 }
 _EXACT = {
   'worst_case': 'worst case min P(π ≻ y)',
+  'worst_case_of_fixed_point': 'its fixed point’s',
   'worst_case_difference': 'worst case less baseline’s',
   'duality_gap': 'duality gap',
+  'duality_gap_of_fixed_point': 'its fixed point’s',
+  'total_variation': 'total variation to its fixed point',
   'kl': 'KL(π‖μ), nats',
 }
 _SUBSETS = {
@@ -114,7 +117,9 @@ def _exact_table(exact: dict[str, Any], subset: str, title: str) -> rich.table.T
   return table
 
 
-def _cell(mean: float, low: float, high: float) -> str:
+def _cell(mean: float | None, low: float | None, high: float | None) -> str:
+  if mean is None:
+    return '·'
   return f'{mean:.3f} ±{(high - low) / 2:.3f}'
 
 

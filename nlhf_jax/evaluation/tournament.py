@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from nlhf_jax.evaluation import exact, report, win_rates
 from nlhf_jax.runtime import progress
-from nlhf_jax.types import EOS, Enumeration, Params, Policy, PreferenceFn, Prompts
+from nlhf_jax.types import EOS, Enumeration, FixedPoint, Params, Policy, PreferenceFn, Prompts
 
 Advance = Callable[[int], None]
 
@@ -52,6 +52,8 @@ class Contestant(NamedTuple):
 
   policy: Policy
   params: Params
+  # Of the method that trained it, if it has one.
+  fixed_point: FixedPoint | None = None
 
 
 def compare(
@@ -115,11 +117,13 @@ def _play_exactly(
       for one in contestants.values()
     ]
   reference = log_probs[list(contestants).index(evaluation.reference or next(iter(contestants)))]
-  fixed = [
-    exact.fixed_points(enumeration.scores, reference, tau, beta) for beta in evaluation.betas
-  ]
+  ideal = [FixedPoint(tau, beta) for beta in evaluation.betas]
+  fixed = [exact.fixed_points(enumeration.scores, reference, point) for point in ideal]
   labels = [*contestants, *(f'exact beta {beta:g}' for beta in evaluation.betas)]
-  result = exact.evaluate(np.stack([*log_probs, *fixed]), enumeration.scores, reference, tau)
+  points = [*(one.fixed_point for one in contestants.values()), *ideal]
+  result = exact.evaluate(
+    np.stack([*log_probs, *fixed]), enumeration.scores, reference, tau, points
+  )
   baseline = evaluation.baseline if evaluation.baseline in labels else None
   return exact.table(result, labels, baseline) | {'tau': tau}
 
@@ -128,19 +132,20 @@ def enumerate_log_probs(
   evaluation: Evaluation,
   contestant: Contestant,
   prompts: Prompts,
-  responses: Int[np.ndarray, 'Y T'],
+  responses: Int[np.ndarray, 'B Y T'],
   advance: Advance = lambda steps: None,
 ) -> Float[np.ndarray, 'B Y']:
   """log π(y|x) of every response to every prompt, in nats."""
 
   @jax.jit
-  def score(params, part: Prompts):
-    size = part.tokens.shape[0]
-    tokens = jnp.tile(jnp.asarray(responses), (size, 1))
-    logp = contestant.policy.log_prob(params, part, tokens)
-    return logp.sum(axis=-1).reshape(size, -1)
+  def score(params, part: Prompts, tokens):
+    logp = contestant.policy.log_prob(params, part, tokens.reshape(-1, tokens.shape[-1]))
+    return logp.sum(axis=-1).reshape(tokens.shape[:2])
 
-  rows = [np.asarray(score(contestant.params, part)) for part in _batches(evaluation, prompts)]
+  rows, size = [], evaluation.batch_size
+  for number, part in enumerate(_batches(evaluation, prompts)):
+    tokens = responses[number * size : (number + 1) * size]
+    rows.append(np.asarray(score(contestant.params, part, tokens)))
   advance(1)
   return np.concatenate(rows)
 

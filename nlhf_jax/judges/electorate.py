@@ -1,18 +1,12 @@
 """Annotators with different tastes, who vote: P(y ≻ y'|x) is the share of their votes, a tie counting half.
 
-| annotator | taste                                 | score of a summary                        |
-|-----------|---------------------------------------|-------------------------------------------|
-| recall    | as many key facts as possible         | distinct key facts − words / 10           |
-| brevity   | few words, unless they state a fact   | distinct key facts − words                |
-| breadth   | as many topics as possible            | distinct topics − words / 10              |
-
-Each is consistent, and yet their majorities cycle: a long, factual summary beats a short one, which beats a broad one,
-which beats the long one. Every response can be enumerated, so preferences, equilibria and worst cases are exact.
+Each annotator scores every response to a prompt and is consistent; their majorities may cycle all the same. Where every
+response can be enumerated, preferences, equilibria and worst cases are exact. `judges.headlines` and `judges.extracts`
+say what there is to score, and who likes what.
 """
 
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,158 +14,121 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.judges import posts
-from nlhf_jax.types import EOS, PAD, PreferenceFn, Prompts
-
-ANNOTATORS = ('recall', 'brevity', 'breadth')
-MAX_SELECTED = 3
-RESPONSE_LENGTH = MAX_SELECTED + 1  # Markers and EOS.
+from nlhf_jax.types import EOS, PAD, AllPairsJudge, Enumeration, Prompts
 
 
-class Electorate(NamedTuple):
-  """Every annotator's score of every response to every post."""
+class Ballot(NamedTuple):
+  """All responses to one prompt, and what every annotator thinks of them."""
 
-  # Tokens: one to three markers, EOS, padding.
+  # Padded, with EOS.
   responses: Int[np.ndarray, 'Y T']
-  # Of each post, annotator and response. Higher is better; −inf: not a response to this post.
-  scores: Float[np.ndarray, 'P K Y']
-  # The token before each sentence.
-  marker_ids: tuple[int, ...]
+  # Higher is better; −inf: no response to this prompt.
+  scores: Float[np.ndarray, 'K Y']
 
 
-def elect(all_posts: Sequence[posts.Post], marker_ids: Sequence[int]) -> Electorate:
-  """Lets every annotator score every response to every post.
-
-  Args:
-    all_posts: row p of the scores belongs to the post whose `index` is p.
-    marker_ids: token of the marker of each sentence.
-
-  Raises:
-    ValueError: there is not one marker for each sentence that a post may have.
-  """
-  if len(marker_ids) != posts.MAX_SENTENCES:
-    raise ValueError(f'Expected {posts.MAX_SENTENCES} marker ids, got {len(marker_ids)}.')
-  responses = np.full((len(selections()), RESPONSE_LENGTH), PAD, np.int32)
-  for number, selection in enumerate(selections()):
-    responses[number, : len(selection) + 1] = [*(marker_ids[i] for i in selection), EOS]
-  scores = np.stack([annotator_scores(post) for post in all_posts])
-  return Electorate(responses, scores, tuple(marker_ids))
-
-
-@functools.cache
-def selections() -> list[tuple[int, ...]]:
-  """Every response as sentence numbers from 0, in a fixed order: 8 + 8·7 + 8·7·6 = 400."""
-  sizes = range(1, MAX_SELECTED + 1)
-  return [s for size in sizes for s in itertools.permutations(range(posts.MAX_SENTENCES), size)]
-
-
-@functools.cache
-def _chosen() -> Float[np.ndarray, 'Y sentences']:
-  """1 where a response has a sentence, else 0."""
-  chosen = np.zeros((len(selections()), posts.MAX_SENTENCES), np.float32)
-  for number, selection in enumerate(selections()):
-    chosen[number, list(selection)] = 1
-  return chosen
-
-
-def annotator_scores(post: posts.Post) -> Float[np.ndarray, 'K Y']:
-  """Scores of every response by the table above; −inf where one names a sentence that the post lacks."""
-  size = len(post.sentences)
-  chosen = _chosen()
-  words = chosen[:, :size] @ np.array(post.words, np.float32)
-  facts = _num_distinct(chosen, post.facts)
-  topics = _num_distinct(chosen, post.topics)
-  scores = np.stack([facts - 0.1 * words, facts - words, topics - 0.1 * words])
-  return np.where(chosen[:, size:].any(axis=1), -np.inf, scores).astype(np.float32)
-
-
-def _num_distinct(
-  chosen: Float[np.ndarray, 'Y sentences'], items: Sequence[frozenset[str]]
-) -> Float[np.ndarray, 'Y']:
-  """Number of different items in the sentences that each response has."""
-  distinct = sorted(frozenset().union(*items))
-  incidence = np.array([[item in sentence for item in distinct] for sentence in items], np.float32)
-  found = chosen[:, : len(items)] @ incidence.reshape(len(items), len(distinct)) > 0
-  return found.sum(axis=1).astype(np.float32)
+# Number of a prompt -> its ballot.
+Ballots = Callable[[int], Ballot]
 
 
 def share_of_votes(
-  scores: Float[Array, '*rows K'], other: Float[Array, '*rows K']
+  scores: Float[Array, '*#rows K'], other: Float[Array, '*#rows K']
 ) -> Float[Array, '*rows']:
   """P(y ≻ y'|x) from the annotators' scores of y and y'; a tie is half a vote."""
   return jnp.mean(0.5 + 0.5 * (scores > other) - 0.5 * (scores < other), axis=-1)
 
 
-def response_numbers(electorate: Electorate, tokens: Int[Array, 'N T']) -> Int[Array, 'N']:
-  """Number of each row among the enumerated responses; −1 for anything else, such as a marker twice or no EOS."""
-  padded = jnp.pad(tokens, [(0, 0), (0, RESPONSE_LENGTH)], constant_values=PAD)
-  head, tail = padded[:, :RESPONSE_LENGTH], padded[:, RESPONSE_LENGTH:]
-  digits = jnp.zeros_like(head)
-  for digit, token in enumerate([*electorate.marker_ids, EOS], start=1):
-    digits = jnp.where(head == token, digit, digits)
-  known = jnp.all((digits > 0) == (head != PAD), axis=-1) & jnp.all(tail == PAD, axis=-1)
-  code = jnp.sum(digits * 10 ** jnp.arange(RESPONSE_LENGTH), axis=-1)
-  return jnp.where(known, jnp.asarray(_numbers_by_code())[code], -1)
+def enumerate_all(ballots: Ballots, index: Sequence[int]) -> Enumeration:
+  """The ballots of some prompts, which must have as many responses each, together."""
+  rows = [ballots(int(number)) for number in index]
+  return Enumeration(np.stack([row.responses for row in rows]), np.stack([x.scores for x in rows]))
 
 
-@functools.cache
-def _numbers_by_code() -> Int[np.ndarray, 'codes']:
-  """Response number by the decimal code of its digits: 1–8 markers, 9 EOS, 0 padding; −1: no response."""
-  numbers = np.full(10**RESPONSE_LENGTH, -1, np.int32)
-  for number, selection in enumerate(selections()):
-    digits = [*(i + 1 for i in selection), posts.MAX_SENTENCES + 1]
-    numbers[sum(digit * 10**place for place, digit in enumerate(digits))] = number
-  return numbers
+def response_numbers(
+  responses: Int[Array, 'B Y T'], tokens: Int[Array, 'N R']
+) -> Int[Array, 'B k']:
+  """Which of its prompt's responses each row is, k = N/B; −1: none of them, such as one without EOS."""
+  size = max(responses.shape[-1], tokens.shape[-1])
+  wide = lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, size - x.shape[-1])], constant_values=PAD)
+  by_prompt = wide(tokens.reshape(responses.shape[0], -1, tokens.shape[-1]))
+  equal = jnp.all(by_prompt[:, :, None] == wide(responses)[:, None], axis=-1)
+  return jnp.where(jnp.any(equal, axis=-1), jnp.argmax(equal, axis=-1), -1)
 
 
-def preference_fn(electorate: Electorate) -> PreferenceFn:
-  """The exact judge. What is no response to the post loses to every response; two such tie."""
+def preference_fn(ballots: Ballots) -> AllPairsJudge:
+  """The exact judge; runs on the host. What is no response to its prompt loses to every response; two such tie."""
 
-  @jax.jit
-  def judge(scores, prompts: Prompts, response, alternative):
-    rows = jnp.repeat(prompts.index, response.shape[0] // prompts.index.shape[0])
+  @functools.partial(jax.jit, static_argnames='every_pair')
+  def vote(enumeration, first, second, every_pair):
+    responses, scores = enumeration
+    by_response = jnp.swapaxes(scores, 1, 2)
 
     def scores_of(tokens):
-      number = response_numbers(electorate, tokens)
-      return jnp.where((number >= 0)[:, None], scores[rows, :, number], -jnp.inf)
+      number = response_numbers(responses, tokens)[..., None]
+      found = jnp.take_along_axis(by_response, jnp.maximum(number, 0), axis=1)
+      return jnp.where(number >= 0, found, -jnp.inf)
 
-    return share_of_votes(scores_of(response), scores_of(alternative))
+    first, second = scores_of(first), scores_of(second)
+    if every_pair:
+      return share_of_votes(first[:, :, None], second[:, None])
+    return share_of_votes(first, second).reshape(-1)
 
-  return functools.partial(judge, jnp.asarray(electorate.scores))
+  def judge(every_pair, prompts: Prompts, first, second):
+    return vote(enumerate_all(ballots, np.asarray(prompts.index)), first, second, every_pair)
+
+  return AllPairsJudge(functools.partial(judge, False), functools.partial(judge, True))
 
 
-def draft(rng: np.random.Generator, num_sentences: int) -> int:
-  """The number of a random response: one to three sentences, each count equally likely."""
-  size = rng.integers(1, min(MAX_SELECTED, num_sentences) + 1)
-  return _number_of()[tuple(rng.permutation(num_sentences)[:size].tolist())]
-
-
-@functools.cache
-def _number_of() -> dict[tuple[int, ...], int]:
-  return {selection: number for number, selection in enumerate(selections())}
+def drafts(
+  rng: np.random.Generator, ballot: Ballot, shape: Sequence[int]
+) -> Int[np.ndarray, '*shape']:
+  """Numbers of random responses: each length equally likely, and each response of that length."""
+  valid = np.isfinite(ballot.scores[0])
+  lengths = np.where(valid, np.sum(ballot.responses != PAD, axis=-1), 0)
+  counts = np.bincount(lengths)
+  counts[0] = 0
+  chances = np.where(valid, 1 / np.maximum(counts[lengths], 1), 0) / np.count_nonzero(counts)
+  return np.searchsorted(np.cumsum(chances)[:-1], rng.random(tuple(shape)), side='right')
 
 
 def write(
-  rng: np.random.Generator,
-  scores: Float[np.ndarray, 'K Y'],
-  num_sentences: int,
-  num_drafts: int = 8,
-) -> int:
-  """A demonstration: of some random drafts the one that an annotator, drawn at random, scores highest."""
-  drafts = [draft(rng, num_sentences) for _ in range(num_drafts)]
-  annotator = rng.integers(len(scores))
-  return max(drafts, key=lambda number: scores[annotator, number])
+  rng: np.random.Generator, ballot: Ballot, num_drafts: Int[np.ndarray, '*shape']
+) -> Int[np.ndarray, '*shape']:
+  """Demonstrations: each the favourite of an annotator drawn at random, among a number of random drafts."""
+  candidates = drafts(rng, ballot, (*num_drafts.shape, num_drafts.max()))
+  annotators = rng.integers(len(ballot.scores), size=(*num_drafts.shape, 1))
+  scores = ballot.scores[annotators, candidates]
+  scores = np.where(np.arange(num_drafts.max()) < num_drafts[..., None], scores, -np.inf)
+  return np.take_along_axis(candidates, np.argmax(scores, axis=-1)[..., None], axis=-1)[..., 0]
+
+
+def slip(
+  rng: np.random.Generator, response: Int[np.ndarray, 'T'], alphabet: Sequence[int]
+) -> Int[np.ndarray, 'T']:
+  """A response with one of its words replaced by any other: often it is no response to the prompt any more.
+
+  A judge who never saw such a thing lets a policy get away with it.
+  """
+  tokens = response.copy()
+  place = rng.integers(np.sum(tokens > EOS))
+  tokens[place] = rng.choice([token for token in alphabet if token != tokens[place]])
+  return tokens
+
+
+def scores_of(ballot: Ballot, tokens: Int[np.ndarray, 'N T']) -> Float[np.ndarray, 'K N']:
+  """Every annotator's score of some responses; −inf for what is no response to the prompt."""
+  equal = (tokens[:, None] == ballot.responses).all(axis=-1)
+  found = ballot.scores[:, np.argmax(equal, axis=-1)]
+  return np.where(equal.any(axis=-1), found, -np.inf)
 
 
 def votes(
   rng: np.random.Generator,
-  scores: Float[np.ndarray, 'K Y'],
-  first: int,
-  second: int,
+  scores: Float[np.ndarray, 'K N'],
+  other: Float[np.ndarray, 'K N'],
   num_votes: int | None,
-) -> float:
-  """Share of votes for `first`: of all annotators (None), or of `num_votes` of them drawn at random."""
-  share = 0.5 + 0.5 * np.sign(scores[:, first] - scores[:, second])
+) -> Float[np.ndarray, 'N']:
+  """Share of votes for y over y': of all annotators (None), or of `num_votes` of them drawn at random."""
+  share = 0.5 + 0.5 * ((scores > other) * 1.0 - (scores < other))
   if num_votes is not None:
-    share = rng.choice(share, size=num_votes)
-  return float(share.mean())
+    share = np.take_along_axis(share, rng.integers(len(share), size=(num_votes, share.shape[1])), 0)
+  return share.mean(axis=0)

@@ -1,14 +1,88 @@
-"""From markers to the sentences that they stand for, on the device: what annotators and raters read."""
+"""Extractive summaries: one to three markers of a post's sentences, which stand for the sentences.
 
+| annotator | taste                                 | score of a summary                        |
+|-----------|---------------------------------------|-------------------------------------------|
+| recall    | as many key facts as possible         | distinct key facts − words / 10           |
+| brevity   | few words, unless they state a fact   | distinct key facts − words                |
+| breadth   | as many topics as possible            | distinct topics − words / 10              |
+
+Majorities cycle: a long, factual summary beats a short one, which beats a broad one, which beats the long one.
+"""
+
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
 
-from nlhf_jax.types import PAD, Prompts
+from nlhf_jax.judges import posts
+from nlhf_jax.judges.electorate import Ballot
+from nlhf_jax.types import EOS, PAD, Prompts
+
+ANNOTATORS = ('recall', 'brevity', 'breadth')
+MAX_SELECTED = 3
 
 Render = Callable[[Prompts, jax.Array], jax.Array]
+
+
+@functools.cache
+def selections() -> list[tuple[int, ...]]:
+  """Every response as sentence numbers from 0, in a fixed order: 8 + 8·7 + 8·7·6 = 400."""
+  sizes = range(1, MAX_SELECTED + 1)
+  return [s for size in sizes for s in itertools.permutations(range(posts.MAX_SENTENCES), size)]
+
+
+@functools.cache
+def responses(marker_ids: tuple[int, ...]) -> Int[np.ndarray, 'Y T']:
+  """All of them in tokens.
+
+  Raises:
+    ValueError: there is not one marker for each sentence that a post may have.
+  """
+  if len(marker_ids) != posts.MAX_SENTENCES:
+    raise ValueError(f'Expected {posts.MAX_SENTENCES} marker ids, got {len(marker_ids)}.')
+  rows = np.full((len(selections()), MAX_SELECTED + 1), PAD, np.int32)
+  for number, selection in enumerate(selections()):
+    rows[number, : len(selection) + 1] = [*(marker_ids[i] for i in selection), EOS]
+  return rows
+
+
+def ballot(post: posts.Post, marker_ids: tuple[int, ...]) -> Ballot:
+  """Every response to a post, and every annotator's score of it."""
+  return Ballot(responses(marker_ids), annotator_scores(post))
+
+
+def annotator_scores(post: posts.Post) -> Float[np.ndarray, 'K Y']:
+  """Scores of every response by the table above; −inf where one names a sentence that the post lacks."""
+  size = len(post.sentences)
+  chosen = _chosen()
+  words = chosen[:, :size] @ np.array(post.words, np.float32)
+  facts = _num_distinct(chosen, post.facts)
+  topics = _num_distinct(chosen, post.topics)
+  scores = np.stack([facts - 0.1 * words, facts - words, topics - 0.1 * words])
+  return np.where(chosen[:, size:].any(axis=1), -np.inf, scores).astype(np.float32)
+
+
+@functools.cache
+def _chosen() -> Float[np.ndarray, 'Y sentences']:
+  """1 where a response has a sentence, else 0."""
+  chosen = np.zeros((len(selections()), posts.MAX_SENTENCES), np.float32)
+  for number, selection in enumerate(selections()):
+    chosen[number, list(selection)] = 1
+  return chosen
+
+
+def _num_distinct(
+  chosen: Float[np.ndarray, 'Y sentences'], items: Sequence[frozenset[str]]
+) -> Float[np.ndarray, 'Y']:
+  """Number of different items in the sentences that each response has."""
+  distinct = sorted(frozenset().union(*items))
+  incidence = np.array([[item in sentence for item in distinct] for sentence in items], np.float32)
+  found = chosen[:, : len(items)] @ incidence.reshape(len(items), len(distinct)) > 0
+  return found.sum(axis=1).astype(np.float32)
 
 
 def render(

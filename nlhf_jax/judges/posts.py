@@ -50,13 +50,12 @@ def word_list() -> list[str]:
   return [*markers(), *TOPICS, *FACTS, *PADDING]
 
 
-def generate(num_posts: int, seed: int) -> list[Post]:
-  """Posts of 4 to 8 sentences; a sentence has one topic, up to three facts and up to four words of padding."""
-  rng = np.random.default_rng(seed)
-  return [_generate_one(f'{seed}-{number}', rng) for number in range(num_posts)]
+def generate(number: int, seed: int = 0) -> Post:
+  """Post `number`: 4 to 8 sentences; a sentence has one topic, up to three facts and up to three words of padding.
 
-
-def _generate_one(name: str, rng: np.random.Generator) -> Post:
+  A function of both arguments alone.
+  """
+  rng = np.random.default_rng([seed, number])
   sentences, facts, topics = [], [], []
   for _ in range(rng.integers(4, MAX_SENTENCES + 1)):
     topic = TOPICS[rng.integers(len(TOPICS))]
@@ -66,7 +65,7 @@ def _generate_one(name: str, rng: np.random.Generator) -> Post:
     facts.append(frozenset(chosen))
     topics.append(frozenset([topic]))
   words = tuple(float(len(sentence.split())) for sentence in sentences)
-  return Post(name, tuple(sentences), tuple(facts), tuple(topics), words)
+  return Post(f'{seed}-{number}', tuple(sentences), tuple(facts), tuple(topics), words)
 
 
 def marked_text(sentences: Sequence[str], markers: Sequence[str]) -> str:

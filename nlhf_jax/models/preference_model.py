@@ -7,6 +7,7 @@ reported by the loss. Unlike a reward difference it can hold a cycle.
 Source: Munos et al. (2024), arXiv:2312.00886, section 3.2.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +17,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import losses
 from nlhf_jax.models.rater import Rater
-from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts
+from nlhf_jax.types import (
+  AllPairsJudge,
+  Comparison,
+  Losses,
+  Params,
+  PreferenceFn,
+  PRNGKey,
+  Prompts,
+)
 
 
 @runtime_checkable
@@ -32,6 +41,19 @@ class PairScoresFn(Protocol):
   ) -> tuple[Float[Array, 'N'], Float[Array, 'N']]: ...
 
 
+@runtime_checkable
+class LogitTableFn(Protocol):
+  """Log-odds of each of a prompt's k responses over each of its m alternatives."""
+
+  def __call__(
+    self,
+    params: Params,
+    prompts: Prompts,
+    responses: Int[Array, 'N T'],
+    alternatives: Int[Array, 'M T'],
+  ) -> Float[Array, 'B k m']: ...
+
+
 class PreferenceModel(NamedTuple):
   """A scorer of ordered pairs, in both orders."""
 
@@ -39,6 +61,8 @@ class PreferenceModel(NamedTuple):
   scores: PairScoresFn
   # Logical axes of its parameters, as a policy's.
   axes: Callable[[], Any] | None = None
+  # All pairs, where they cost less than one by one.
+  table: LogitTableFn | None = None
 
 
 def from_rater(rater: Rater) -> PreferenceModel:
@@ -106,10 +130,14 @@ def position_bias(forward: Float[Array, 'N'], backward: Float[Array, 'N']) -> Fl
 def preference_fn(model: PreferenceModel, params: Params) -> PreferenceFn:
   """The trained model as a judge; P(y ≻ y') + P(y' ≻ y) is 1 to the last bit."""
   compiled = jax.jit(lambda *args: exact_sigmoid(logit(model, *args)))
-  return lambda prompts, response, alternative: compiled(params, prompts, response, alternative)
+  one_by_one = functools.partial(compiled, params)
+  if model.table is None:
+    return one_by_one
+  table = jax.jit(lambda *args: exact_sigmoid(model.table(*args)))
+  return AllPairsJudge(one_by_one, functools.partial(table, params))
 
 
-def exact_sigmoid(x: Float[Array, 'N']) -> Float[Array, 'N']:
+def exact_sigmoid(x: Float[Array, '*rows']) -> Float[Array, '*rows']:
   """σ(x) such that σ(x) + σ(−x) is 1 in floating point: the upper half is computed, the lower is 1 minus it."""
   upper = jax.nn.sigmoid(jnp.abs(x))
   return jnp.where(x >= 0, upper, 1 - upper)

@@ -28,27 +28,27 @@ class Render(Protocol):
 
 @runtime_checkable
 class ScoreFn(Protocol):
-  """One number for each row; a row has the responses that the template takes, rendered."""
+  """What the head makes of each row; a row has the responses that the template takes, rendered."""
 
   def __call__(
     self, params: Params, prompts: Prompts, *responses: Int[Array, 'N R']
-  ) -> Float[Array, 'N']: ...
+  ) -> Float[Array, 'N *features']: ...
 
 
 @runtime_checkable
 class HeadScoreFn(Protocol):
-  """One number for each row, from what the network ends with."""
+  """One number for each row, or a vector, from what the network ends with."""
 
   def __call__(
     self,
     params: Params | None,
     hidden: Float[Array, 'N E'],
     to_logits: Callable[[Float[Array, 'N T E']], Float[Array, 'N T V']],
-  ) -> Float[Array, 'N']: ...
+  ) -> Float[Array, 'N *features']: ...
 
 
 class Head(NamedTuple):
-  """How a number is made of the hidden state after the last token."""
+  """How a number, or a vector, is made of the hidden state after the last token."""
 
   # (its parameters, or None, hidden state, the network's own output layer) -> scores.
   score: HeadScoreFn
@@ -81,6 +81,21 @@ def vocabulary_row(token_id: int = EOS) -> Head:
 
 
 EOS_LOGIT = vocabulary_row()
+
+
+def linear(num_features: int | None = None, scale: float = 1.0) -> Head:
+  """A linear map of the hidden state, with weights of its own: to a vector, or (None) to one number.
+
+  Args:
+    num_features: of the vector.
+    scale: standard deviation of the scores of a hidden state of unit variance, before training.
+  """
+
+  def init(rng: PRNGKey, size: int) -> Params:
+    shape = (size,) if num_features is None else (size, num_features)
+    return {'kernel': jax.random.normal(rng, shape) * scale / jnp.sqrt(size)}
+
+  return Head(lambda params, hidden, to_logits: hidden @ params['kernel'], init)
 
 
 def in_encoder(
@@ -172,7 +187,7 @@ def _score_last(
   params: Params,
   encoder_tokens: Int[Array, 'B S'],
   decoder_tokens: Int[Array, 'N T'],
-) -> Float[Array, 'N']:
+) -> Float[Array, 'N *features']:
   """The head's score of the hidden state after the decoder has read all its tokens."""
   weights, own = (params, None) if head.init is None else (params['network'], params['head'])
   inputs = jnp.pad(decoder_tokens, [(0, 0), (1, 0)], constant_values=PAD)  # The start token.

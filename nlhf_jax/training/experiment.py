@@ -115,6 +115,23 @@ def from_run(
   return load
 
 
+def network_from(start: str | Start, model: Model, seed: int = 0) -> Start:
+  """Start: a rater whose head has weights of its own; the network's come from elsewhere, the head's are random.
+
+  Args:
+    start: where the network's weights are: a run, `from_run` or `pretrained`.
+    model: the preference or reward model.
+    seed: of the head's weights.
+  """
+
+  def load(like: Params, runs: pathlib.Path) -> Params:
+    make_head = jax.jit(lambda rng: model.init(rng)['head'])
+    network = as_start(start)(like['network'], runs)
+    return {'network': network, 'head': make_head(jax.random.PRNGKey(seed))}
+
+  return load
+
+
 def as_start(start: str | Start | None) -> Start:
   """A run's name as a `Start`.
 

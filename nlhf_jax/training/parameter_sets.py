@@ -99,7 +99,10 @@ def half_step() -> ParameterSet:
 
 def extend(algorithm: Algorithm, sets: Sets | None) -> Algorithm:
   """The method with more parameter sets, or with others in place of its own: an average to evaluate, a magnet for μ."""
-  return algorithm._replace(sets={**algorithm.sets, **(sets or {})})
+  sets = {**algorithm.sets, **(sets or {})}
+  moves = 'reference' in sets and sets['reference'].move is not None
+  # Round a reference that moves there is no one fixed point.
+  return algorithm._replace(sets=sets, fixed_point=None if moves else algorithm.fixed_point)
 
 
 def start(sets: Sets, online: Params, given: Mapping[str, Params]) -> dict[str, Params]:

@@ -25,6 +25,7 @@ from nlhf_jax.types import (
   Algorithm,
   Batch,
   Comparison,
+  FixedPoint,
   Params,
   PolicyParams,
   PreferenceFn,
@@ -117,6 +118,12 @@ def build_algorithm(experiment: Experiment, *feedback: Feedback) -> Algorithm:
       'A reference that is reset is kept as θ is: leave reference_dtype and reference_on_host at their defaults.'
     )
   return algorithm
+
+
+def fixed_point(experiment: Experiment) -> FixedPoint | None:
+  """Where the experiment's method stops, under whatever feedback."""
+  feedback = [] if experiment.feedback is None else [lambda *args: None]
+  return build_algorithm(experiment, *feedback).fixed_point
 
 
 def bind_feedback(

@@ -16,9 +16,9 @@ SFT = '--experiment=builtin/sft'
 MD = '--experiment=builtin/nash_md_pg'
 EVALUATION = '--gin_file=configs/experiments/builtin/evaluation.gin'
 SMALL = (
-  '--gin.CORPUS=@summaries.builtin()',
-  '--gin.summaries.builtin.num_train=40',
-  '--gin.summaries.builtin.num_test=12',
+  '--gin.CORPUS=@corpora.headlines()',
+  '--gin.corpora.headlines.num_train=40',
+  '--gin.corpora.headlines.num_test=12',
   '--gin.BATCH_SIZE=8',
   '--gin.optimizers.warmup_linear.warmup_steps=0',
   '--gin.sizes.network.num_layers=1',

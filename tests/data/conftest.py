@@ -2,12 +2,12 @@
 
 import pytest
 
-from nlhf_jax.data import summaries, vocabularies
+from nlhf_jax.data import corpora, vocabularies
 
 
 @pytest.fixture(scope='session')
 def corpus():
-  return summaries.builtin(num_train=60, num_test=20)
+  return corpora.headlines(num_train=60, num_test=20)
 
 
 @pytest.fixture(scope='session')

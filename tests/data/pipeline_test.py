@@ -18,7 +18,7 @@ def assert_same(a, b):
 
 
 def test_batch_n_is_the_same_wherever_a_run_resumes(corpus):
-  task = summaries.comparisons(corpus, per_post=4)
+  task = corpora.comparisons(corpus, per_post=4)
   options = {'split': 'train', 'batch_size': 8, 'responses_per_prompt': 4, **LENGTHS}
   batches = list(itertools.islice(pipeline.batches(task, **options), 30))  # Over four epochs.
   assert isinstance(batches[0], Comparison)
@@ -29,7 +29,7 @@ def test_batch_n_is_the_same_wherever_a_run_resumes(corpus):
 
 
 def test_epochs_hold_different_prompts_in_another_order(corpus):
-  task = summaries.prompts(corpus)
+  task = corpora.prompts(corpus)
   stream = pipeline.batches(task, split='train', batch_size=8, **LENGTHS)
   first, second = (np.concatenate([next(stream).index for _ in range(60 // 8)]) for _ in range(2))
   assert len(set(first)) == len(set(second)) == 56
@@ -38,7 +38,7 @@ def test_epochs_hold_different_prompts_in_another_order(corpus):
 
 def test_rows_of_a_batch_are_those_of_the_task(corpus):
   """Each prompt stands over its own k responses, and each preference beside its own pair."""
-  task = summaries.comparisons(corpus, per_post=4)
+  task = corpora.comparisons(corpus, per_post=4)
   rows = pipeline.load_split(task, split='train', **LENGTHS)
   options = {'split': 'train', 'batch_size': 8, 'responses_per_prompt': 4, **LENGTHS}
   batch = next(pipeline.batches(task, **options))
@@ -55,7 +55,7 @@ def test_rows_of_a_batch_are_those_of_the_task(corpus):
 
 @pytest.mark.parametrize(
   ('view', 'k'),
-  [(summaries.prompts, 1), (summaries.demonstrations, 8), (summaries.comparisons, 4)],
+  [(corpora.prompts, 1), (corpora.demonstrations, 8), (corpora.comparisons, 4)],
 )
 def test_shapes_are_those_of_batches(corpus, view, k):
   sizes = {'batch_size': 5, 'responses_per_prompt': k, **LENGTHS}
@@ -96,11 +96,11 @@ def test_limit_keeps_the_first_rows():
 
 def test_unknown_split_is_refused(corpus):
   with pytest.raises(ValueError, match="no split 'valid', but 'train', 'test'"):
-    pipeline.load_split(summaries.prompts(corpus), split='valid', **LENGTHS)
+    pipeline.load_split(corpora.prompts(corpus), split='valid', **LENGTHS)
 
 
 def test_batch_larger_than_its_split_is_refused(corpus):
-  task = summaries.prompts(corpus)
+  task = corpora.prompts(corpus)
   with pytest.raises(ValueError, match='has 20 prompts: batch_size must not exceed them, got 21'):
     next(pipeline.batches(task, split='test', batch_size=21, **LENGTHS))
 
@@ -114,7 +114,7 @@ def test_rows_that_share_no_prompt_are_refused():
 def test_no_length_at_all_is_refused(corpus):
   options = {'split': 'train', 'batch_size': 1, **LENGTHS}
   with pytest.raises(ValueError, match='must be at least 1, got 0 and 1'):
-    next(pipeline.batches(summaries.prompts(corpus), num_prompt_lengths=0, **options))
+    next(pipeline.batches(corpora.prompts(corpus), num_prompt_lengths=0, **options))
 
 
 def test_bucketed_batches_of_real_prompts(test_data, sentencepiece):
@@ -146,6 +146,6 @@ def test_bucketed_batches_of_real_prompts(test_data, sentencepiece):
 
 
 def test_prompts_are_prompts(corpus):
-  batch = pipeline.load_split(summaries.prompts(corpus), split='test', **LENGTHS)
+  batch = pipeline.load_split(corpora.prompts(corpus), split='test', **LENGTHS)
   assert isinstance(batch, Prompts)
   assert batch.index.tolist() == list(range(60, 80))

@@ -18,7 +18,7 @@ def test_templates_decode_to_the_papers_texts():
 
 
 def test_short_templates_are_words_of_the_builtin_vocabulary():
-  vocabulary = summaries.vocabulary()
+  vocabulary = corpora.vocabulary()
   pieces = (
     *prompts.preference_template(vocabulary, prompts.SHORT_PREFERENCE),
     *prompts.reward_template(vocabulary, prompts.SHORT_REWARD),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.data import summaries, vocabularies
+from nlhf_jax.data import corpora, vocabularies
 from nlhf_jax.formats import hf
 from nlhf_jax.judges import rules
 from nlhf_jax.types import PreferenceFn, Prompts
@@ -46,7 +46,7 @@ def test_text_judge_reads_prompts_without_their_frame(chat_model):
 
 def test_text_judge_reads_rendered_responses(corpus):
   """Of two sentences of a post the shorter wins, whatever their markers."""
-  render = summaries.renderer(corpus, 30)
+  render = corpora.renderer(corpus, 30)
   judge = vocabularies.text_judge(rules.shorter, corpus.vocabulary, render)
   sizes = [[len(sentence.split()) for sentence in post.sentences] for post in corpus.posts[:5]]
   prompts = Prompts(_pad(corpus.vocabulary, [corpus.prompt(n) for n in range(5)], 64), np.arange(5))
@@ -67,7 +67,7 @@ def test_marker_ids_need_sentinels():
 
 
 def test_marker_ids_of_a_word_list():
-  vocabulary = summaries.vocabulary()
+  vocabulary = corpora.vocabulary()
   ids = vocabularies.marker_ids(vocabulary, 8)
   assert vocabulary.decode(ids) == '<s1> <s2> <s3> <s4> <s5> <s6> <s7> <s8>'
   with pytest.raises(ValueError, match='lacks one of <s1> … <s9>'):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.data import summaries
+from nlhf_jax.data import corpora
 from nlhf_jax.judges import extracts
 from nlhf_jax.types import Prompts
 
@@ -43,7 +43,7 @@ def test_long_summaries_lose_their_end():
 
 def test_render_agrees_with_the_corpus_text():
   """Every response to a generated post, against its sentences joined."""
-  corpus = summaries.builtin(num_train=60, num_test=20)
+  corpus = corpora.headlines(num_train=60, num_test=20)
   ids = corpus.vocabulary.encode(corpus.prompt(3))
   prompts = Prompts(jnp.array([ids]), jnp.array([3]))
   valid = np.flatnonzero(np.isfinite(corpus.electorate.scores[3, 0]))

@@ -9,7 +9,7 @@ from nlhf_jax.types import Prompts
 LENGTHS = {'prompt_length': 64, 'response_length': 4}
 
 
-@pytest.mark.parametrize('view', [summaries.demonstrations, summaries.comparisons])
+@pytest.mark.parametrize('view', [corpora.demonstrations, corpora.comparisons])
 def test_no_post_of_the_test_split_is_trained_on(corpus, view):
   train, test = (
     set(pipeline.load_split(view(corpus), split=split, **LENGTHS).prompts.index.tolist())
@@ -20,7 +20,7 @@ def test_no_post_of_the_test_split_is_trained_on(corpus, view):
 
 
 def test_prompts_read_as_their_posts(corpus):
-  batch = pipeline.load_split(summaries.prompts(corpus), split='test', **LENGTHS)
+  batch = pipeline.load_split(corpora.prompts(corpus), split='test', **LENGTHS)
   for tokens, index in zip(batch.tokens, batch.index.tolist(), strict=True):
     text = corpus.vocabulary.decode([int(t) for t in tokens if t > 0])
     assert text == corpus.prompt(index)
@@ -30,26 +30,26 @@ def test_prompts_read_as_their_posts(corpus):
 
 def test_comparisons_have_the_judges_preference(corpus):
   """The share of votes that the data say is what the exact judge answers."""
-  batch = pipeline.load_split(summaries.comparisons(corpus), split='test', **LENGTHS)
-  judge = summaries.judge(corpus)
+  batch = pipeline.load_split(corpora.comparisons(corpus), split='test', **LENGTHS)
+  judge = corpora.judge(corpus)
   found = judge(batch.prompts, batch.response.tokens, batch.alternative.tokens)
   np.testing.assert_allclose(found, batch.preference, atol=1e-6)
   assert len(set(np.round(batch.preference * 6))) > 2
 
 
 def test_single_votes_are_hard_labels(corpus):
-  task = summaries.comparisons(corpus, num_votes=1)
+  task = corpora.comparisons(corpus, num_votes=1)
   labels = pipeline.load_split(task, split='train', **LENGTHS).preference
   assert set(labels) <= {0.0, 0.5, 1.0}
-  shares = pipeline.load_split(summaries.comparisons(corpus), split='train', **LENGTHS).preference
+  shares = pipeline.load_split(corpora.comparisons(corpus), split='train', **LENGTHS).preference
   assert np.mean(labels) == pytest.approx(np.mean(shares), abs=0.06)
 
 
 def test_demonstrations_are_better_than_chance(corpus):
   """Against random responses a demonstration gets more than half of the votes; the standard error is 0.014."""
-  batch = pipeline.load_split(summaries.demonstrations(corpus), split='train', **LENGTHS)
-  judge, rng = summaries.judge(corpus), np.random.default_rng(0)
-  enumeration = summaries.enumeration(corpus)(batch.prompts)
+  batch = pipeline.load_split(corpora.demonstrations(corpus), split='train', **LENGTHS)
+  judge, rng = corpora.judge(corpus), np.random.default_rng(0)
+  enumeration = corpora.enumeration(corpus)(batch.prompts)
   valid = [np.flatnonzero(np.isfinite(scores[0])) for scores in enumeration.scores]
   drafts = enumeration.responses[[rng.choice(numbers) for numbers in valid]]
   assert np.mean(judge(batch.prompts, batch.response.tokens, drafts)) > 0.54
@@ -57,7 +57,7 @@ def test_demonstrations_are_better_than_chance(corpus):
 
 def test_enumeration_has_the_scores_of_each_prompt(corpus):
   prompts = Prompts(np.zeros((2, 4), np.int32), np.array([5, 3], np.int32))
-  found = summaries.enumeration(corpus)(prompts)
+  found = corpora.enumeration(corpus)(prompts)
   np.testing.assert_array_equal(found.scores, corpus.electorate.scores[[5, 3]])
 
 
@@ -73,11 +73,11 @@ def test_majorities_cycle_on_many_builtin_posts(corpus):
 
 def test_scitldr(test_data):
   vocabulary = test_data / 'vocab' / 'scitldr_unigram_4k' / 'sentencepiece.model'
-  corpus = summaries.scitldr(str(test_data / 'scitldr'), str(vocabulary))
+  corpus = corpora.scitldr(str(test_data / 'scitldr'), str(vocabulary))
   assert 1900 < len(corpus.splits['train']) <= 1992
   assert 580 < len(corpus.splits['test']) <= 619
   batch = pipeline.load_split(
-    summaries.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4
+    corpora.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4
   )
   ids = np.asarray(batch.response.tokens)
   assert set(ids[ids > 1]) <= set(corpus.electorate.marker_ids)

@@ -1,0 +1,236 @@
+"""Prompts whose responses can be enumerated and are judged by an electorate: headlines, extracts of posts, SciTLDR.
+
+A corpus is numbered prompts and their ballots, split by number. Demonstrations, comparisons and prompts are three views
+of it. Generated corpora have no end: every step of training reads prompts that no step read before, and batch n is a
+function of n alone.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import seqio
+from jaxtyping import Int
+
+from nlhf_jax.data import pipeline, tasks, vocabularies
+from nlhf_jax.data import prompts as prompt_texts
+from nlhf_jax.data.word_vocabulary import WordVocabulary
+from nlhf_jax.judges import electorate, extracts
+from nlhf_jax.judges import headlines as headline_texts
+from nlhf_jax.judges import posts as post_sources
+from nlhf_jax.types import EOS, AllPairsJudge, Enumeration, Prompts
+from nlhf_jax.votes import readers
+
+# Numbers of an endless split.
+_ENDLESS = 2**31 - 1
+
+
+class Corpus(NamedTuple):
+  """Numbered prompts with their exact electorate; numbers are the prompts' `index`."""
+
+  name: str
+  # Number → text.
+  prompt: Callable[[int], str]
+  ballot: electorate.Ballots
+  # Name of a split → its numbers.
+  splits: dict[str, range]
+  vocabulary: seqio.Vocabulary
+  # Of demonstrations and comparisons.
+  seed: int
+  # Tokens that responses are made of; those of extracts are the markers of sentences.
+  alphabet: tuple[int, ...]
+
+  def text(self, tokens: Int[np.ndarray, 'T']) -> str:
+    """A response's words."""
+    return ' '.join(_word(self.vocabulary, token) for token in tokens.tolist() if token > EOS)
+
+
+@functools.cache
+def vocabulary() -> seqio.Vocabulary:
+  """The words of the generated corpora, and of the raters' short templates."""
+  words = [*post_sources.word_list(), *prompt_texts.SHORT_PREFERENCE, *prompt_texts.SHORT_REWARD]
+  return WordVocabulary(dict.fromkeys([*words, *headline_texts.word_list()]))
+
+
+@functools.cache
+def headlines(num_train: int | None = None, num_test: int = 400, seed: int = 0) -> Corpus:
+  """Stories of a day, and headlines of one or two of them (`judges.headlines`).
+
+  Args:
+    num_train: prompts to train on; None: without end.
+    num_test: prompts held out.
+    seed: of all.
+  """
+  ids = {word: vocabulary().encode(word)[0] for word in headline_texts.word_list()}
+  stories = functools.partial(headline_texts.prompt, seed=seed)
+  return Corpus(
+    'headlines',
+    lambda number: ' '.join(stories(number)),
+    _cached(lambda number: headline_texts.ballot(stories(number), ids)),
+    _generated_splits(num_train, num_test),
+    vocabulary(),
+    seed,
+    tuple(ids.values()),
+  )
+
+
+@functools.cache
+def generated_extracts(num_train: int | None = None, num_test: int = 400, seed: int = 0) -> Corpus:
+  """Generated posts of up to eight sentences, and extracts of one to three of them: 400 responses.
+
+  Arguments as of `headlines`.
+  """
+  post = functools.lru_cache(maxsize=2**14)(lambda number: post_sources.generate(number, seed))
+  splits = _generated_splits(num_train, num_test)
+  return _extracts('generated_extracts', post, splits, vocabulary(), seed)
+
+
+@functools.cache
+def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int = 0) -> Corpus:
+  """SciTLDR (Cachola et al. 2020) as train.jsonl and valid.jsonl of the `tldr_3_filtered` schema in `data_dir`.
+
+  Args:
+    data_dir: holds both files.
+    vocabulary_file: a SentencePiece model.
+    extra_ids: its sentinels; the first 8 mark sentences.
+    seed: of demonstrations and comparisons.
+  """
+  vocabulary = vocabularies.sentencepiece(vocabulary_file, extra_ids)
+  all_posts: list[post_sources.Post] = []
+  splits = {}
+  for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
+    rows = readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr)
+    found = post_sources.from_rows(rows)
+    splits[split] = range(len(all_posts), len(all_posts) + len(found))
+    all_posts += found
+  return _extracts('scitldr', all_posts.__getitem__, splits, vocabulary, seed)
+
+
+def _generated_splits(num_train: int | None, num_test: int) -> dict[str, range]:
+  """Held-out prompts come first, so that they do not depend on the number of the others."""
+  end = _ENDLESS if num_train is None else num_test + num_train
+  return {'train': range(num_test, end), 'test': range(num_test)}
+
+
+def _extracts(
+  name: str,
+  post: Callable[[int], post_sources.Post],
+  splits: dict[str, range],
+  vocabulary: seqio.Vocabulary,
+  seed: int,
+) -> Corpus:
+  ids = tuple(vocabularies.marker_ids(vocabulary, post_sources.MAX_SENTENCES))
+  markers = tuple(vocabulary.decode([i]) for i in ids)
+  prompt = lambda number: post_sources.marked_text(post(number).sentences, markers)
+  ballot = _cached(lambda number: extracts.ballot(post(number), ids))
+  return Corpus(name, prompt, ballot, splits, vocabulary, seed, ids)
+
+
+@functools.cache
+def _word(vocabulary: seqio.Vocabulary, token: int) -> str:
+  return vocabulary.decode([token])
+
+
+def _cached(ballot: electorate.Ballots) -> electorate.Ballots:
+  return functools.lru_cache(maxsize=2**14)(ballot)
+
+
+def demonstrations(
+  corpus: Corpus, per_post: int = 8, num_drafts: int = 8
+) -> seqio.Task | pipeline.Stream:
+  """Each written by one annotator, drawn at random.
+
+  Args:
+    corpus: prompts and electorate.
+    per_post: demonstrations of each prompt.
+    num_drafts: random responses of which the annotator takes the favourite; the fewer, the more is left to be improved.
+  """
+
+  def rows(number):
+    rng, ballot = _rng(corpus, 'demonstrations', number), corpus.ballot(number)
+    row = _row(corpus, number)
+    for written in electorate.write(rng, ballot, np.full(per_post, num_drafts)):
+      yield row | {'response': corpus.text(ballot.responses[written])}
+
+  return _view(corpus, 'demonstrations', rows)
+
+
+def comparisons(
+  corpus: Corpus, per_post: int = 8, num_votes: int | None = None, slips: float = 0.0
+) -> seqio.Task | pipeline.Stream:
+  """Two responses each, random drafts or demonstrations, and the share of votes for the first.
+
+  Args:
+    corpus: prompts and electorate.
+    per_post: comparisons of each prompt.
+    num_votes: annotators asked, drawn at random; None: all of them. One vote is a hard and noisy label.
+    slips: share of responses that have a wrong word in them, and so mostly are none to the prompt.
+  """
+
+  def rows(number):
+    rng, ballot = _rng(corpus, 'comparisons', number), corpus.ballot(number)
+    row = _row(corpus, number)
+    num_drafts = np.where(rng.random((per_post, 1)) < 0.5, 1, 4)
+    tokens = ballot.responses[electorate.write(rng, ballot, np.repeat(num_drafts, 2, axis=1))]
+    for pair, side in np.argwhere(rng.random((per_post, 2)) < slips):
+      tokens[pair, side] = electorate.slip(rng, tokens[pair, side], corpus.alphabet)
+    first, second = (electorate.scores_of(ballot, tokens[:, side]) for side in (0, 1))
+    shares = electorate.votes(rng, first, second, num_votes)
+    for pair, share in zip(tokens, shares.tolist(), strict=True):
+      texts = {'response': corpus.text(pair[0]), 'alternative': corpus.text(pair[1])}
+      yield row | texts | {'preference': share}
+
+  return _view(corpus, 'comparisons', rows)
+
+
+def prompts(corpus: Corpus) -> seqio.Task | pipeline.Stream:
+  """The prompts alone."""
+  return _view(corpus, 'prompts', lambda number: [_row(corpus, number)])
+
+
+def renderer(corpus: Corpus, max_length: int) -> extracts.Render:
+  """What raters read for an extract: its sentences, of at most `max_length` tokens."""
+  return extracts.renderer(corpus.alphabet, max_length)
+
+
+def encoder(corpus: Corpus) -> Callable:
+  """Text to tokens."""
+  return vocabularies.encoder(corpus.vocabulary)
+
+
+def decoder(corpus: Corpus) -> Callable:
+  """Tokens to text."""
+  return vocabularies.decoder(corpus.vocabulary)
+
+
+def enumeration(corpus: Corpus) -> Callable[[Prompts], Enumeration]:
+  """Every response, with the electorate's scores of it, for given prompts."""
+  return lambda prompts: electorate.enumerate_all(corpus.ballot, np.asarray(prompts.index))
+
+
+def judge(corpus: Corpus) -> AllPairsJudge:
+  """The electorate's exact preference."""
+  return electorate.preference_fn(corpus.ballot)
+
+
+def _row(corpus: Corpus, number: int) -> dict[str, str | int]:
+  return {'index': number, 'prompt': corpus.prompt(number)}
+
+
+def _rng(corpus: Corpus, view: str, number: int) -> np.random.Generator:
+  """A generator of its own for each prompt of a view."""
+  return np.random.default_rng([corpus.seed, sum(ord(letter) for letter in view), number])
+
+
+def _view(
+  corpus: Corpus, view: str, rows: Callable[[int], Iterable[readers.Row]]
+) -> seqio.Task | pipeline.Stream:
+  """A task where training prompts are finite, else a stream."""
+  name = f'{corpus.name}_{view}'
+  if corpus.splits['train'].stop == _ENDLESS:
+    return pipeline.Stream(name, rows, corpus.splits, corpus.vocabulary)
+  of_split = lambda numbers: (row for number in numbers for row in rows(number))
+  by_split = {x: functools.partial(of_split, numbers) for x, numbers in corpus.splits.items()}
+  return tasks.from_rows(name, by_split, corpus.vocabulary)
