@@ -10,10 +10,10 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.judges import tables
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
   Algorithm,
-  AllPairsJudge,
   Losses,
   MixtureWeights,
   Pair,
@@ -130,22 +130,6 @@ def against_opponent(preference_fn: PreferenceFn) -> PayoffFn:
   return payoffs
 
 
-def preference_table(
-  preference_fn: PreferenceFn,
-  prompts: Prompts,
-  responses: Int[Array, 'N T'],
-  alternatives: Int[Array, 'M T'],
-) -> Float[Array, 'B k m']:
-  """P(y_i ≻ y'_j|x) of all k·m pairs of each prompt, by the judge's own table if it has one."""
-  if isinstance(preference_fn, AllPairsJudge):
-    return preference_fn.table(prompts, responses, alternatives)
-  size = prompts.tokens.shape[0]
-  first, second = (x.reshape(size, -1, x.shape[-1]) for x in (responses, alternatives))
-  shape = size, first.shape[1], second.shape[1]
-  flat = lambda x: jnp.broadcast_to(x, (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
-  return preference_fn(prompts, flat(first[:, :, None]), flat(second[:, None])).reshape(shape)
-
-
 def mean_preference(
   preference_fn: PreferenceFn,
   prompts: Prompts,
@@ -153,14 +137,16 @@ def mean_preference(
   opponents: Int[Array, 'M T'],
 ) -> Float[Array, 'N']:
   """P(y ≻ π') of every response, as the mean over all the opponents that its prompt has."""
-  return preference_table(preference_fn, prompts, response, opponents).mean(axis=-1).reshape(-1)
+  return (
+    tables.preference_table(preference_fn, prompts, response, opponents).mean(axis=-1).reshape(-1)
+  )
 
 
 def mean_preference_of_others(
   preference_fn: PreferenceFn, prompts: Prompts, responses: Int[Array, 'N T']
 ) -> Float[Array, 'N']:
   """P(y_i ≻ π_θ) of every response, as the mean over the k − 1 others that its prompt has."""
-  table = preference_table(preference_fn, prompts, responses, responses)
+  table = tables.preference_table(preference_fn, prompts, responses, responses)
   size = table.shape[-1]
   others = jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, table), axis=-1)
   return (others / (size - 1)).reshape(-1)

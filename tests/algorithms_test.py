@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import algorithms
+from nlhf_jax import algorithms, losses
 from nlhf_jax.models.policy import as_rollout
-from nlhf_jax.types import Comparison, PolicyParams, Prompts, Scored
+from nlhf_jax.types import Comparison, Policy, PolicyParams, Prompts, Scored
 from tests.models.mixture_test import exact_log_probs
 
 TAU = 0.3
@@ -116,10 +116,88 @@ def test_leave_one_out_is_unbiased_and_shrinks_the_variance():
   draws = np.stack(np.meshgrid(*[range(3)] * 3, indexing='ij'), -1).reshape(-1, 3)
   weight = p[draws].prod(-1)
   plain = (score[draws] * payoff[draws]).mean(-1)
-  groups = algorithms.leave_one_out(jnp.asarray(payoff[draws].reshape(-1), jnp.float32), 3)
+  groups = losses.leave_one_out(jnp.asarray(payoff[draws].reshape(-1), jnp.float32), 3)
   better = (score[draws] * np.asarray(groups).reshape(-1, 3)).mean(-1)
   np.testing.assert_allclose(weight @ better, weight @ plain, rtol=1e-5)
   assert weight @ better**2 < 0.3 * (weight @ plain**2)
+
+
+# One word out of three, tokens 1 to 3; θ are logits.
+WORDS = np.array([[1], [2], [3]], np.int32)
+THETA, MU = np.array([0.3, -0.5, 0.1], np.float32), np.array([-0.2, 0.4, 0.0], np.float32)
+CYCLE = np.array([[0.5, 0.9, 0.3], [0.1, 0.5, 0.8], [0.7, 0.2, 0.5]], np.float32)
+
+
+def _one_word_policy():
+  def log_prob(params, prompts, tokens):
+    return jax.nn.log_softmax(params)[tokens - 1]
+
+  return Policy(lambda rng: jnp.asarray(THETA), log_prob, None, None)
+
+
+def _cycle_judge(prompts, response, alternative):
+  return jnp.asarray(CYCLE)[response[:, 0] - 1, alternative[:, 0] - 1]
+
+
+def _all_groups(method, other, k, all_pairs):
+  """The gradient that each group of k responses, and of k alternatives, gives; and how likely the group is."""
+  algorithm = method(_one_word_policy(), _cycle_judge, num_samples=k, all_pairs=all_pairs)
+  each_other = len(algorithm.mixtures) == 1
+  draws = np.stack(np.meshgrid(*[range(3)] * (k if each_other else 2 * k), indexing='ij'), -1)
+  draws = draws.reshape(-1, draws.shape[-1])
+  pi = jax.nn.softmax(THETA)
+  weight = np.prod(pi[draws[:, :k]], axis=-1)
+  second = draws[:, :k] if each_other else draws[:, k:]
+  if not each_other:
+    weight = weight * np.prod(np.asarray(other)[second], axis=-1)
+  size = len(draws)
+  tokens = [as_rollout(jnp.asarray(WORDS[x.reshape(-1)])) for x in (draws[:, :k], second)]
+  prompts = Prompts(jnp.zeros((size, 1), jnp.int32), jnp.zeros(size, jnp.int32))
+  reference = jax.nn.log_softmax(MU)[tokens[0].tokens - 1]
+  batch = algorithm.score(Comparison(prompts, *tokens, None, reference))
+
+  def of_groups(theta):
+    return algorithm.loss(theta, batch).value.reshape(size, k).mean(axis=-1)
+
+  return np.asarray(jax.jacobian(of_groups)(jnp.asarray(THETA))), np.asarray(weight)
+
+
+METHODS_OF_GROUPS = {
+  'self_play': (functools.partial(algorithms.self_play, tau=TAU), THETA),
+  'nash_md_pg': (
+    functools.partial(algorithms.nash_md_pg, tau=TAU, beta=0.4),
+    0.6 * THETA + 0.4 * MU,
+  ),
+  'best_response': (functools.partial(algorithms.best_response, tau=TAU), MU),
+}
+
+
+@pytest.mark.parametrize('all_pairs', [True, False])
+@pytest.mark.parametrize('k', [1, 2, 3])
+@pytest.mark.parametrize('method', METHODS_OF_GROUPS)
+def test_expected_gradient_of_a_group_is_the_exact_one(method, k, all_pairs):
+  """Over every group of k responses and every one of their opponents."""
+  make, logits = METHODS_OF_GROUPS[method]
+  other = jax.nn.softmax(logits)
+  gradients, weight = _all_groups(make, other, k, all_pairs)
+
+  def objective(theta):
+    logp, reference = jax.nn.log_softmax(theta), jax.nn.log_softmax(MU)
+    return -(jnp.exp(logp) @ CYCLE @ other - TAU * kl(logp, reference))
+
+  np.testing.assert_allclose(weight @ gradients, jax.grad(objective)(THETA), atol=3e-7)
+
+
+@pytest.mark.parametrize('method', METHODS_OF_GROUPS)
+def test_all_pairs_have_less_variance_than_single_ones(method):
+  """With three responses to a prompt; the same draws but for self-play, which draws half as many."""
+  make, logits = METHODS_OF_GROUPS[method]
+  spread = []
+  for all_pairs in (True, False):
+    gradients, weight = _all_groups(make, jax.nn.softmax(logits), 3, all_pairs)
+    mean = weight @ gradients
+    spread.append(weight @ np.sum(np.square(gradients - mean), axis=-1))
+  assert spread[0] < 0.8 * spread[1]
 
 
 @pytest.mark.parametrize('num_samples', [1, 3])

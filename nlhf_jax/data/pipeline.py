@@ -17,8 +17,7 @@ import numpy as np
 import seqio
 from jaxtyping import Int
 
-from nlhf_jax.data import buckets
-from nlhf_jax.data import vocabularies
+from nlhf_jax.data import buckets, vocabularies
 from nlhf_jax.types import EOS, PAD, Comparison, Demonstration, Prompts, Rollout
 from nlhf_jax.votes import readers
 

@@ -1,18 +1,23 @@
 """How well a judge predicts held-out votes: accuracy, log-loss, calibration error, raw position bias.
 
 Beside it two trivial judges that do not read the text: "the longer wins" and "the first wins". Intervals resample
-prompts, since comparisons of one prompt are not independent.
+prompts, since comparisons of one prompt are not independent. Where responses can be enumerated, all pairs of them are asked:
+how much of what no reward can say the judge holds.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import special
 
+from nlhf_jax.games import fits, sources
+from nlhf_jax.judges.tables import preference_table
 from nlhf_jax.models import preference_model
 from nlhf_jax.runtime import processes
-from nlhf_jax.types import Comparison, Params, PreferenceFn
+from nlhf_jax.types import Comparison, Enumeration, Params, PreferenceFn, Prompts
 
 NUM_BINS = 10
 NUM_RESAMPLES = 2000
@@ -29,7 +34,7 @@ def measure(judge: PreferenceFn, comparisons: Comparison, batch_size: int = 64) 
   Returns:
     `accuracy` (a tie of either side counts half), `log_loss` in nats, `calibration_error` (expected, over 10 bins of
     equal width), `longer_wins` and `first_wins` (accuracies of the trivial judges), each accuracy with its 95 %
-    interval, and `num_comparisons`.
+    interval, `entropy_of_votes` (the log-loss of a judge who knows every share), and `num_comparisons`.
   """
   votes = np.asarray(comparisons.preference, np.float64)
   predicted = _judge_all(judge, comparisons, batch_size)
@@ -42,10 +47,69 @@ def measure(judge: PreferenceFn, comparisons: Comparison, batch_size: int = 64) 
     'num_comparisons': int(votes.size),
     'accuracy': _with_interval(agreement(predicted, votes), groups),
     'log_loss': float(np.mean(log_loss(predicted, votes))),
+    'entropy_of_votes': float(np.mean(log_loss(votes, votes))),
     'calibration_error': calibration_error(predicted, votes),
     'longer_wins': _with_interval(agreement(longer, votes), groups),
     'first_wins': _with_interval(agreement(np.ones_like(votes), votes), groups),
   }
+
+
+def measure_all_pairs(
+  judge: PreferenceFn,
+  prompts: Prompts,
+  enumeration: Enumeration,
+  *,
+  max_responses: int = 24,
+  batch_size: int = 10,
+) -> dict[str, float]:
+  """A judge against the annotators on all pairs of some responses to each prompt.
+
+  Args:
+    judge: P(y ≻ y'|x).
+    prompts: held out.
+    enumeration: their responses and the annotators' scores of them.
+    max_responses: to each prompt, drawn at random.
+    batch_size: prompts to a call.
+
+  Returns:
+    `log_loss` in nats beside its floor, `entropy_of_votes`, and beside that of the best `bradley_terry` fit to each prompt;
+    `cyclic_share` of the variance of P − ½, the annotators' and `cyclic_share_of_judge`; and the judge's cyclic part
+    against the annotators': `cyclic_correlation`, and `cyclic_slope` of a line through the origin.
+  """
+  tokens, votes = _some_responses(enumeration, max_responses)
+  rewards = np.stack([fits.bradley_terry(table) for table in votes])
+  line = special.expit(rewards[:, :, None] - rewards[:, None])
+  answers = []
+  for start in range(0, len(tokens), batch_size):
+    rows = slice(start, start + batch_size)
+    part = Prompts(prompts.tokens[rows], prompts.index[rows])
+    asked = jnp.asarray(tokens[rows].reshape(-1, tokens.shape[-1]))
+    answers.append(processes.gather(preference_table(judge, part, asked, asked)))
+  predicted = np.concatenate(answers).astype(np.float64)
+  cyclic, of_judge = (np.stack([fits.cyclic_part(p) for p in x]) for x in (votes, predicted))
+  size, size_of_judge = np.sum(cyclic**2) + 1e-12, np.sum(of_judge**2) + 1e-12
+  return {
+    'log_loss': float(np.mean(log_loss(predicted, votes))),
+    'entropy_of_votes': float(np.mean(log_loss(votes, votes))),
+    'bradley_terry': float(np.mean(log_loss(line, votes))),
+    'cyclic_share': float(size / np.sum((votes - 0.5) ** 2)),
+    'cyclic_share_of_judge': float(size_of_judge / (np.sum((predicted - 0.5) ** 2) + 1e-12)),
+    'cyclic_correlation': float(np.sum(cyclic * of_judge) / np.sqrt(size * size_of_judge)),
+    'cyclic_slope': float(np.sum(cyclic * of_judge) / size),
+  }
+
+
+def _some_responses(
+  enumeration: Enumeration, number: int
+) -> tuple[Int[np.ndarray, 'B k T'], Float[np.ndarray, 'B k k']]:
+  """As many responses of each prompt, at random, and how the annotators compare them."""
+  rng = np.random.default_rng(0)
+  valid = [np.flatnonzero(np.isfinite(scores[0])) for scores in enumeration.scores]
+  number = min(number, *(len(x) for x in valid))
+  chosen = [np.sort(rng.permutation(x)[:number]) for x in valid]
+  tokens = np.stack([x[n] for x, n in zip(enumeration.responses, chosen, strict=True)])
+  scores = [x[:, n] for x, n in zip(enumeration.scores, chosen, strict=True)]
+  return tokens, np.stack([sources.from_scores(x) for x in scores])
 
 
 def agreement(

@@ -19,10 +19,12 @@ from nlhf_jax.types import (
   Algorithm,
   Batch,
   Comparison,
+  Enumeration,
   ParameterSet,
   Params,
   Policy,
   PreferenceFn,
+  Prompts,
   RewardFn,
 )
 
@@ -71,6 +73,8 @@ class Experiment(NamedTuple):
   network: nn.Module | None = None
   # Comparisons that a judge is tested on, once it is trained.
   held_out: Callable[[], Comparison] | None = None
+  # All responses to their prompts, where they can be enumerated: the judge is tested on all pairs, too.
+  enumeration: Callable[[Prompts], Enumeration] | None = None
   num_microbatches: int = 1
   # Steps.
   log_every: int = 10

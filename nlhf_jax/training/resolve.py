@@ -25,12 +25,17 @@ from nlhf_jax.types import (
   Algorithm,
   Batch,
   Comparison,
+  Enumeration,
   FixedPoint,
   Params,
   PolicyParams,
   PreferenceFn,
+  Prompts,
   TrainState,
 )
+
+# Held-out prompts on which a judge is asked about all pairs of responses.
+_NUM_ENUMERATED = 40
 
 
 class Run(NamedTuple):
@@ -95,7 +100,7 @@ def resolve(
     experiment.keep,
     _reference_of(experiment, algorithm, state),
     experiment.held_out,
-    functools.partial(_test_judge, experiment.model, experiment.adapters),
+    functools.partial(_test_judge, experiment.model, experiment.adapters, experiment.enumeration),
     layout,
   )
 
@@ -219,6 +224,7 @@ def judge_of(model: Model, params: Params) -> PreferenceFn:
 def _test_judge(
   model: Model,
   adapters: lora.Lora | None,
+  enumeration: Callable[[Prompts], Enumeration] | None,
   params: PolicyParams,
   held_out: Comparison,
 ) -> dict[str, Any]:
@@ -226,7 +232,18 @@ def _test_judge(
   merged = params.online
   if adapters is not None:
     merged = lora.merge(adapters, Adapted(params.base, merged))
-  result = judge_accuracy.measure(judge_of(model, merged), held_out)
+  judge = judge_of(model, merged)
+  result = judge_accuracy.measure(judge, held_out)
+  if enumeration is not None:
+    prompts = _first_prompts(held_out.prompts, _NUM_ENUMERATED)
+    result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration(prompts))
   if isinstance(model, preference_model.PreferenceModel):
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result
+
+
+def _first_prompts(prompts: Prompts, number: int) -> Prompts:
+  """The first different ones."""
+  _, first = np.unique(prompts.index, return_index=True)
+  rows = np.sort(first)[:number]
+  return Prompts(prompts.tokens[rows], prompts.index[rows])

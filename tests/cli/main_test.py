@@ -127,7 +127,7 @@ def test_method_without_its_reference_is_refused(runs, capsys):
 def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
   flags = [
     EVALUATION,
-    *(f for f in SMALL if 'summaries' in f),
+    *(f for f in SMALL if 'corpora' in f),
     '--gin.tournament.Evaluation.baseline=None',
   ]
   labelled = [
@@ -291,7 +291,7 @@ def test_reference_bound_on_the_command_line(runs, capsys, tmp_path):
   # The reference has moved, so it is saved.
   names = [p.name for p in (runs / 'exact' / 'checkpoints' / '2').rglob('*reference*')]
   sample = ['sample', EVALUATION, f'--run_dir={runs / "exact"}:reference', '--prompt=<s1> harbour']
-  status, output = run(capsys, *sample, *(f for f in SMALL if 'summaries' in f))
+  status, output = run(capsys, *sample, *(f for f in SMALL if 'corpora' in f))
   assert status == 0, (output.err, names)
 
 
@@ -303,7 +303,7 @@ def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, tmp
   argv = ['train', MD, gin_file, f'--run_dir={run_dir}', '--gin.NUM_STEPS=1', *SMALL]
   status, output = run(capsys, *argv)
   assert status == 0, output.err
-  flags = [EVALUATION, gin_file, *(f for f in SMALL if 'summaries' in f)]
+  flags = [EVALUATION, gin_file, *(f for f in SMALL if 'corpora' in f)]
   flags += [
     '--gin.sizes.network.num_layers=1',
     '--gin.sizes.network.emb_dim=16',

@@ -7,7 +7,7 @@ from nlhf_jax.data import corpora, vocabularies
 
 @pytest.fixture(scope='session')
 def corpus():
-  return corpora.headlines(num_train=60, num_test=20)
+  return corpora.generated_extracts(num_train=60, num_test=20)
 
 
 @pytest.fixture(scope='session')

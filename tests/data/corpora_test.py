@@ -1,9 +1,13 @@
 """Corpora of extractive summaries: three views of the same posts, and their judge."""
 
+import itertools
+
+import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data import pipeline, summaries
+from nlhf_jax.data import corpora, pipeline
+from nlhf_jax.judges import posts
 from nlhf_jax.types import Prompts
 
 LENGTHS = {'prompt_length': 64, 'response_length': 4}
@@ -24,7 +28,7 @@ def test_prompts_read_as_their_posts(corpus):
   for tokens, index in zip(batch.tokens, batch.index.tolist(), strict=True):
     text = corpus.vocabulary.decode([int(t) for t in tokens if t > 0])
     assert text == corpus.prompt(index)
-    for number, sentence in enumerate(corpus.posts[index].sentences, start=1):
+    for number, sentence in enumerate(posts.generate(index).sentences, start=1):
       assert f'<s{number}> {sentence}' in text
 
 
@@ -49,26 +53,67 @@ def test_demonstrations_are_better_than_chance(corpus):
   """Against random responses a demonstration gets more than half of the votes; the standard error is 0.014."""
   batch = pipeline.load_split(corpora.demonstrations(corpus), split='train', **LENGTHS)
   judge, rng = corpora.judge(corpus), np.random.default_rng(0)
-  enumeration = corpora.enumeration(corpus)(batch.prompts)
-  valid = [np.flatnonzero(np.isfinite(scores[0])) for scores in enumeration.scores]
-  drafts = enumeration.responses[[rng.choice(numbers) for numbers in valid]]
+  found = corpora.enumeration(corpus)(batch.prompts)
+  valid = [np.flatnonzero(np.isfinite(scores[0])) for scores in found.scores]
+  drafts = np.stack([x[rng.choice(n)] for x, n in zip(found.responses, valid, strict=True)])
   assert np.mean(judge(batch.prompts, batch.response.tokens, drafts)) > 0.54
 
 
 def test_enumeration_has_the_scores_of_each_prompt(corpus):
   prompts = Prompts(np.zeros((2, 4), np.int32), np.array([5, 3], np.int32))
   found = corpora.enumeration(corpus)(prompts)
-  np.testing.assert_array_equal(found.scores, corpus.electorate.scores[[5, 3]])
+  np.testing.assert_array_equal(found.scores, [corpus.ballot(n).scores for n in (5, 3)])
 
 
-def test_majorities_cycle_on_many_builtin_posts(corpus):
-  """No response to such a post is unbeaten."""
-  beaten = 0
-  for scores in corpus.electorate.scores:
+@pytest.mark.parametrize('make', [corpora.headlines, corpora.generated_extracts])
+def test_majorities_cycle_on_many_prompts(make):
+  """No response to such a prompt is unbeaten."""
+  beaten, generated = 0, make(num_test=80)
+  for number in generated.splits['test']:
+    scores = generated.ballot(number).scores
     valid = scores[:, np.isfinite(scores[0])]
     share = (0.5 + 0.5 * np.sign(valid[:, :, None] - valid[:, None])).mean(0)
     beaten += not (share >= 0.5 - 1e-9).all(1).any()
-  assert 0.4 < beaten / len(corpus.posts) < 0.8
+  assert 0.4 < beaten / 80 < 0.95
+
+
+@pytest.mark.parametrize('view', [corpora.demonstrations, corpora.comparisons, corpora.prompts])
+def test_endless_corpus_reads_each_prompt_once(view):
+  """Batch n is the same wherever a run resumes, and like the rows of the finite corpus."""
+  stream = view(corpora.headlines(num_test=10))
+  options = {'split': 'train', 'batch_size': 4, 'prompt_length': 6, 'response_length': 3}
+  batches = list(itertools.islice(pipeline.batches(stream, **options), 5))
+  index = [getattr(batch, 'prompts', batch).index for batch in batches]
+  np.testing.assert_array_equal(np.concatenate(index), np.arange(10, 30))
+  again = next(pipeline.batches(stream, start=3, **options))
+  jax.tree.map(np.testing.assert_array_equal, again, batches[3])
+  finite = pipeline.load_split(
+    view(corpora.headlines(num_train=20, num_test=10)),
+    split='train',
+    prompt_length=6,
+    response_length=3,
+  )
+  rows = getattr(finite, 'prompts', finite)
+  first = getattr(batches[0], 'prompts', batches[0])
+  np.testing.assert_array_equal(first.tokens[0], rows.tokens[0])
+  if view is corpora.comparisons:
+    np.testing.assert_array_equal(batches[0].response.tokens[0], finite.response.tokens[0])
+    assert batches[0].preference[0] == finite.preference[0]
+
+
+def test_slips_lose(corpus):
+  """Where one response has a wrong word and the other is one, all votes go to the other."""
+  task = corpora.comparisons(corpora.headlines(num_test=60), slips=0.5)
+  batch = pipeline.load_split(task, split='test', prompt_length=6, response_length=3)
+  assert {0.0, 1.0} <= set(batch.preference.tolist())
+  judge = corpora.judge(corpora.headlines(num_test=60))
+  np.testing.assert_allclose(
+    judge(batch.prompts, batch.response.tokens, batch.alternative.tokens),
+    batch.preference,
+    atol=1e-6,
+  )
+  known = batch.prompts.tokens[:, :, None] == batch.response.tokens[:, None]
+  assert 0.2 < np.mean(((batch.response.tokens > 1) & ~known.any(axis=1)).any(axis=1)) < 0.6
 
 
 def test_scitldr(test_data):
@@ -80,5 +125,5 @@ def test_scitldr(test_data):
     corpora.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4
   )
   ids = np.asarray(batch.response.tokens)
-  assert set(ids[ids > 1]) <= set(corpus.electorate.marker_ids)
+  assert set(ids[ids > 1]) <= set(corpus.alphabet)
   assert (np.asarray(batch.response.mask).sum(1) >= 2).all()

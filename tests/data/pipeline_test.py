@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data import pipeline, summaries, tasks, vocabularies
+from nlhf_jax.data import corpora, pipeline, tasks, vocabularies
 from nlhf_jax.types import Comparison, Demonstration, Prompts
 
 LENGTHS = {'prompt_length': 64, 'response_length': 4}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nlhf_jax.data import prompts, summaries, vocabularies
+from nlhf_jax.data import corpora, prompts, vocabularies
 from nlhf_jax.models import preference_model, rater, reward_model
 from tests.tiny import t5_network
 

@@ -1,11 +1,14 @@
 """Exact play against brute force; the fixed points of Nash-MD satisfy their equation."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import optimize, special
 
 from nlhf_jax.evaluation import exact
-from nlhf_jax.games import sources
+from nlhf_jax.games import fits, sources
+from nlhf_jax.types import FixedPoint
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.3, 0.75, 1.0])
@@ -15,7 +18,7 @@ def test_fixed_points(beta):
   scores = rng.normal(size=(2, 3, 6))
   scores[:, :, 4] = -np.inf  # No response to either prompt.
   reference = special.log_softmax(rng.normal(size=(2, 6)), axis=-1) + np.log(0.9)
-  found = exact.fixed_points(scores, reference, tau, beta)
+  found = exact.fixed_points(scores, reference, FixedPoint(tau, beta))
   for b in range(2):
     valid = np.isfinite(scores[b, 0])
     assert np.isneginf(found[b, ~valid]).all()
@@ -26,6 +29,41 @@ def test_fixed_points(beta):
     mixture = special.softmax((1 - beta) * np.log(policy) + beta * np.log(mu))
     reply = special.softmax(np.log(mu) + preference @ mixture / tau)
     np.testing.assert_allclose(policy, reply, atol=1e-8)
+
+
+def test_fixed_point_of_a_reward():
+  """μ exp(r/τ), r the best Bradley-Terry fit."""
+  rng = np.random.default_rng(0)
+  preference = sources.from_scores(rng.normal(size=(3, 5)))
+  mu = rng.dirichlet(np.ones(5))
+  found = exact.fixed_point(preference, mu, FixedPoint(0.5, None))
+  expected = special.softmax(np.log(mu) + fits.bradley_terry(preference) / 0.5)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_distance_to_the_fixed_point():
+  """The fixed point itself is at it; another policy as far as its probabilities say; SFT has none."""
+  rng = np.random.default_rng(2)
+  scores = rng.integers(0, 5, (3, 3, 4)).astype(np.float32)
+  reference = np.log(rng.dirichlet(np.ones(4), size=3) * 0.99)
+  point = FixedPoint(0.1, 0.0)
+  ideal = exact.fixed_points(scores, reference, point)
+  other = np.log(rng.dirichlet(np.ones(4), size=3) * 0.98)
+  log_probs = np.stack([ideal, other, reference])
+  found = exact.evaluate(log_probs, scores, reference, 0.1, [point, point, None])
+  np.testing.assert_allclose(found.total_variation[:, 0], 0, atol=1e-6)
+  np.testing.assert_allclose(found.duality_gap[:, 0], 0, atol=1e-6)
+  np.testing.assert_allclose(found.kl_to_fixed_point[:, 0], 0, atol=1e-6)
+  p, q = np.exp(other), np.exp(ideal)
+  rest = np.abs(p.sum(-1) - q.sum(-1))
+  np.testing.assert_allclose(
+    found.total_variation[:, 1], 0.5 * (np.abs(p - q).sum(-1) + rest), atol=1e-6
+  )
+  np.testing.assert_allclose(found.worst_case_of_fixed_point[:, 1], found.worst_case[:, 0])
+  assert np.isnan(found.total_variation[:, 2]).all()
+  table = exact.table(found, ['fixed', 'other', 'SFT'])
+  assert table['all']['total_variation']['mean'][2] is None
+  json.dumps(table, allow_nan=False)
 
 
 def test_brute_force():

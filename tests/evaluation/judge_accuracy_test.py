@@ -1,10 +1,12 @@
 """How well a judge predicts votes, by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nlhf_jax.evaluation import judge_accuracy
+from nlhf_jax.judges import electorate, headlines
 from nlhf_jax.models import preference_model
 from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.types import Comparison, Prompts
@@ -55,3 +57,28 @@ def test_position_bias():
   sigmoid = lambda x: 1 / (1 + np.exp(-x))
   expected = np.mean(0.5 * (sigmoid(forward) + sigmoid(backward)) - 0.5)
   assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_judge_on_all_pairs():
+  """The annotators themselves are at the floor and hold the whole cycle; a reward is at its fit and holds none."""
+  ballot = headlines.ballot(
+    ('earthquake', 'election', 'jubilee', 'leak', 'petition', 'recital'),
+    {story: n for n, story in enumerate(headlines.word_list(), start=2)},
+  )
+  prompts = Prompts(np.zeros((2, 6), np.int32), np.zeros(2, np.int32))
+  exact = electorate.preference_fn(lambda number: ballot)
+  both = electorate.enumerate_all(lambda number: ballot, [0, 0])
+  found = judge_accuracy.measure_all_pairs(exact, prompts, both, batch_size=1)
+  assert found['log_loss'] == pytest.approx(found['entropy_of_votes'], abs=1e-6)
+  assert found['bradley_terry'] > found['log_loss'] + 0.02
+  assert found['cyclic_share'] == pytest.approx(found['cyclic_share_of_judge'], abs=1e-6)
+  assert found['cyclic_share'] > 0.3
+  assert found['cyclic_correlation'] == pytest.approx(1, abs=1e-6)
+  assert found['cyclic_slope'] == pytest.approx(1, abs=1e-6)
+
+  def longer(prompts, response, alternative):
+    return jax.nn.sigmoid((response > 1).sum(-1) * 1.0 - (alternative > 1).sum(-1))
+
+  line = judge_accuracy.measure_all_pairs(longer, prompts, both)
+  assert line['cyclic_share_of_judge'] < 0.02
+  assert line['log_loss'] > line['bradley_terry']

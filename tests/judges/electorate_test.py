@@ -1,66 +1,27 @@
-"""The electorate: scores and votes by hand on small posts, exact in every order, and a cycle of majorities."""
+"""The electorate: votes by hand, exact in every order, in pairs and in tables; drafts, demonstrations and slips."""
 
 import collections
-import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.judges import electorate, posts
+from nlhf_jax.judges import electorate
 from nlhf_jax.types import Prompts
 
-MARKERS = tuple(range(10, 18))
-
-
-def _sets(*items):
-  return tuple(frozenset(item) for item in items)
-
-
-# Long and factual, short, broad; words 6, 1 and 2.
-CYCLE = posts.Post(
-  'cycle', ('a', 'b', 'c'), _sets('xyz', 'x', ''), _sets('tu', 't', 'tuv'), (6.0, 1.0, 2.0)
-)
-# As many sentences as there are markers.
-LONG = posts.Post('long', ('a',) * 8, _sets(*'stuvwxyz'), _sets(*'stuvwxyz'), (1.0,) * 8)
-# Two sentences only, which state facts x, y and y.
-SMALL = posts.Post('small', ('a', 'b'), _sets('xy', 'y'), _sets('t', 'u'), (4.0, 1.0))
-
-
-@pytest.fixture(scope='module')
-def table():
-  return electorate.elect([CYCLE, SMALL, LONG], MARKERS)
-
-
-@pytest.fixture(scope='module')
-def judge(table):
-  return electorate.preference_fn(table)
+# Responses 2, 3, 2 3 and 4; to the second prompt the last is none.
+RESPONSES = np.array([[2, 1, 0], [3, 1, 0], [2, 3, 1], [4, 1, 0]], np.int32)
+BALLOTS = [
+  electorate.Ballot(RESPONSES, np.array([[2, 1, 0, 0], [0, 2, 1, 0], [1, 0, 2, 0]], np.float32)),
+  electorate.Ballot(
+    RESPONSES, np.array([[1, 1, 0, -np.inf], [0, 1, 1, -np.inf], [0, 1, 2, -np.inf]], np.float32)
+  ),
+]
+JUDGE = electorate.preference_fn(BALLOTS.__getitem__)
 
 
 def _prompts(*index):
   return Prompts(np.zeros((len(index), 4), np.int32), np.array(index, np.int32))
-
-
-def _respond(*selections, length=4):
-  """Responses that name sentences from 0."""
-  tokens = np.zeros((len(selections), length), np.int32)
-  for row, selection in zip(tokens, selections, strict=True):
-    row[: len(selection) + 1] = [*(MARKERS[i] for i in selection), 1]
-  return tokens
-
-
-def test_scores_are_those_of_the_table():
-  """Recall, brevity and breadth; facts and topics that two sentences share count once, words all."""
-  scores = electorate.annotator_scores(SMALL)
-  numbers = {selection: n for n, selection in enumerate(electorate.selections())}
-  long, short, both = (scores[:, numbers[s]] for s in [(0,), (1,), (0, 1)])
-  np.testing.assert_allclose(long, [2 - 0.4, 2 - 4, 1 - 0.4], rtol=1e-6)
-  np.testing.assert_allclose(short, [1 - 0.1, 1 - 1, 1 - 0.1], rtol=1e-6)
-  np.testing.assert_allclose(both, [2 - 0.5, 2 - 5, 2 - 0.5], rtol=1e-6)
-  np.testing.assert_array_equal(scores[:, numbers[(1, 0)]], both)
-  assert np.isneginf(scores[:, numbers[(2,)]]).all()
-  assert np.isneginf(scores[:, numbers[(0, 2)]]).all()
 
 
 def test_share_of_votes_counts_ties_as_half():
@@ -72,114 +33,79 @@ def test_share_of_votes_counts_ties_as_half():
   )
 
 
-def test_selections_are_all_ordered_choices_of_up_to_three():
-  found = electorate.selections()
-  assert len(found) == len(set(found)) == 8 + 8 * 7 + 8 * 7 * 6
-  assert all(len(set(selection)) == len(selection) <= 3 for selection in found)
+def test_judge_reads_the_ballot_of_each_prompt():
+  """Two pairs to each of two prompts: a cycle of majorities in the first; in the second a tie, and no response."""
+  y, other = RESPONSES[[0, 1, 0, 3]], RESPONSES[[1, 2, 1, 0]]
+  found = JUDGE(_prompts(0, 1), y, other)
+  np.testing.assert_allclose(found, [2 / 3, 2 / 3, 1 / 6, 0], rtol=1e-6)
 
 
-def test_majorities_cycle(judge):
-  """Two of three annotators like the long response better than the short, that than the broad, that than the long.
-
-  | response | recall        | brevity    | breadth       |
-  |----------|---------------|------------|---------------|
-  | long     | 3 − .6 =  2.4 | 3 − 6 = −3 | 2 − .6 =  1.4 |
-  | short    | 1 − .1 =  0.9 | 1 − 1 =  0 | 1 − .1 =  0.9 |
-  | broad    | 0 − .2 = −0.2 | 0 − 2 = −2 | 3 − .2 =  2.8 |
-  """
-  long_short_broad = _respond((0,), (1,), (2,))
-  found = judge(_prompts(0), long_short_broad, np.roll(long_short_broad, -1, axis=0))
-  np.testing.assert_allclose(found, [2 / 3] * 3, rtol=1e-6)
+def test_table_holds_all_pairs_and_both_orders_add_up_to_exactly_one():
+  rows = np.concatenate([RESPONSES, RESPONSES])
+  table = np.asarray(JUDGE.table(_prompts(0, 1), rows, rows))
+  assert table.shape == (2, 4, 4)
+  assert np.all(table + table.swapaxes(1, 2) == 1.0)
+  for i in range(4):
+    for j in range(4):
+      pair = np.stack([RESPONSES[i]] * 2), np.stack([RESPONSES[j]] * 2)
+      np.testing.assert_array_equal(JUDGE(_prompts(0, 1), *pair), table[:, i, j])
 
 
-def test_judge_reads_the_row_of_each_prompt(judge):
-  """Two pairs to each of two prompts. To the small post sentence 2 is no response."""
-  y, other = _respond((0,), (2,), (0,), (2,)), _respond((1,), (1,), (1,), (1,))
-  found = judge(_prompts(0, 1), y, other)
-  # Small post: recall 1.6 > 0.9, brevity −2 < 0, breadth 0.6 < 0.9.
-  np.testing.assert_allclose(found, [2 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
-
-
-def test_both_orders_add_up_to_exactly_one(table, judge):
-  valid = np.flatnonzero(np.isfinite(table.scores[0, 0]))
-  pairs = np.array(list(itertools.product(valid, valid)))
-  first, second = (table.responses[column] for column in pairs.T)
-  forward, backward = (
-    np.asarray(judge(_prompts(0), *x)) for x in [(first, second), (second, first)]
-  )
-  assert np.all(forward + backward == 1.0)
-  assert set(np.round(forward * 6)) >= {0, 2, 3, 4, 6}
-
-
-def test_what_is_no_response_loses_to_every_response(judge):
-  """A marker twice, none, no end, a word; two such tie."""
-  first, second = MARKERS[:2]
-  bad = np.array(
-    [[first, first, 1, 0], [1, 0, 0, 0], [first, second, 0, 0], [2, 1, 0, 0]], np.int32
-  )
-  good = np.tile(_respond((0, 1, 2)), (4, 1))
-  for prompt in (0, 2):
-    np.testing.assert_array_equal(judge(_prompts(prompt), bad, good), 0.0)
-    np.testing.assert_array_equal(judge(_prompts(prompt), good, bad), 1.0)
-    np.testing.assert_array_equal(judge(_prompts(prompt), bad, bad[::-1]), 0.5)
+def test_what_is_no_response_loses_to_every_response():
+  """A word twice, none, no end, one after the end; two such tie."""
+  bad = np.array([[2, 2, 1, 0], [1, 0, 0, 0], [2, 3, 0, 0], [2, 1, 0, 1]], np.int32)
+  good = np.pad(RESPONSES[:1], [(0, 3), (0, 1)], mode='edge')
+  good[:, 3] = 0
+  for prompt in (0, 1):
+    np.testing.assert_array_equal(JUDGE(_prompts(prompt), bad, good), 0.0)
+    np.testing.assert_array_equal(JUDGE(_prompts(prompt), good, bad), 1.0)
+    np.testing.assert_array_equal(JUDGE(_prompts(prompt), bad, bad[::-1]), 0.5)
 
 
 @pytest.mark.parametrize('padding', [0, 3])
-def test_response_numbers_invert_the_enumeration(table, padding):
-  tokens = jnp.pad(jnp.asarray(table.responses), [(0, 0), (0, padding)])
-  numbers = electorate.response_numbers(table, tokens)
-  np.testing.assert_array_equal(numbers, np.arange(400))
+def test_response_numbers_invert_the_enumeration(padding):
+  tokens = jnp.pad(jnp.asarray(RESPONSES), [(0, 0), (0, padding)])
+  found = electorate.response_numbers(jnp.asarray(RESPONSES[None]), tokens)
+  np.testing.assert_array_equal(found, [range(4)])
 
 
-def test_tokens_after_the_end_are_no_response(table):
-  marker = MARKERS[0]
-  tokens = jnp.array(
-    [
-      [marker, 1, MARKERS[1], 0, 0],
-      [marker, 1, 0, 1, 0],
-      [marker, 0, 1, 0, 0],
-      [marker, 1, 0, 0, 7],
-    ]
-  )
-  np.testing.assert_array_equal(electorate.response_numbers(table, tokens), -1)
-
-
-def test_drafts_have_every_size_and_order_alike():
-  rng = np.random.default_rng(0)
-  found = collections.Counter(
-    electorate.selections()[electorate.draft(rng, 3)] for _ in range(3600)
-  )
-  sizes = collections.Counter()
-  for selection, count in found.items():
-    sizes[len(selection)] += count
-  assert all(sizes[n] == pytest.approx(1200, abs=120) for n in (1, 2, 3))
-  assert set(found) == {s for n in (1, 2, 3) for s in itertools.permutations(range(3), n)}
+def test_drafts_have_every_length_alike():
+  found = electorate.drafts(np.random.default_rng(0), BALLOTS[0], (6000,))
+  counts = collections.Counter(found.tolist())
+  # Three of one word, one of two.
+  assert counts[2] == pytest.approx(3000, abs=150)
+  assert all(counts[n] == pytest.approx(1000, abs=120) for n in (0, 1, 3))
+  assert 3 not in electorate.drafts(np.random.default_rng(0), BALLOTS[1], (1000,))
 
 
 def test_demonstration_is_an_annotators_favourite():
-  """Of enough drafts: by the table above the long response for recall, the short for brevity, the broad for breadth."""
-  scores = electorate.annotator_scores(CYCLE)
+  """Of enough drafts each annotator's best; of one draft any response."""
   rng = np.random.default_rng(0)
-  written = [electorate.write(rng, scores, 3, num_drafts=150) for _ in range(40)]
-  assert {electorate.selections()[n] for n in written} == {(0,), (1,), (2,)}
+  many = electorate.write(rng, BALLOTS[0], np.full(300, 60))
+  counts = collections.Counter(many.tolist())
+  assert set(counts) == {0, 1, 2}
+  assert all(count == pytest.approx(100, abs=40) for count in counts.values())
+  mixed = electorate.write(rng, BALLOTS[0], np.array([[1, 60]] * 400))
+  assert 3 in mixed[:, 0]
+  assert 3 not in mixed[:, 1]
+
+
+def test_slip_changes_one_word():
+  rng = np.random.default_rng(0)
+  found = {tuple(electorate.slip(rng, RESPONSES[2], [2, 3, 4])) for _ in range(60)}
+  assert found == {(3, 3, 1), (4, 3, 1), (2, 2, 1), (2, 4, 1)}
 
 
 def test_votes_of_few_have_the_share_of_all_as_their_mean():
-  scores = electorate.annotator_scores(CYCLE)
   rng = np.random.default_rng(0)
-  assert electorate.votes(rng, scores, 0, 1, None) == pytest.approx(2 / 3)
-  single = [electorate.votes(rng, scores, 0, 1, 1) for _ in range(2000)]
-  assert set(single) == {0.0, 1.0}
-  assert np.mean(single) == pytest.approx(2 / 3, abs=0.04)
+  first, second = (electorate.scores_of(BALLOTS[0], RESPONSES[[n]]) for n in (0, 1))
+  assert electorate.votes(rng, first, second, None) == pytest.approx(2 / 3)
+  repeat = lambda x: np.repeat(x, 2000, axis=1)
+  single = electorate.votes(rng, repeat(first), repeat(second), 1)
+  assert set(single.tolist()) == {0.0, 1.0}
+  assert single.mean() == pytest.approx(2 / 3, abs=0.04)
 
 
-def test_judge_compiles_within_a_larger_program(judge):
-  """Training samples and judges on the device."""
-  y, other = _respond((0,), (1,)), _respond((1,), (2,))
-  traced = jax.jit(lambda a, b: judge(jax.tree.map(jnp.asarray, _prompts(0)), a, b))
-  np.testing.assert_array_equal(traced(y, other), judge(_prompts(0), y, other))
-
-
-def test_wrong_number_of_markers_is_refused():
-  with pytest.raises(ValueError, match='Expected 8 marker ids, got 3'):
-    electorate.elect([SMALL], MARKERS[:3])
+def test_scores_of_what_is_no_response():
+  tokens = np.array([[2, 2, 1], [4, 1, 0]], np.int32)
+  assert np.isneginf(electorate.scores_of(BALLOTS[1], tokens)).all()
