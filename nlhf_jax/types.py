@@ -201,6 +201,10 @@ class PreferenceTableFn(Protocol):
   ) -> Float[Array, 'B k m']: ...
 
 
+# Data are NumPy's, samples are not.
+Responses = Int[Array, 'N T'] | Int[np.ndarray, 'N T']
+
+
 class AllPairsJudge(NamedTuple):
   """A judge who compares all of a prompt's responses for less than the price of the pairs."""
 
@@ -208,7 +212,7 @@ class AllPairsJudge(NamedTuple):
   table: PreferenceTableFn
 
   def __call__(
-    self, prompts: Prompts, response: Int[Array, 'N T'], alternative: Int[Array, 'N T']
+    self, prompts: Prompts, response: Responses, alternative: Responses
   ) -> Float[Array, 'N']:
     """A `PreferenceFn`."""
     return self.pairs(prompts, response, alternative)

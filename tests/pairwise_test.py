@@ -36,7 +36,7 @@ def test_pairs_are_scored_as_each_response_alone(tiny_policy, tiny_params, tiny_
 def test_mean_preference_is_over_the_opponents_of_the_same_prompt(tiny_prompts):
   rng = np.random.default_rng(0)
   y, opponents = (jnp.asarray(rng.integers(2, 6, size=(6, 3)), jnp.int32) for _ in range(2))
-  found = pairwise.mean_preference(later_wins, tiny_prompts, y, opponents, 3)
+  found = pairwise.mean_preference(later_wins, tiny_prompts, y, opponents)
   for row in range(6):
     rivals = opponents[row // 3 * 3 : row // 3 * 3 + 3]
     votes = [0.5 + 0.5 * np.sign(int(y[row, 0]) - int(rival[0])) for rival in rivals]

@@ -39,12 +39,12 @@ class Corpus(NamedTuple):
   vocabulary: seqio.Vocabulary
   # Of demonstrations and comparisons.
   seed: int
-  # Tokens that responses are made of; those of extracts are the markers of sentences.
-  alphabet: tuple[int, ...]
+  # Tokens that responses are made of, and their texts; those of extracts are the markers of sentences.
+  words: dict[int, str]
 
   def text(self, tokens: Int[np.ndarray, 'T']) -> str:
     """A response's words."""
-    return ' '.join(_word(self.vocabulary, token) for token in tokens.tolist() if token > EOS)
+    return ' '.join(self.words[token] for token in tokens.tolist() if token > EOS)
 
 
 @functools.cache
@@ -64,6 +64,7 @@ def headlines(num_train: int | None = None, num_test: int = 400, seed: int = 0) 
     seed: of all.
   """
   ids = {word: vocabulary().encode(word)[0] for word in headline_texts.word_list()}
+  words = {token: word for word, token in ids.items()}
   stories = functools.partial(headline_texts.prompt, seed=seed)
   return Corpus(
     'headlines',
@@ -72,7 +73,7 @@ def headlines(num_train: int | None = None, num_test: int = 400, seed: int = 0) 
     _generated_splits(num_train, num_test),
     vocabulary(),
     seed,
-    tuple(ids.values()),
+    words,
   )
 
 
@@ -122,15 +123,10 @@ def _extracts(
   seed: int,
 ) -> Corpus:
   ids = tuple(vocabularies.marker_ids(vocabulary, post_sources.MAX_SENTENCES))
-  markers = tuple(vocabulary.decode([i]) for i in ids)
-  prompt = lambda number: post_sources.marked_text(post(number).sentences, markers)
+  words = {token: vocabulary.decode([token]) for token in ids}
+  prompt = lambda number: post_sources.marked_text(post(number).sentences, list(words.values()))
   ballot = _cached(lambda number: extracts.ballot(post(number), ids))
-  return Corpus(name, prompt, ballot, splits, vocabulary, seed, ids)
-
-
-@functools.cache
-def _word(vocabulary: seqio.Vocabulary, token: int) -> str:
-  return vocabulary.decode([token])
+  return Corpus(name, prompt, ballot, splits, vocabulary, seed, words)
 
 
 def _cached(ballot: electorate.Ballots) -> electorate.Ballots:
@@ -175,7 +171,7 @@ def comparisons(
     num_drafts = np.where(rng.random((per_post, 1)) < 0.5, 1, 4)
     tokens = ballot.responses[electorate.write(rng, ballot, np.repeat(num_drafts, 2, axis=1))]
     for pair, side in np.argwhere(rng.random((per_post, 2)) < slips):
-      tokens[pair, side] = electorate.slip(rng, tokens[pair, side], corpus.alphabet)
+      tokens[pair, side] = electorate.slip(rng, tokens[pair, side], list(corpus.words))
     first, second = (electorate.scores_of(ballot, tokens[:, side]) for side in (0, 1))
     shares = electorate.votes(rng, first, second, num_votes)
     for pair, share in zip(tokens, shares.tolist(), strict=True):
@@ -192,7 +188,7 @@ def prompts(corpus: Corpus) -> seqio.Task | pipeline.Stream:
 
 def renderer(corpus: Corpus, max_length: int) -> extracts.Render:
   """What raters read for an extract: its sentences, of at most `max_length` tokens."""
-  return extracts.renderer(corpus.alphabet, max_length)
+  return extracts.renderer(tuple(corpus.words), max_length)
 
 
 def encoder(corpus: Corpus) -> Callable:

@@ -22,6 +22,8 @@ from nlhf_jax.types import EOS, PAD, Comparison, Demonstration, Prompts, Rollout
 from nlhf_jax.votes import readers
 
 Batch = Prompts | Demonstration | Comparison
+# One text's.
+Tokens = np.ndarray | list[int]
 
 
 class Stream(NamedTuple):
@@ -201,13 +203,13 @@ def _collate(
   return Comparison(prompts, response, alternative, numbers('preference', np.float32))
 
 
-def _warn_of_long_prompts(name: str, prompts: list[np.ndarray], length: int) -> None:
+def _warn_of_long_prompts(name: str, prompts: list[Tokens], length: int) -> None:
   if number := sum(len(tokens) > length for tokens in prompts):
     message = '%s: %d of %d prompts are longer than %d tokens and lose their end.'
     logging.warning(message, name, number, len(prompts), length)
 
 
-def _pad(sequences: list[np.ndarray], length: int) -> Any:
+def _pad(sequences: list[Tokens], length: int) -> Any:
   """NumPy's, [N, length]."""
   padded = np.full((len(sequences), length), PAD, np.int32)
   for row, tokens in zip(padded, sequences, strict=True):
@@ -215,7 +217,7 @@ def _pad(sequences: list[np.ndarray], length: int) -> Any:
   return padded
 
 
-def _rollout(sequences: list[np.ndarray], length: int) -> Rollout:
+def _rollout(sequences: list[Tokens], length: int) -> Rollout:
   tokens = _pad(sequences, length)
   return Rollout(tokens, tokens != PAD)
 

@@ -120,8 +120,8 @@ def agreement(
 
 
 def log_loss(
-  predicted: Float[np.ndarray, 'N'], votes: Float[np.ndarray, 'N']
-) -> Float[np.ndarray, 'N']:
+  predicted: Float[np.ndarray, '*rows'], votes: Float[np.ndarray, '*rows']
+) -> Float[np.ndarray, '*rows']:
   """Cross-entropy of the votes under the judge, in nats."""
   p = np.clip(predicted, 1e-7, 1 - 1e-7)
   return -votes * np.log(p) - (1 - votes) * np.log(1 - p)

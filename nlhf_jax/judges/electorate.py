@@ -37,7 +37,7 @@ def share_of_votes(
   return jnp.mean(0.5 + 0.5 * (scores > other) - 0.5 * (scores < other), axis=-1)
 
 
-def enumerate_all(ballots: Ballots, index: Sequence[int]) -> Enumeration:
+def enumerate_all(ballots: Ballots, index: Int[np.ndarray, 'B']) -> Enumeration:
   """The ballots of some prompts, which must have as many responses each, together."""
   rows = [ballots(int(number)) for number in index]
   return Enumeration(np.stack([row.responses for row in rows]), np.stack([x.scores for x in rows]))
@@ -94,10 +94,11 @@ def write(
   rng: np.random.Generator, ballot: Ballot, num_drafts: Int[np.ndarray, '*shape']
 ) -> Int[np.ndarray, '*shape']:
   """Demonstrations: each the favourite of an annotator drawn at random, among a number of random drafts."""
-  candidates = drafts(rng, ballot, (*num_drafts.shape, num_drafts.max()))
+  most = int(num_drafts.max())
+  candidates = drafts(rng, ballot, (*num_drafts.shape, most))
   annotators = rng.integers(len(ballot.scores), size=(*num_drafts.shape, 1))
   scores = ballot.scores[annotators, candidates]
-  scores = np.where(np.arange(num_drafts.max()) < num_drafts[..., None], scores, -np.inf)
+  scores = np.where(np.arange(most) < num_drafts[..., None], scores, -np.inf)
   return np.take_along_axis(candidates, np.argmax(scores, axis=-1)[..., None], axis=-1)[..., 0]
 
 

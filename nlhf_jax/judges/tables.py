@@ -19,4 +19,5 @@ def preference_table(
   first, second = (x.reshape(size, -1, x.shape[-1]) for x in (responses, alternatives))
   shape = size, first.shape[1], second.shape[1]
   flat = lambda x: jnp.broadcast_to(x, (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
-  return preference_fn(prompts, flat(first[:, :, None]), flat(second[:, None])).reshape(shape)
+  preference = preference_fn(prompts, flat(first[:, :, None]), flat(second[:, None]))
+  return jnp.asarray(preference).reshape(shape)

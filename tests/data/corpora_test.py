@@ -125,5 +125,5 @@ def test_scitldr(test_data):
     corpora.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4
   )
   ids = np.asarray(batch.response.tokens)
-  assert set(ids[ids > 1]) <= set(corpus.alphabet)
+  assert set(ids[ids > 1]) <= set(corpus.words)
   assert (np.asarray(batch.response.mask).sum(1) >= 2).all()

@@ -5,7 +5,7 @@ import pytest
 
 from nlhf_jax.data import corpora, vocabularies
 from nlhf_jax.formats import hf
-from nlhf_jax.judges import rules
+from nlhf_jax.judges import posts, rules
 from nlhf_jax.types import PreferenceFn, Prompts
 
 
@@ -48,9 +48,9 @@ def test_text_judge_reads_rendered_responses(corpus):
   """Of two sentences of a post the shorter wins, whatever their markers."""
   render = corpora.renderer(corpus, 30)
   judge = vocabularies.text_judge(rules.shorter, corpus.vocabulary, render)
-  sizes = [[len(sentence.split()) for sentence in post.sentences] for post in corpus.posts[:5]]
+  sizes = [[len(sentence.split()) for sentence in posts.generate(n).sentences] for n in range(5)]
   prompts = Prompts(_pad(corpus.vocabulary, [corpus.prompt(n) for n in range(5)], 64), np.arange(5))
-  markers = corpus.electorate.marker_ids
+  markers = list(corpus.words)
   first, second = (np.tile(np.array([[markers[i], 1, 0, 0]], np.int32), (5, 1)) for i in (0, 1))
   expected = [0.5 + 0.5 * np.sign(size[1] - size[0]) for size in sizes]
   assert len(set(expected)) > 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import pipeline, vocabularies, written
-from nlhf_jax.judges import electorate
+from nlhf_jax.judges import extracts
 from nlhf_jax.types import Prompts
 
 
@@ -20,8 +20,8 @@ def abstracts(test_data: pathlib.Path):
 
 def test_text_is_scored_like_its_extract(abstracts):
   for post in abstracts.posts[:20]:
-    expected = electorate.annotator_scores(post)
-    for number, selection in enumerate(electorate.selections()):
+    expected = extracts.annotator_scores(post)
+    for number, selection in enumerate(extracts.selections()):
       if max(selection) < len(post.sentences):
         text = ' '.join(post.sentences[i] for i in selection)
         np.testing.assert_allclose(written.scores(post, text), expected[:, number], atol=1e-4)

@@ -72,7 +72,8 @@ def evaluation(**changes) -> tournament.Evaluation:
 def enumeration(prompts):
   """One annotator, who prefers later letters."""
   assert prompts is PROMPTS
-  return Enumeration(RESPONSES, np.tile(np.array([0.0, 1.0, 2.0]), (3, 1, 1)))
+  every = np.tile(RESPONSES, (3, 1, 1))
+  return Enumeration(every, np.tile(np.array([0.0, 1.0, 2.0]), (3, 1, 1)))
 
 
 def test_files_of_win_rates_and_samples(tmp_path):
@@ -148,7 +149,9 @@ def test_first_contestant_is_the_reference(tmp_path):
 
 def test_log_probs_of_every_response():
   logits = np.random.default_rng(0).normal(size=(3, 3))
-  found = tournament.enumerate_log_probs(evaluation(), contestant(logits), PROMPTS, RESPONSES)
+  found = tournament.enumerate_log_probs(
+    evaluation(), contestant(logits), PROMPTS, np.tile(RESPONSES, (3, 1, 1))
+  )
   np.testing.assert_allclose(found, special.log_softmax(logits, axis=-1), atol=1e-6)
 
 

@@ -48,9 +48,9 @@ def test_render_agrees_with_the_corpus_text():
   prompts = Prompts(jnp.array([ids]), jnp.array([3]))
   ballot = corpus.ballot(3)
   responses = ballot.responses[np.isfinite(ballot.scores[0])]
-  rendered = extracts.render(prompts, jnp.asarray(responses), corpus.alphabet, 30)
+  rendered = extracts.render(prompts, jnp.asarray(responses), tuple(corpus.words), 30)
   for row, response in zip(np.asarray(rendered), responses, strict=True):
-    chosen = [corpus.alphabet.index(t) for t in response if t > 1]
+    chosen = [list(corpus.words).index(t) for t in response if t > 1]
     expected = ' '.join(post.sentences[i] for i in chosen)
     assert corpus.vocabulary.decode([int(t) for t in row if t]) == expected
 
