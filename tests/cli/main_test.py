@@ -91,7 +91,7 @@ def test_vocabulary_that_does_not_match_is_named(runs, capsys):
   larger = '--gin.sizes.network.vocab_size=50'
   status, output = run(capsys, 'train', MD, bad, larger, '--gin.NUM_STEPS=2', *SMALL)
   assert status == 2
-  assert '(48, 16), the network expects (50, 16): the vocabularies differ' in output.err
+  assert '(72, 16), the network expects (50, 16): the vocabularies differ' in output.err
   assert '--gin.sizes.network.vocab_size' in output.err
   assert not (runs / 'bad').exists()
 
