@@ -201,15 +201,21 @@ class PreferenceTableFn(Protocol):
   ) -> Float[Array, 'B k m']: ...
 
 
+# Data are NumPy's, samples are JAX's.
+Responses = Int[Array, 'N T'] | Int[np.ndarray, 'N T']
+
+
 class AllPairsJudge(NamedTuple):
   """A judge who compares all of a prompt's responses for less than the price of the pairs."""
 
   pairs: PreferenceFn
   table: PreferenceTableFn
 
-  def __call__(self, prompts: Prompts, response: Any, alternative: Any) -> Float[Array, 'N']:
-    """A `PreferenceFn`; data are NumPy's, samples JAX's."""
-    return self.pairs(prompts, response, alternative)
+  def __call__(
+    self, prompts: Prompts, response: Responses, alternative: Responses
+  ) -> Float[Array, 'N']:
+    """A `PreferenceFn`."""
+    return self.pairs(prompts, response, alternative)  # type: ignore[arg-type]
 
 
 @runtime_checkable
