@@ -29,7 +29,7 @@ from nlhf_jax.t5x_bridge import model as t5x_model
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPES = {'encoder_input_tokens': (4, 5), 'decoder_input_tokens': (4, 3)}
-SMALL = ('--gin.corpora.headlines.num_train=200', '--gin.corpora.headlines.num_test=20')
+SMALL = ('--gin.corpora.generated_extracts.num_train=200', '--gin.corpora.generated_extracts.num_test=20')
 NO_WARMUP = '--gin.optimizers.warmup_linear.warmup_steps=0'
 NETWORK = tiny_network()
 POLICY = policy.from_network(NETWORK, decoding.Sampling(max_length=3))
@@ -171,7 +171,7 @@ def start(tmp_path_factory):
   for stage in ('sft', 'preference'):
     assert (
       main.main(
-        ['train', f'--experiment=builtin/{stage}', f'--run_dir={root}/runs/{stage}', *quick]
+        ['train', f'--experiment=extracts/{stage}', f'--run_dir={root}/runs/{stage}', *quick]
       )
       == 0
     )
@@ -222,7 +222,7 @@ def test_job_through_t5x_train_on_1_and_8_devices(start):
 
 def test_t5xs_network_in_place_of_ours(start):
   """`nlhf train` on T5X's module, through gin, from weights that ours has trained; and its samples."""
-  gin_files = ['--experiment=builtin/nash_md_pg', f'--gin_file={ROOT}/configs/networks/t5x.gin']
+  gin_files = ['--experiment=extracts/nash_md_pg', f'--gin_file={ROOT}/configs/networks/t5x.gin']
   quick = ['--gin.NUM_STEPS=2', '--gin.BATCH_SIZE=4', NO_WARMUP, *SMALL]
   run_dir = start / 'runs' / 'theirs'
   assert main.main(['train', *gin_files, f'--run_dir={run_dir}', *quick]) == 0
