@@ -83,7 +83,7 @@ def generated_extracts(num_train: int | None = None, num_test: int = 400, seed: 
 
   Arguments as of `headlines`.
   """
-  post = functools.lru_cache(maxsize=2**14)(lambda number: post_sources.generate(number, seed))
+  post = functools.lru_cache(maxsize=2**12)(lambda number: post_sources.generate(number, seed))
   splits = _generated_splits(num_train, num_test)
   return _extracts('generated_extracts', post, splits, vocabulary(), seed)
 
@@ -130,7 +130,7 @@ def _extracts(
 
 
 def _cached(ballot: electorate.Ballots) -> electorate.Ballots:
-  return functools.lru_cache(maxsize=2**14)(ballot)
+  return functools.lru_cache(maxsize=2**12)(ballot)
 
 
 def demonstrations(

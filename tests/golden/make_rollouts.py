@@ -49,8 +49,9 @@ def step(
   reference = jax.tree.map(lambda x: 1.3 * x, online)
   judge = preference_model.from_rater(rater.in_decoder(network, TEMPLATE))
   judge_params = jax.tree.map(lambda x: 0.8 * x, online)
+  preference_fn = preference_model.preference_fn(judge, judge_params)
   method = algorithms.nash_md_pg(
-    model, preference_model.preference_fn(judge, judge_params), tau=0.1, beta=0.3, num_samples=2
+    model, preference_fn, tau=0.1, beta=0.3, num_samples=2, all_pairs=False
   )
   tokens = np.random.default_rng(0).integers(2, 24, (3, 7)).astype(np.int32)
   tokens[1, 3:], tokens[2, 1:] = PAD, PAD
