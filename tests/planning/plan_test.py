@@ -44,9 +44,9 @@ def test_reference_in_the_hosts_memory(alone):
 
 
 def test_operations_of_the_judge(alone):
-  """The judge: 2 · weights · tokens for products with weights, and attention; 2 orders of 16 pairs of 6 + 10 + 4 tokens."""
+  """The judge: 2 · weights · tokens for products with weights, and attention; 2 orders of all 2 · 2 pairs of 8 prompts, of 6 + 10 + 4 tokens."""
   cfg = run_of_many.NETWORK.config
-  rows, length = 2 * 16, 4 + 6 + 2 * 5
+  rows, length = 2 * 8 * 2 * 2, 4 + 6 + 2 * 5
   joined = cfg.num_heads * cfg.head_dim
   attention, mlp = 4 * cfg.emb_dim * joined, 3 * cfg.emb_dim * cfg.mlp_dim
   encoder = rows * length * 2 * (attention + mlp) + rows * length * length * 4 * joined

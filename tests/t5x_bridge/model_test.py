@@ -29,7 +29,10 @@ from nlhf_jax.t5x_bridge import model as t5x_model
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPES = {'encoder_input_tokens': (4, 5), 'decoder_input_tokens': (4, 3)}
-SMALL = ('--gin.corpora.generated_extracts.num_train=200', '--gin.corpora.generated_extracts.num_test=20')
+SMALL = (
+  '--gin.corpora.generated_extracts.num_train=200',
+  '--gin.corpora.generated_extracts.num_test=20',
+)
 NO_WARMUP = '--gin.optimizers.warmup_linear.warmup_steps=0'
 NETWORK = tiny_network()
 POLICY = policy.from_network(NETWORK, decoding.Sampling(max_length=3))
