@@ -133,8 +133,15 @@ def self_play(
   all_pairs: bool = True,
 ) -> Algorithm:
   """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0."""
-  result = _policy_gradient(policy, preference_fn, mixture.ONLINE, tau, num_samples, all_pairs)
-  return result._replace(fixed_point=FixedPoint(tau, 0.0))
+  return _policy_gradient(
+    policy,
+    preference_fn,
+    mixture.ONLINE,
+    tau,
+    num_samples,
+    all_pairs=all_pairs,
+    fixed_point=FixedPoint(tau, 0.0),
+  )
 
 
 def nash_md_pg(
@@ -147,9 +154,15 @@ def nash_md_pg(
   all_pairs: bool = True,
 ) -> Algorithm:
   """The policy against its geometric mixture with the reference: y' ~ π_θ^{1−β} μ^β, per token."""
-  alternative = mixture.between(beta)
-  result = _policy_gradient(policy, preference_fn, alternative, tau, num_samples, all_pairs)
-  return result._replace(fixed_point=FixedPoint(tau, beta))
+  return _policy_gradient(
+    policy,
+    preference_fn,
+    mixture.between(beta),
+    tau,
+    num_samples,
+    all_pairs=all_pairs,
+    fixed_point=FixedPoint(tau, beta),
+  )
 
 
 def nash_ema_pg(
@@ -163,9 +176,16 @@ def nash_ema_pg(
 ) -> Algorithm:
   """The policy against its past: y' ~ π_θ̄, θ̄ the exponential moving average of θ with decay κ."""
   sets = {'average': parameter_sets.average(decay)}
-  opponent = mixture.AVERAGE
-  result = _policy_gradient(policy, preference_fn, opponent, tau, num_samples, all_pairs, sets)
-  return result._replace(fixed_point=FixedPoint(tau, 0.0))
+  return _policy_gradient(
+    policy,
+    preference_fn,
+    mixture.AVERAGE,
+    tau,
+    num_samples,
+    sets,
+    all_pairs=all_pairs,
+    fixed_point=FixedPoint(tau, 0.0),
+  )
 
 
 def best_response(
@@ -177,8 +197,15 @@ def best_response(
   all_pairs: bool = True,
 ) -> Algorithm:
   """The policy against the reference: y' ~ μ. Nash-MD-PG with β = 1."""
-  result = _policy_gradient(policy, preference_fn, mixture.REFERENCE, tau, num_samples, all_pairs)
-  return result._replace(fixed_point=FixedPoint(tau, 1.0))
+  return _policy_gradient(
+    policy,
+    preference_fn,
+    mixture.REFERENCE,
+    tau,
+    num_samples,
+    all_pairs=all_pairs,
+    fixed_point=FixedPoint(tau, 1.0),
+  )
 
 
 def nash_mp(
@@ -206,10 +233,17 @@ def nash_mp(
   # τ log(π/μ) + (τ/η) log(π/π_θ̄) is (τ + τ/η) times the log-ratio to a geometric mixture of the two.
   anchor = {'reference': tau / (tau + hold), 'average': hold / (tau + hold)}
   sets = {'average': parameter_sets.average(decay)}
-  result = _policy_gradient(
-    policy, preference_fn, mixture.AVERAGE, tau + hold, num_samples, all_pairs, sets, anchor
+  return _policy_gradient(
+    policy,
+    preference_fn,
+    mixture.AVERAGE,
+    tau + hold,
+    num_samples,
+    sets,
+    anchor,
+    all_pairs=all_pairs,
+    fixed_point=FixedPoint(tau, 0.0),
   )
-  return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def _policy_gradient(
@@ -218,9 +252,11 @@ def _policy_gradient(
   alternative: MixtureWeights,
   tau: float,
   num_samples: int,
-  all_pairs: bool,
   sets: Mapping[str, ParameterSet] | None = None,
   anchor: MixtureWeights = mixture.REFERENCE,
+  *,
+  all_pairs: bool = True,
+  fixed_point: FixedPoint | None = None,
 ) -> Algorithm:
   """Each of a prompt's k responses is judged against all of its alternatives, or (all_pairs=False) against one.
 
@@ -266,7 +302,16 @@ def _policy_gradient(
     return _with_metrics(result, kl_to_reference=kl, preference=p)
 
   sets = {'reference': parameter_sets.reference()} | dict(sets or {})
-  return Algorithm(policy.init, sample, score, loss, sets, mixtures=mixtures, anchor=anchor)
+  return Algorithm(
+    policy.init,
+    sample,
+    score,
+    loss,
+    sets,
+    mixtures=mixtures,
+    anchor=anchor,
+    fixed_point=fixed_point,
+  )
 
 
 def online_ipo(
