@@ -26,7 +26,7 @@ def bradley_terry(
   """
   size = len(preference)
   weights = np.ones((size, size)) if weights is None else weights + weights.T
-  weights = weights / weights.mean()
+  weights = weights / max(weights.mean(), 1e-300)
   r = np.zeros(size)
   for _ in range(max_steps):
     predicted = 0.5 * (1 + np.tanh(0.5 * (r[:, None] - r)))

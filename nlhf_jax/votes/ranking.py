@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import optimize, special
 from scipy.sparse import csgraph
 
-from nlhf_jax.games import solve, sources
+from nlhf_jax.games import fits, solve, sources
 
 Matrix = Float[np.ndarray, 'Y Y']
 Scores = Float[np.ndarray, 'Y']
@@ -59,18 +58,8 @@ def elo(preference: Matrix, weights: Matrix | None = None, prior: float = 1e-3) 
     weights: comparisons of each pair; None: all alike.
     prior: weight of a Gaussian around the mean, in comparisons; it keeps one who never lost finite.
   """
-  size = len(preference)
-  weights = np.ones((size, size)) if weights is None else weights
-  weights = weights * (1 - np.eye(size)) / max(weights.mean(), 1e-300)
-
-  def objective(r):
-    difference = r[:, None] - r
-    loss = np.sum(weights * preference * np.logaddexp(0, -difference)) + prior * np.sum(r**2)
-    miss = weights * (special.expit(difference) - preference)
-    return loss, miss.sum(axis=1) + 2 * prior * r
-
-  result = optimize.minimize(objective, np.zeros(size), jac=True, method='BFGS')
-  return 1500 + 400 / np.log(10) * (result.x - result.x.mean())
+  rewards = fits.bradley_terry(preference, weights, ridge=2 * prior)
+  return 1500 + 400 / np.log(10) * rewards
 
 
 def maximal_lottery(preference: Matrix) -> Scores:
