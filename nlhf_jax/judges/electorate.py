@@ -6,6 +6,7 @@ say what there is to score, and who likes what.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,32 @@ class Ballot(NamedTuple):
 
 # Number of a prompt -> its ballot.
 Ballots = Callable[[int], Ballot]
+
+
+@functools.cache
+def selections(num_items: int, max_selected: int) -> list[tuple[int, ...]]:
+  """Every ordered choice of one to `max_selected` items by number, in a fixed order."""
+  sizes = range(1, max_selected + 1)
+  return [s for size in sizes for s in itertools.permutations(range(num_items), size)]
+
+
+@functools.cache
+def incidence(num_items: int, max_selected: int) -> Float[np.ndarray, 'Y items']:
+  """1 where a selection has an item, else 0."""
+  chosen = selections(num_items, max_selected)
+  result = np.zeros((len(chosen), num_items), np.float32)
+  for number, selection in enumerate(chosen):
+    result[number, list(selection)] = 1
+  return result
+
+
+def as_responses(token_ids: Sequence[int], max_selected: int) -> Int[np.ndarray, 'Y T']:
+  """Every selection as a response: its items' tokens, and EOS."""
+  chosen = selections(len(token_ids), max_selected)
+  rows = np.full((len(chosen), max_selected + 1), PAD, np.int32)
+  for number, selection in enumerate(chosen):
+    rows[number, : len(selection) + 1] = [*(token_ids[i] for i in selection), EOS]
+  return rows
 
 
 def share_of_votes(

@@ -10,7 +10,6 @@ Majorities cycle: a long, factual summary beats a short one, which beats a broad
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.judges import posts
-from nlhf_jax.judges.electorate import Ballot
-from nlhf_jax.types import EOS, PAD, Prompts
+from nlhf_jax.judges import electorate, posts
+from nlhf_jax.types import PAD, Prompts
 
 ANNOTATORS = ('recall', 'brevity', 'breadth')
 MAX_SELECTED = 3
@@ -28,11 +26,9 @@ MAX_SELECTED = 3
 Render = Callable[[Prompts, jax.Array], jax.Array]
 
 
-@functools.cache
 def selections() -> list[tuple[int, ...]]:
   """Every response as sentence numbers from 0, in a fixed order: 8 + 8·7 + 8·7·6 = 400."""
-  sizes = range(1, MAX_SELECTED + 1)
-  return [s for size in sizes for s in itertools.permutations(range(posts.MAX_SENTENCES), size)]
+  return electorate.selections(posts.MAX_SENTENCES, MAX_SELECTED)
 
 
 @functools.cache
@@ -44,35 +40,23 @@ def responses(marker_ids: tuple[int, ...]) -> Int[np.ndarray, 'Y T']:
   """
   if len(marker_ids) != posts.MAX_SENTENCES:
     raise ValueError(f'Expected {posts.MAX_SENTENCES} marker ids, got {len(marker_ids)}.')
-  rows = np.full((len(selections()), MAX_SELECTED + 1), PAD, np.int32)
-  for number, selection in enumerate(selections()):
-    rows[number, : len(selection) + 1] = [*(marker_ids[i] for i in selection), EOS]
-  return rows
+  return electorate.as_responses(marker_ids, MAX_SELECTED)
 
 
-def ballot(post: posts.Post, marker_ids: tuple[int, ...]) -> Ballot:
+def ballot(post: posts.Post, marker_ids: tuple[int, ...]) -> electorate.Ballot:
   """Every response to a post, and every annotator's score of it."""
-  return Ballot(responses(marker_ids), annotator_scores(post))
+  return electorate.Ballot(responses(marker_ids), annotator_scores(post))
 
 
 def annotator_scores(post: posts.Post) -> Float[np.ndarray, 'K Y']:
   """Scores of every response by the table above; −inf where one names a sentence that the post lacks."""
   size = len(post.sentences)
-  chosen = _chosen()
+  chosen = electorate.incidence(posts.MAX_SENTENCES, MAX_SELECTED)
   words = chosen[:, :size] @ np.array(post.words, np.float32)
   facts = _num_distinct(chosen, post.facts)
   topics = _num_distinct(chosen, post.topics)
   scores = np.stack([facts - 0.1 * words, facts - words, topics - 0.1 * words])
   return np.where(chosen[:, size:].any(axis=1), -np.inf, scores).astype(np.float32)
-
-
-@functools.cache
-def _chosen() -> Float[np.ndarray, 'Y sentences']:
-  """1 where a response has a sentence, else 0."""
-  chosen = np.zeros((len(selections()), posts.MAX_SENTENCES), np.float32)
-  for number, selection in enumerate(selections()):
-    chosen[number, list(selection)] = 1
-  return chosen
 
 
 def _num_distinct(

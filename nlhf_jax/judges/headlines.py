@@ -16,14 +16,12 @@ should be short.
 """
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from nlhf_jax.judges.electorate import Ballot
-from nlhf_jax.types import EOS, PAD
+from nlhf_jax.judges import electorate
 
 READERS = ('Ada', 'Bo', 'Cy')
 # From small to big.
@@ -50,13 +48,6 @@ def prompt(number: int, seed: int = 0) -> tuple[str, ...]:
 
 
 @functools.cache
-def selections() -> list[tuple[int, ...]]:
-  """Every headline as places in the prompt, in a fixed order: 6 + 6·5 = 36."""
-  sizes = range(1, MAX_SELECTED + 1)
-  return [s for size in sizes for s in itertools.permutations(range(NUM_STORIES), size)]
-
-
-@functools.cache
 def worth() -> Mapping[str, Float[np.ndarray, 'K']]:
   """What each story adds to a headline, for each reader."""
   result = {}
@@ -67,16 +58,14 @@ def worth() -> Mapping[str, Float[np.ndarray, 'K']]:
   return result
 
 
-def ballot(stories: Sequence[str], token_ids: Mapping[str, int]) -> Ballot:
-  """Every headline of these stories, and every reader's score of it.
+def ballot(stories: Sequence[str], token_ids: Mapping[str, int]) -> electorate.Ballot:
+  """Every headline of these stories, 6 + 6·5 = 36 of six, and every reader's score of it.
 
   Args:
     stories: of one day.
     token_ids: of each story.
   """
-  responses = np.full((len(selections()), MAX_SELECTED + 1), PAD, np.int32)
-  scores = np.zeros((len(READERS), len(selections())), np.float32)
-  for number, selection in enumerate(selections()):
-    responses[number, : len(selection) + 1] = [*(token_ids[stories[i]] for i in selection), EOS]
-    scores[:, number] = sum(worth()[stories[i]] for i in selection)
-  return Ballot(responses, scores)
+  responses = electorate.as_responses([token_ids[story] for story in stories], MAX_SELECTED)
+  chosen = electorate.incidence(len(stories), MAX_SELECTED)
+  each = np.stack([worth()[story] for story in stories])
+  return electorate.Ballot(responses, (chosen @ each).T.astype(np.float32))

@@ -12,7 +12,7 @@ DAY = ('earthquake', 'election', 'jubilee', 'leak', 'petition', 'recital')
 def test_scores_are_those_of_the_table():
   """The biggest of each kind are worth 20, 10 or 0 to a reader, and 7 more; the smallest none; each word costs 7."""
   scores = headlines.ballot(DAY, IDS).scores
-  number = {selection: n for n, selection in enumerate(headlines.selections())}
+  number = {selection: n for n, selection in enumerate(electorate.selections(6, 2))}
   assert scores[:, number[0,]].tolist() == [20, 0, 10]  # Disaster: Ada, Bo, Cy.
   assert scores[:, number[1,]].tolist() == [10, 20, 0]  # Politics.
   assert scores[:, number[2,]].tolist() == [0, 10, 20]  # Culture.
