@@ -26,6 +26,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   for add in (
     _add_demo,
     _add_train,
+    _add_diagnose,
     _add_plan,
     _add_win_rates,
     _add_sample,
@@ -86,6 +87,19 @@ def _add_train(commands) -> None:
   group.add_argument('--coordinator_address', help='HOST:PORT of the first process')
   group.add_argument('--process_count', type=int)
   group.add_argument('--process_index', type=int, help='from 0')
+
+
+def _add_diagnose(commands) -> None:
+  parser = _command(
+    commands,
+    'diagnose',
+    'Tells what keeps a trained policy from its fixed point: judge, estimator, step, data or network.',
+    'Trains the run again with every obstacle out of the way, with each alone out of the way, and with each alone put back, and '
+    'measures the policies exactly. For tasks whose responses can be enumerated. Trials that are done are not trained again.',
+  )
+  parser.add_argument('--run_dir', required=True, help='the run; those that it names lie beside it')
+  parser.add_argument('--output_dir', help='where the trials go (default: diagnosis in the run)')
+  _add_binding(parser.add_argument_group('gin'))
 
 
 def _add_plan(commands) -> None:
@@ -210,6 +224,10 @@ def _add_gin(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     '--gin_search_paths', default='', help='comma-separated directories to look for gin files in'
   )
+  _add_binding(group)
+
+
+def _add_binding(group) -> None:
   group.add_argument(
     '--gin.NAME',
     metavar='VALUE',

@@ -93,11 +93,12 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
     raise ValueError(_explain(error)) from error
 
 
-def from_text(described: Callable[..., Any], text: str) -> Configured:
-  """The same by the text of a configuration that was kept."""
+def from_text(described: Callable[..., Any], text: str, bindings: Sequence[str] = ()) -> Configured:
+  """The same by the text of a configuration that was kept, and bindings that win over it."""
   gin.clear_config()
   try:
     gin.parse_config(text)
+    _bind(bindings, ignore_unknown_macros=False)
     return _call(described)
   except _MISTAKES as error:
     raise ValueError(_explain(error)) from error

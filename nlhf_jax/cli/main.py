@@ -2,6 +2,7 @@
 
   nlhf demo        SFT → preference and reward model → every method → win rates and a report
   nlhf train       one run
+  nlhf diagnose    what keeps a trained policy from its fixed point
   nlhf plan        what a run would take on a mesh that is not here
   nlhf win-rates   trained policies against each other
   nlhf sample      a trained policy's responses
@@ -133,6 +134,25 @@ def _train_to_the_end(configured, run_dir: pathlib.Path) -> bool:
   if step < experiment.num_steps:
     print(f'Stopped: {run_dir} at step {step} of {experiment.num_steps}; run again to go on.')
   return step >= experiment.num_steps
+
+
+def _diagnose(args: argparse.Namespace) -> None:
+  from nlhf_jax.cli import gin_config
+  from nlhf_jax.evaluation import report
+  from nlhf_jax.runtime import run_directory
+  from nlhf_jax.training import diagnosis
+  from nlhf_jax.training.experiment import Experiment
+
+  run_dir = pathlib.Path(args.run_dir)
+  output_dir = pathlib.Path(args.output_dir or run_dir / 'diagnosis')
+  configured = gin_config.from_text(Experiment, run_directory.read_config(run_dir), args.bindings)
+  with gin_config.naming_flags(configured):
+    result = diagnosis.diagnose(
+      configured.value, run_dir, output_dir, configured.fields, configured.text
+    )
+  table, sentences = diagnosis.report(result)
+  report.console().print(table)
+  print(*sentences, f'Written: {output_dir / "diagnosis.json"}', sep='\n')
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -320,6 +340,7 @@ def _configure(args, described, gin_files, bindings=(), *, ignore_unknown_macros
 _COMMANDS = {
   'demo': _demo,
   'train': _train,
+  'diagnose': _diagnose,
   'plan': _plan,
   'win-rates': _win_rates,
   'sample': _sample,

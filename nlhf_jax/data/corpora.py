@@ -23,8 +23,9 @@ from nlhf_jax.judges import posts as post_sources
 from nlhf_jax.types import EOS, AllPairsJudge, Enumeration, Prompts
 from nlhf_jax.votes import readers
 
-# Numbers of an endless split.
-_ENDLESS = 2**31 - 1
+# Where an endless split ends; validation follows.
+_ENDLESS = 2**30
+_NUM_VALIDATION = 200
 
 
 class Corpus(NamedTuple):
@@ -92,6 +93,8 @@ def generated_extracts(num_train: int | None = None, num_test: int = 400, seed: 
 def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int = 0) -> Corpus:
   """SciTLDR (Cachola et al. 2020) as train.jsonl and valid.jsonl of the `tldr_3_filtered` schema in `data_dir`.
 
+  The last posts of train.jsonl are the split 'validation', those of valid.jsonl 'test'.
+
   Args:
     data_dir: holds both files.
     vocabulary_file: a SentencePiece model.
@@ -106,13 +109,16 @@ def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int
     found = post_sources.from_rows(rows)
     splits[split] = range(len(all_posts), len(all_posts) + len(found))
     all_posts += found
+  num_train = len(splits['train']) - min(_NUM_VALIDATION, len(splits['train']) // 10)
+  splits |= {'train': splits['train'][:num_train], 'validation': splits['train'][num_train:]}
   return _extracts('scitldr', all_posts.__getitem__, splits, vocabulary, seed)
 
 
 def _generated_splits(num_train: int | None, num_test: int) -> dict[str, range]:
-  """Held-out prompts come first, so that they do not depend on the number of the others."""
+  """Held-out prompts do not depend on the number of the others; settings are chosen by those of validation."""
   end = _ENDLESS if num_train is None else num_test + num_train
-  return {'train': range(num_test, end), 'test': range(num_test)}
+  validation = range(_ENDLESS, _ENDLESS + _NUM_VALIDATION)
+  return {'train': range(num_test, end), 'validation': validation, 'test': range(num_test)}
 
 
 def _extracts(
@@ -203,12 +209,12 @@ def decoder(corpus: Corpus) -> Callable:
 
 def enumeration(corpus: Corpus) -> Callable[[Prompts], Enumeration]:
   """Every response, with the electorate's scores of it, for given prompts."""
-  return lambda prompts: electorate.enumerate_all(corpus.ballot, np.asarray(prompts.index))
+  return electorate.enumeration(corpus.ballot)
 
 
 def judge(corpus: Corpus) -> AllPairsJudge:
   """The electorate's exact preference."""
-  return electorate.preference_fn(corpus.ballot)
+  return electorate.preference_fn(enumeration(corpus))
 
 
 def _row(corpus: Corpus, number: int) -> dict[str, str | int]:

@@ -8,17 +8,18 @@ its policy be any distribution, is its fixed point: how far the policy stopped f
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
 from nlhf_jax.evaluation.win_rates import mean_with_interval
 from nlhf_jax.games import fits, solve, sources
 from nlhf_jax.games import game as games
-from nlhf_jax.types import FixedPoint
+from nlhf_jax.runtime import processes
+from nlhf_jax.types import FixedPoint, Params, Policy, Prompts
 
 
 class Exact(NamedTuple):
@@ -43,27 +44,85 @@ class Exact(NamedTuple):
   unbeaten: Bool[np.ndarray, 'B']
 
 
-def evaluate(
-  log_probs: Float[np.ndarray, 'contestants B Y'],
+@runtime_checkable
+class LogProbsFn(Protocol):
+  """log π(y|x) of every response to every prompt, in nats."""
+
+  def __call__(
+    self, params: Params, prompts: Prompts, responses: Int[np.ndarray, 'B Y T']
+  ) -> Float[np.ndarray, 'B Y']: ...
+
+
+class PromptGame(NamedTuple):
+  """The game of one prompt; its last outcome is "anything else"."""
+
+  # Which of the task's responses there are.
+  valid: Bool[np.ndarray, 'Y']
+  # P.
+  preference: Float[np.ndarray, 'outcomes outcomes']
+  # μ.
+  reference: Float[np.ndarray, 'outcomes']
+  # Where methods stop.
+  fixed_points: dict[FixedPoint, Float[np.ndarray, 'outcomes']]
+
+
+def make_games(
   scores: Float[np.ndarray, 'B K Y'],
   reference_log_probs: Float[np.ndarray, 'B Y'],
+  points: Sequence[FixedPoint | None] = (),
+) -> list[PromptGame]:
+  """Every prompt's game.
+
+  Args:
+    scores: of each annotator; −inf: no response to this prompt, whatever its probability.
+    reference_log_probs: log μ(y|x).
+    points: fixed points to find; None is passed over.
+  """
+  wanted = [point for point in dict.fromkeys(points) if point is not None]
+  games_of_prompts = []
+  for row, log_probs in zip(scores, reference_log_probs, strict=True):
+    valid, preference = sources.with_rest(row)
+    reference = _with_rest(log_probs[valid])
+    found = {point: fixed_point(preference, reference, point) for point in wanted}
+    games_of_prompts.append(PromptGame(valid, preference, reference, found))
+  return games_of_prompts
+
+
+def enumerator(policy: Policy, batch_size: int = 50) -> LogProbsFn:
+  """Parameters, prompts and all responses → log π(y|x), as many prompts at a time."""
+
+  @jax.jit
+  def score(params, part: Prompts, tokens):
+    logp = policy.log_prob(params, part, tokens.reshape(-1, tokens.shape[-1]))
+    return logp.sum(axis=-1).reshape(tokens.shape[:2])
+
+  def enumerate_all(params, prompts, responses):
+    rows = []
+    for start in range(0, len(responses), batch_size):
+      at = slice(start, start + batch_size)
+      part = Prompts(prompts.tokens[at], prompts.index[at])
+      rows.append(processes.gather(score(params, part, responses[at])))
+    return np.concatenate(rows)
+
+  return enumerate_all
+
+
+def evaluate(
+  log_probs: Float[np.ndarray, 'contestants B Y'],
+  prompt_games: Sequence[PromptGame],
   tau: float,
-  fixed_points: Sequence[FixedPoint | None] | None = None,
+  points: Sequence[FixedPoint | None] | None = None,
 ) -> Exact:
   """Plays every prompt's game.
 
   Args:
     log_probs: log π(y|x) of every contestant, prompt and response.
-    scores: of each annotator; −inf: no response to this prompt, whatever its probability.
-    reference_log_probs: log μ(y|x).
+    prompt_games: of `make_games`, with the contestants' fixed points among theirs.
     tau: strength of the regularised game whose gap is taken.
-    fixed_points: of each contestant's method; None: of none.
+    points: of each contestant's method; None: of none.
   """
-  points = [None] * len(log_probs) if fixed_points is None else list(fixed_points)
-  rows = [
-    _play(log_probs[:, b], scores[b], reference_log_probs[b], tau, points)
-    for b in range(len(scores))
-  ]
+  points = [None] * len(log_probs) if points is None else list(points)
+  rows = [_play(log_probs[:, b], one, tau, points) for b, one in enumerate(prompt_games)]
   return Exact(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -94,43 +153,21 @@ def fixed_point(
   return np.exp(log_policy - np.logaddexp.reduce(log_policy))
 
 
-def fixed_points(
-  scores: Float[np.ndarray, 'B K Y'],
-  reference_log_probs: Float[np.ndarray, 'B Y'],
-  point: FixedPoint,
-) -> Float[np.ndarray, 'B Y']:
-  """log π(y|x) of the fixed point of every prompt's game.
-
-  Args:
-    scores: of each annotator; −inf: no response to this prompt.
-    reference_log_probs: log μ(y|x).
-    point: which one.
-  """
-  result = np.full(reference_log_probs.shape, -np.inf)
-  for b, row in enumerate(scores):
-    valid, preference = _table(row)
-    policy = fixed_point(preference, _with_rest(reference_log_probs[b, valid]), point)
-    result[b, valid] = np.log(np.maximum(policy[:-1], 1e-300))
+def fixed_points(prompt_games: Sequence[PromptGame], point: FixedPoint) -> Float[np.ndarray, 'B Y']:
+  """log π(y|x) of the fixed point of every prompt's game; −∞ for what is no response."""
+  result = np.full((len(prompt_games), prompt_games[0].valid.size), -np.inf)
+  for row, one in zip(result, prompt_games, strict=True):
+    row[one.valid] = np.log(np.maximum(one.fixed_points[point][:-1], 1e-300))
   return result
 
 
-def _table(scores: Float[np.ndarray, 'K Y']):
-  """Which responses there are, and how they and "anything else", which every annotator puts last, compare."""
-  valid = np.isfinite(scores[0])
-  scores = np.concatenate([scores[:, valid], np.full((len(scores), 1), -np.inf)], axis=1)
-  return valid, sources.from_scores(scores)
-
-
-def _play(log_probs, scores, reference_log_probs, tau, points):
+def _play(log_probs, one: PromptGame, tau, points):
   """Of one prompt: the fields of `Exact`."""
-  valid, preference = _table(scores)
-  policies = np.stack([_with_rest(x[valid]) for x in log_probs])
-  reference = _with_rest(reference_log_probs[valid])
-  found = {p: fixed_point(preference, reference, p) for p in dict.fromkeys(points) if p is not None}
-  missing = np.full_like(reference, np.nan)
-  ends = np.stack([found.get(point, missing) for point in points])
+  policies = np.stack([_with_rest(x[one.valid]) for x in log_probs])
+  missing = np.full_like(one.reference, np.nan)
+  ends = np.stack([one.fixed_points.get(point, missing) for point in points])
   with jax.enable_x64(True):
-    game = games.make(preference, reference, tau)
+    game = games.make(one.preference, one.reference, tau)
     worst_case, gap, kl = jax.tree.map(np.asarray, _measure(game, policies))
     worst_case_of_end, gap_of_end, _ = jax.tree.map(np.asarray, _measure(game, ends))
   return (
@@ -141,8 +178,8 @@ def _play(log_probs, scores, reference_log_probs, tau, points):
     0.5 * np.abs(policies - ends).sum(axis=-1),
     special.rel_entr(ends, policies).sum(axis=-1),
     kl,
-    policies @ preference @ policies.T,
-    np.array(games.has_unbeaten(preference)),
+    policies @ one.preference @ policies.T,
+    np.array(games.has_unbeaten(one.preference)),
   )
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jinja2
@@ -30,6 +31,21 @@ _CURVES = {
   'log_loss': 'log-loss of votes, nats',
   'response_length': 'response length, tokens',
 }
+# Measured on prompts of each split (`evaluation.distance`).
+_DISTANCES = {
+  'duality_gap': 'duality gap',
+  'worst_case': 'worst case min P(π ≻ y)',
+  'total_variation': 'total variation to its fixed point',
+}
+_ALL_PAIRS = {
+  'log_loss': 'log-loss',
+  'entropy_of_votes': 'its floor',
+  'bradley_terry': 'best reward’s',
+  'cyclic_share_of_judge': 'cyclic share',
+  'cyclic_share': 'votes’',
+  'cyclic_correlation': 'correlation',
+  'cyclic_slope': 'slope',
+}
 _EXACT = {
   'worst_case': 'worst case min P(π ≻ y)',
   'worst_case_of_fixed_point': 'its fixed point’s',
@@ -42,6 +58,7 @@ _EXACT = {
 _SUBSETS = {
   'all': 'prompts in all',
   'no_condorcet_winner': 'prompts where no response is unbeaten',
+  'train': 'prompts of the training data',
 }
 
 
@@ -69,6 +86,7 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     exact_columns=_EXACT,
     subsets=_SUBSETS,
     judges=_judges(directory),
+    all_pairs_columns=_ALL_PAIRS,
     curves=_curves(directory),
     samples=_samples(directory / 'samples.jsonl'),
   )
@@ -79,10 +97,15 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
 
 def print_tables(directory: pathlib.Path) -> None:
   """The win-rate matrix and the exact table, on the terminal."""
-  console = rich.console.Console(width=None if rich.console.Console().is_terminal else 120)
+  out = console()
   for table in _tables(directory):
-    console.print(table)
-  console.print(f'Report: {directory / "report.html"}')
+    out.print(table)
+  out.print(f'Report: {directory / "report.html"}')
+
+
+def console() -> rich.console.Console:
+  """The terminal; where there is none, wide enough for a table."""
+  return rich.console.Console(width=None if rich.console.Console().is_terminal else 120)
 
 
 def _tables(directory: pathlib.Path):
@@ -100,9 +123,9 @@ def _tables(directory: pathlib.Path):
       cells[i] = '·'
       table.add_row(_plain(label), *cells)
     yield table
-  exact = _read_json(directory / 'exact.json')
+  exact = _read_json(directory / 'exact.json') or {}
   for subset, name in _SUBSETS.items():
-    if exact and len(exact[subset]) > 1:
+    if len(exact.get(subset, ())) > 1:
       yield _exact_table(exact, subset, f'Exact, {exact[subset]["num_prompts"]} {name}')
 
 
@@ -165,10 +188,13 @@ def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   # A run has one colour in every picture.
   colours = {name: f'C{number}' for number, name in enumerate(runs)}
   pictures = []
-  for key, title in _CURVES.items():
+  for title, keys in _pictures():
     lines = {
-      name: [(int(row['step']), float(row[key])) for row in rows if row.get(key) is not None]
+      (name, style): [
+        (int(row['step']), float(row[key])) for row in rows if row.get(key) is not None
+      ]
       for name, rows in runs.items()
+      for key, style in keys.items()
     }
     lines = {name: points for name, points in lines.items() if points}
     if lines:
@@ -176,12 +202,27 @@ def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
   return pictures
 
 
-def _plot(lines: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> str:
+def _pictures() -> Iterator[tuple[str, dict[str, str]]]:
+  """Title, and the metrics of a picture with the style of each one's lines."""
+  for name, title in _DISTANCES.items():
+    yield (
+      f'{title}, held-out prompts (dashed: training prompts)',
+      {
+        f'held_out_{name}': '-',
+        f'train_{name}': '--',
+      },
+    )
+  for key, title in _CURVES.items():
+    yield title, {key: '-'}
+
+
+def _plot(lines: dict[tuple[str, str], list[tuple[int, float]]], colours: dict[str, str]) -> str:
   """Curves as an SVG in a data URL: an image cannot run script."""
   figure = matplotlib.figure.Figure(figsize=(5.2, 3.0), layout='constrained')
   axes = figure.subplots()
-  for name, points in lines.items():
-    axes.plot(*zip(*points, strict=True), label=name, color=colours[name], linewidth=1.4)
+  for (name, style), points in lines.items():
+    label = name if style == '-' else None
+    axes.plot(*zip(*points, strict=True), style, label=label, color=colours[name], linewidth=1.4)
   axes.set_xlabel('step')
   axes.grid(alpha=0.25)
   axes.spines[['top', 'right']].set_visible(False)

@@ -34,6 +34,8 @@ class Evaluation(NamedTuple):
   # Prompts to a call of a policy or of the judge.
   batch_size: int = 50
   enumeration: Callable[[Prompts], Enumeration] | None = None
+  # Prompts that the policies were trained on: exact play shows whether they learnt them by heart.
+  train_prompts: Callable[[], Prompts] | None = None
   # Of the regularised game whose duality gap is reported.
   tau: float = 0.05
   # A label: worst cases are compared with this contestant's.
@@ -84,7 +86,11 @@ def compare(
   output_dir.mkdir(parents=True, exist_ok=True)
   win_rates.write(output_dir, win_rates.summarise(per_prompt, labels, evaluation.judge_name))
   if evaluation.enumeration is not None:
-    exact.write(output_dir, _play_exactly(evaluation, contestants, prompts))
+    found = _play_exactly(evaluation, contestants, prompts)
+    if evaluation.train_prompts is not None:
+      seen = _play_exactly(evaluation, contestants, evaluation.train_prompts())
+      found['train'] = seen['all']
+    exact.write(output_dir, found)
   rows = _samples(evaluation, labels, prompts, responses, per_prompt)
   lines = [json.dumps(row) + '\n' for row in rows]
   (output_dir / 'samples.jsonl').write_text(''.join(lines))
@@ -111,42 +117,20 @@ def _play_exactly(
   """The contents of exact.json."""
   enumeration, tau = evaluation.enumeration(prompts), evaluation.tau
   with progress.bar('exact play', len(contestants)) as advance:
-    log_probs = [
-      enumerate_log_probs(evaluation, one, prompts, enumeration.responses, advance)
-      for one in contestants.values()
-    ]
+    log_probs = []
+    for one in contestants.values():
+      score = exact.enumerator(one.policy, evaluation.batch_size)
+      log_probs.append(score(one.params, prompts, enumeration.responses))
+      advance(1)
   reference = log_probs[list(contestants).index(evaluation.reference or next(iter(contestants)))]
   ideal = [FixedPoint(tau, beta) for beta in evaluation.betas]
-  fixed = [exact.fixed_points(enumeration.scores, reference, point) for point in ideal]
-  labels = [*contestants, *(f'exact beta {beta:g}' for beta in evaluation.betas)]
   points = [*(one.fixed_point for one in contestants.values()), *ideal]
-  result = exact.evaluate(
-    np.stack([*log_probs, *fixed]), enumeration.scores, reference, tau, points
-  )
+  prompt_games = exact.make_games(enumeration.scores, reference, points)
+  fixed = [exact.fixed_points(prompt_games, point) for point in ideal]
+  labels = [*contestants, *(f'exact beta {beta:g}' for beta in evaluation.betas)]
+  result = exact.evaluate(np.stack([*log_probs, *fixed]), prompt_games, tau, points)
   baseline = evaluation.baseline if evaluation.baseline in labels else None
   return exact.table(result, labels, baseline) | {'tau': tau}
-
-
-def enumerate_log_probs(
-  evaluation: Evaluation,
-  contestant: Contestant,
-  prompts: Prompts,
-  responses: Int[np.ndarray, 'B Y T'],
-  advance: Advance = lambda steps: None,
-) -> Float[np.ndarray, 'B Y']:
-  """log π(y|x) of every response to every prompt, in nats."""
-
-  @jax.jit
-  def score(params, part: Prompts, tokens):
-    logp = contestant.policy.log_prob(params, part, tokens.reshape(-1, tokens.shape[-1]))
-    return logp.sum(axis=-1).reshape(tokens.shape[:2])
-
-  rows, size = [], evaluation.batch_size
-  for number, part in enumerate(_batches(evaluation, prompts)):
-    tokens = responses[number * size : (number + 1) * size]
-    rows.append(np.asarray(score(contestant.params, part, tokens)))
-  advance(1)
-  return np.concatenate(rows)
 
 
 def sample(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import special
 
 from nlhf_jax.games import game
@@ -102,6 +102,19 @@ def from_scores(scores: Float[np.ndarray, 'K Y']) -> Matrix:
   """The share of K annotators who score y above y'; a tie is half a vote. −inf ties with −inf."""
   above = scores[:, :, None] > scores[:, None]
   return np.mean(0.5 + 0.5 * above - 0.5 * above.swapaxes(1, 2), axis=0)
+
+
+def with_rest(
+  scores: Float[np.ndarray, 'K Y'],
+) -> tuple[Bool[np.ndarray, 'Y'], Float[np.ndarray, 'outcomes outcomes']]:
+  """Which responses there are, and how they and "anything else", which every annotator puts last, compare.
+
+  Args:
+    scores: of K annotators; −inf: no response.
+  """
+  valid = np.isfinite(scores[0])
+  rest = np.full((len(scores), 1), -np.inf)
+  return valid, from_scores(np.concatenate([scores[:, valid], rest], axis=1))
 
 
 def bradley_terry(scores: Float[np.ndarray, 'Y']) -> Matrix:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.types import EOS, PAD, AllPairsJudge, Enumeration, Prompts
+from nlhf_jax.games import fits, sources
+from nlhf_jax.types import EOS, PAD, AllPairsJudge, Enumeration, Prompts, RewardFn
 
 
 class Ballot(NamedTuple):
@@ -29,6 +30,7 @@ class Ballot(NamedTuple):
 
 # Number of a prompt -> its ballot.
 Ballots = Callable[[int], Ballot]
+EnumerationFn = Callable[[Prompts], Enumeration]
 
 
 @functools.cache
@@ -64,10 +66,15 @@ def share_of_votes(
   return jnp.mean(0.5 + 0.5 * (scores > other) - 0.5 * (scores < other), axis=-1)
 
 
-def enumerate_all(ballots: Ballots, index: Int[np.ndarray, 'B']) -> Enumeration:
-  """The ballots of some prompts, which must have as many responses each, together."""
-  rows = [ballots(int(number)) for number in index]
-  return Enumeration(np.stack([row.responses for row in rows]), np.stack([x.scores for x in rows]))
+def enumeration(ballots: Ballots) -> EnumerationFn:
+  """Prompts → their ballots together; they must have as many responses each."""
+
+  def enumerate_all(prompts: Prompts) -> Enumeration:
+    rows = [ballots(int(number)) for number in np.asarray(prompts.index)]
+    responses, scores = (np.stack(column) for column in zip(*rows, strict=True))
+    return Enumeration(responses, scores)
+
+  return enumerate_all
 
 
 def response_numbers(
@@ -81,7 +88,7 @@ def response_numbers(
   return jnp.where(jnp.any(equal, axis=-1), jnp.argmax(equal, axis=-1), -1)
 
 
-def preference_fn(ballots: Ballots) -> AllPairsJudge:
+def preference_fn(enumeration: EnumerationFn) -> AllPairsJudge:
   """The exact judge; runs on the host. What is no response to its prompt loses to every response; two such tie."""
 
   @functools.partial(jax.jit, static_argnames='every_pair')
@@ -100,9 +107,27 @@ def preference_fn(ballots: Ballots) -> AllPairsJudge:
     return share_of_votes(first, second).reshape(-1)
 
   def judge(every_pair, prompts: Prompts, first, second):
-    return vote(enumerate_all(ballots, np.asarray(prompts.index)), first, second, every_pair)
+    return vote(enumeration(prompts), first, second, every_pair)
 
   return AllPairsJudge(functools.partial(judge, False), functools.partial(judge, True))
+
+
+def reward_fn(enumeration: EnumerationFn) -> RewardFn:
+  """The best Bradley-Terry reward to each prompt's votes; runs on the host. What is no response has that of the last place."""
+
+  def reward(prompts: Prompts, tokens):
+    responses, scores = enumeration(prompts)
+    number = np.asarray(response_numbers(responses, tokens))
+    rows = []
+    for found, of_prompt in zip(number, scores, strict=True):
+      valid, preference = sources.with_rest(of_prompt)
+      fit = fits.bradley_terry(preference)
+      rewards = np.full(valid.size + 1, fit[-1])
+      rewards[:-1][valid] = fit[:-1]
+      rows.append(rewards[found])  # −1: none of them.
+    return jnp.asarray(np.concatenate(rows), jnp.float32)
+
+  return reward
 
 
 def drafts(

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import optax
 
+from nlhf_jax.evaluation import distance
 from nlhf_jax.models import lora, preference_model, reward_model
 from nlhf_jax.runtime import checkpoints, partitioning
 from nlhf_jax.types import (
@@ -75,6 +76,8 @@ class Experiment(NamedTuple):
   held_out: Callable[[], Comparison] | None = None
   # All responses to their prompts, where they can be enumerated: the judge is tested on all pairs, too.
   enumeration: Callable[[Prompts], Enumeration] | None = None
+  # What a policy is measured on while it trains, where its responses can be enumerated.
+  measured: distance.Measured | None = None
   num_microbatches: int = 1
   # Steps.
   log_every: int = 10

@@ -43,6 +43,8 @@ class Hooks(NamedTuple):
   advance: Callable[[int], None] = lambda steps: None
   # (step done) -> whether to save and return now. On many processes all must decide alike.
   stop: Callable[[int], bool] = lambda step: False
+  # (parameters, steps done) -> metrics to log beside the means.
+  measure: Callable[[PolicyParams, int], dict[str, float]] = lambda params, step: {}
 
 
 def init_state(
@@ -130,7 +132,7 @@ def train(
     done = step + 1
     last = hooks.stop(done) or done == num_steps
     if done % log_every == 0 or done == num_steps:
-      hooks.log(done, window.close())
+      hooks.log(done, window.close() | hooks.measure(state.params, done))
     if last or (save_every and done % save_every == 0):
       hooks.save(state, window.sums())
     if last:

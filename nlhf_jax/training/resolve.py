@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import optax
 
-from nlhf_jax.evaluation import judge_accuracy
+from nlhf_jax.evaluation import distance, judge_accuracy
 from nlhf_jax.models import lora, preference_model, reward_model
 from nlhf_jax.runtime import checkpoints, fingerprints, partitioning, processes
-from nlhf_jax.training import loop, parameter_sets, weights
+from nlhf_jax.training import loop, parameter_sets, steps, weights
 from nlhf_jax.training.experiment import (
   Experiment,
   Feedback,
@@ -28,6 +28,7 @@ from nlhf_jax.types import (
   Enumeration,
   FixedPoint,
   Params,
+  Policy,
   PolicyParams,
   PreferenceFn,
   Prompts,
@@ -36,6 +37,10 @@ from nlhf_jax.types import (
 
 # Held-out prompts on which a judge is asked about all pairs of responses.
 _NUM_ENUMERATED = 40
+
+
+# Parameters, and the steps done → metrics, where it is time for them.
+Measure = Callable[[PolicyParams, int], dict[str, float]]
 
 
 class Run(NamedTuple):
@@ -61,6 +66,8 @@ class Run(NamedTuple):
   held_out: Callable[[], Comparison] | None
   # How well it predicts them.
   test_judge: Callable[[PolicyParams, Comparison], dict[str, Any]]
+  # Reads the prompts that the policy is measured on; None: it is not.
+  make_measure: Callable[[], Measure] | None
   layout: partitioning.Layout | None
 
 
@@ -101,6 +108,7 @@ def resolve(
     _reference_of(experiment, algorithm, state),
     experiment.held_out,
     functools.partial(_test_judge, experiment.model, experiment.adapters, experiment.enumeration),
+    _measure_maker(experiment, algorithm, state.params),
     layout,
   )
 
@@ -213,6 +221,37 @@ def _reference_of(
   return {'from': name, 'fingerprint': fingerprint}
 
 
+def _measure_maker(
+  experiment: Experiment, algorithm: Algorithm, start: PolicyParams
+) -> Callable[[], Measure] | None:
+  """What measures the policy in training against where its method stops, μ being what it starts from."""
+  if experiment.measured is None:
+    return None
+  measured, policy = experiment.measured, trained_model(experiment)
+  if not isinstance(policy, Policy):
+    raise ValueError('Experiment.measured is for policies: leave it out where a judge is trained.')
+
+  def make() -> Measure:
+    reference = steps.over_base(start).online
+    find = distance.make_measure(measured, policy, reference, algorithm.fixed_point)
+
+    def measure(params: PolicyParams, step: int) -> dict[str, float]:
+      if step % measured.every and step != experiment.num_steps:
+        return {}
+      return distance.metrics(find(steps.over_base(params).online))
+
+    return measure
+
+  return make
+
+
+def merged_params(adapters: lora.Lora | None, params: PolicyParams) -> Params:
+  """θ as the model takes it: adapters, if there are any, merged into their base."""
+  if adapters is None:
+    return params.online
+  return lora.merge(adapters, Adapted(params.base, params.online))
+
+
 def judge_of(model: Model, params: Params) -> PreferenceFn:
   """A trained preference or reward model as a judge."""
   if isinstance(model, preference_model.PreferenceModel):
@@ -229,9 +268,7 @@ def _test_judge(
   held_out: Comparison,
 ) -> dict[str, Any]:
   """How well a trained judge predicts held-out votes."""
-  merged = params.online
-  if adapters is not None:
-    merged = lora.merge(adapters, Adapted(params.base, merged))
+  merged = merged_params(adapters, params)
   judge = judge_of(model, merged)
   result = judge_accuracy.measure(judge, held_out)
   if enumeration is not None:

@@ -34,6 +34,7 @@ def train(
   run_dir: pathlib.Path,
   fields: Mapping[str, Any] | None = None,
   config: str = '',
+  runs: pathlib.Path | None = None,
 ) -> TrainState:
   """Trains to the end, from the newest intact checkpoint if there is one; or until the process is asked to end.
 
@@ -44,6 +45,7 @@ def train(
     run_dir: made if need be, once everything it depends on has been found.
     fields: what identifies the run, by name; a directory of other ones is refused. None: the experiment's plain values.
     config: text of the configuration, which is kept with the run.
+    runs: the directory of the runs that the experiment names; None: the one that holds `run_dir`.
 
   Returns:
     The state; its step is below `num_steps` if the process was asked to end.
@@ -56,17 +58,19 @@ def train(
   run_directory.check_resumable(run_dir, fields)
   layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
   with layout.active(), processes.termination() as stop:
-    run = resolve(experiment, run_dir.parent, layout)
+    run = resolve(experiment, runs or run_dir.parent, layout)
     state, sums = _resume(run, run_dir)
     untested = run.held_out is not None and not (run_dir / _JUDGE).exists()
     # All data are read before anything is written: what is missing must not cost a run, nor leave a directory.
     held_out = run.held_out() if untested else None
+    unfinished = int(state.step) < run.num_steps
+    measure = run.make_measure() if run.make_measure and unfinished else loop.Hooks().measure
     batches = _start_reading(run.batches, int(state.step), run.num_steps)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields)
     processes.barrier('the run directory exists')
-    if int(state.step) < run.num_steps or untested:
-      state = _continue(run, run_dir, batches, state, sums, fields, stop)
+    if unfinished or untested:
+      state = _continue(run, run_dir, batches, state, sums, fields, stop, measure)
     if untested and int(state.step) == run.num_steps:
       _write_judge_test(run_dir, run.test_judge(state.params, held_out))
   return state
@@ -82,7 +86,9 @@ def _start_reading(
   return itertools.chain([next(rest)], rest)
 
 
-def _continue(run: Run, run_dir, batches, state: TrainState, sums, fields, stop) -> TrainState:
+def _continue(
+  run: Run, run_dir, batches, state: TrainState, sums, fields, stop, measure
+) -> TrainState:
   """From a state to the last step, with reports and checkpoints on the way."""
   latest, start = {}, int(state.step)
   with (
@@ -109,7 +115,7 @@ def _continue(run: Run, run_dir, batches, state: TrainState, sums, fields, stop)
         run.optimizer,
         state,
         batches,
-        loop.Hooks(keep_and_log, save, check_and_advance, stop),
+        loop.Hooks(keep_and_log, save, check_and_advance, stop, measure),
         num_steps=run.num_steps,
         num_microbatches=run.num_microbatches,
         log_every=run.log_every,

@@ -105,7 +105,7 @@ class Steps:
       sets = {name: partitioning.to_device(x) for name, x in sets.items()}
     if self.half_step is not None:
       sets[self.half_step] = params.online if half is None else half
-    return _over_base(params._replace(sets=sets))
+    return over_base(params._replace(sets=sets))
 
   def _run(self, update, state: TrainState, half: Params | None, batch, rng, clock):
     rollout = self.sample(self.played(state.params, half), batch, rng)
@@ -117,7 +117,7 @@ class Steps:
     return trained, rollout, metrics
 
 
-def _over_base(params: PolicyParams) -> PolicyParams:
+def over_base(params: PolicyParams) -> PolicyParams:
   """Adapters, if that is what the sets are, on their base; a frozen μ is the base without any."""
   if params.base is None:
     return params

@@ -18,7 +18,8 @@ def test_fixed_points(beta):
   scores = rng.normal(size=(2, 3, 6))
   scores[:, :, 4] = -np.inf  # No response to either prompt.
   reference = special.log_softmax(rng.normal(size=(2, 6)), axis=-1) + np.log(0.9)
-  found = exact.fixed_points(scores, reference, FixedPoint(tau, beta))
+  point = FixedPoint(tau, beta)
+  found = exact.fixed_points(exact.make_games(scores, reference, [point]), point)
   for b in range(2):
     valid = np.isfinite(scores[b, 0])
     assert np.isneginf(found[b, ~valid]).all()
@@ -47,10 +48,11 @@ def test_distance_to_the_fixed_point():
   scores = rng.integers(0, 5, (3, 3, 4)).astype(np.float32)
   reference = np.log(rng.dirichlet(np.ones(4), size=3) * 0.99)
   point = FixedPoint(0.1, 0.0)
-  ideal = exact.fixed_points(scores, reference, point)
+  prompt_games = exact.make_games(scores, reference, [point, None])
+  ideal = exact.fixed_points(prompt_games, point)
   other = np.log(rng.dirichlet(np.ones(4), size=3) * 0.98)
   log_probs = np.stack([ideal, other, reference])
-  found = exact.evaluate(log_probs, scores, reference, 0.1, [point, point, None])
+  found = exact.evaluate(log_probs, prompt_games, 0.1, [point, point, None])
   np.testing.assert_allclose(found.total_variation[:, 0], 0, atol=1e-6)
   np.testing.assert_allclose(found.duality_gap[:, 0], 0, atol=1e-6)
   np.testing.assert_allclose(found.kl_to_fixed_point[:, 0], 0, atol=1e-6)
@@ -73,7 +75,7 @@ def test_brute_force():
   scores[1, :, 4] = -np.inf
   log_probs = np.log(rng.dirichlet(np.ones(5), size=(2, 2)) * 0.95)
   reference, tau = np.log(np.full((2, 5), 0.19)), 0.1
-  result = exact.evaluate(log_probs, scores, reference, tau)
+  result = exact.evaluate(log_probs, exact.make_games(scores, reference), tau)
   for b in range(2):
     size = 5 - b
     table = np.full((size + 1, size + 1), 0.5)
@@ -106,7 +108,7 @@ def test_table_of_prompts_without_a_condorcet_winner():
   scores = np.stack([cycle, winner])
   uniform = np.log(np.full((2, 3), 1 / 3))
   first = np.log(np.tile([0.998, 0.001, 0.001], (2, 1)))
-  result = exact.evaluate(np.stack([uniform, first]), scores, uniform, 0.1)
+  result = exact.evaluate(np.stack([uniform, first]), exact.make_games(scores, uniform), 0.1)
   table = exact.table(result, ['uniform', 'first'], baseline='first')
   apart = table['no_condorcet_winner']
   assert (table['all']['num_prompts'], apart['num_prompts']) == (2, 1)

@@ -66,8 +66,8 @@ def test_judge_on_all_pairs():
     {story: n for n, story in enumerate(headlines.word_list(), start=2)},
   )
   prompts = Prompts(np.zeros((2, 6), np.int32), np.zeros(2, np.int32))
-  exact = electorate.preference_fn(lambda number: ballot)
-  both = electorate.enumerate_all(lambda number: ballot, np.zeros(2, np.int32))
+  enumeration = electorate.enumeration(lambda number: ballot)
+  exact, both = electorate.preference_fn(enumeration), enumeration(prompts)
   found = judge_accuracy.measure_all_pairs(exact, prompts, both, batch_size=1)
   assert found['log_loss'] == pytest.approx(found['entropy_of_votes'], abs=1e-6)
   assert found['bradley_terry'] > found['log_loss'] + 0.02

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from nlhf_jax.evaluation import tournament
+from nlhf_jax.evaluation import exact, tournament
 from nlhf_jax.types import EOS, Enumeration, Policy, Prompts, Rollout
 
 RESPONSES = np.array([[2, EOS], [3, EOS], [4, EOS]], np.int32)
@@ -149,9 +149,9 @@ def test_first_contestant_is_the_reference(tmp_path):
 
 def test_log_probs_of_every_response():
   logits = np.random.default_rng(0).normal(size=(3, 3))
-  found = tournament.enumerate_log_probs(
-    evaluation(), contestant(logits), PROMPTS, np.tile(RESPONSES, (3, 1, 1))
-  )
+  one = contestant(logits)
+  score = exact.enumerator(one.policy, batch_size=2)
+  found = score(one.params, PROMPTS, np.tile(RESPONSES, (3, 1, 1)))
   np.testing.assert_allclose(found, special.log_softmax(logits, axis=-1), atol=1e-6)
 
 

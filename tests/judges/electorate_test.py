@@ -17,7 +17,7 @@ BALLOTS = [
     RESPONSES, np.array([[1, 1, 0, -np.inf], [0, 1, 1, -np.inf], [0, 1, 2, -np.inf]], np.float32)
   ),
 ]
-JUDGE = electorate.preference_fn(BALLOTS.__getitem__)
+JUDGE = electorate.preference_fn(electorate.enumeration(BALLOTS.__getitem__))
 
 
 def _prompts(*index):

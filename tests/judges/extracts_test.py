@@ -96,7 +96,9 @@ def test_majorities_cycle():
   | short    | 1 − .1 =  0.9 | 1 − 1 =  0 | 1 − .1 =  0.9 |
   | broad    | 0 − .2 = −0.2 | 0 − 2 = −2 | 3 − .2 =  2.8 |
   """
-  judge = electorate.preference_fn({0: extracts.ballot(CYCLE, ALL_MARKERS)}.__getitem__)
+  judge = electorate.preference_fn(
+    electorate.enumeration({0: extracts.ballot(CYCLE, ALL_MARKERS)}.__getitem__)
+  )
   rows = extracts.responses(ALL_MARKERS)[[extracts.selections().index((i,)) for i in range(3)]]
   prompts = Prompts(np.zeros((1, 4), np.int32), np.zeros(1, np.int32))
   found = judge(prompts, rows, np.roll(rows, -1, axis=0))

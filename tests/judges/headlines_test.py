@@ -24,7 +24,7 @@ def test_scores_are_those_of_the_table():
 def test_majorities_cycle():
   """Two of three prefer the disaster to the politics, that to the culture, and that to the disaster."""
   ballot = headlines.ballot(DAY, IDS)
-  judge = electorate.preference_fn(lambda number: ballot)
+  judge = electorate.preference_fn(electorate.enumeration(lambda number: ballot))
   prompts = Prompts(np.zeros((1, 6), np.int32), np.zeros(1, np.int32))
   three = ballot.responses[:3]
   # Ada and Cy prefer 0 to 1; Ada and Bo 1 to 2; Bo and Cy 2 to 0.

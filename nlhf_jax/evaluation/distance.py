@@ -1,0 +1,72 @@
+"""How far a policy is from where theory says it should end, while it trains: on prompts it learns from, and on others.
+
+The curves tell apart what a table of trained policies cannot: a policy that has not got there yet, one that overshot, one
+that got there on its training prompts alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from nlhf_jax.evaluation import exact
+from nlhf_jax.types import Batch, Enumeration, FixedPoint, Params, Policy, Prompts
+
+# Split -> the policy beside its fixed point.
+Distances = dict[str, exact.Exact]
+
+
+class Measured(NamedTuple):
+  """What a policy in training is measured on."""
+
+  # Split → its prompts, such as 'train' and 'held_out'; metrics bear its name.
+  prompts: Mapping[str, Callable[[], Prompts]]
+  # All responses to them.
+  enumeration: Callable[[Prompts], Enumeration]
+  # Of the regularised game whose duality gap is taken.
+  tau: float
+  # Steps.
+  every: int = 50
+  # Where the policy should end; None: where the run's method stops.
+  fixed_point: FixedPoint | None = None
+  # start -> batches of prompts without end, where there are such (`training.diagnosis`).
+  fresh_batches: Callable[..., Iterator[Batch]] | None = None
+
+
+def make_measure(
+  measured: Measured, policy: Policy, reference: Params, fixed_point: FixedPoint | None
+) -> Callable[[Params], Distances]:
+  """Parameters → the policy against all responses, beside its fixed point.
+
+  Args:
+    measured: the prompts.
+    policy: π.
+    reference: the parameters of μ.
+    fixed_point: of the method.
+  """
+  point = measured.fixed_point or fixed_point
+  score, parts = exact.enumerator(policy), {}
+  for split, load in measured.prompts.items():
+    prompts = load()
+    responses, scores = measured.enumeration(prompts)
+    prompt_games = exact.make_games(scores, score(reference, prompts, responses), [point])
+    parts[split] = prompts, responses, prompt_games
+
+  def measure(params):
+    found = {}
+    for split, (prompts, responses, prompt_games) in parts.items():
+      log_probs = score(params, prompts, responses)[None]
+      found[split] = exact.evaluate(log_probs, prompt_games, measured.tau, [point])
+    return found
+
+  return measure
+
+
+def metrics(distances: Distances) -> dict[str, float]:
+  """Means over the prompts, by the names that metrics.jsonl has."""
+  names = ['duality_gap', 'worst_case']
+  result = {}
+  for split, found in distances.items():
+    for name in [*names, 'total_variation', 'kl_to_fixed_point']:
+      mean = float(getattr(found, name).mean())
+      if name in names or mean == mean:  # NaN: the method has no fixed point.
+        result[f'{split}_{name}'] = mean
+  return result
