@@ -88,9 +88,17 @@ def reward(model: reward_model.RewardModel) -> Algorithm:
   return Algorithm(model.init, _as_read, _as_sampled, loss, reads=Comparison)
 
 
-def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 1) -> Algorithm:
+def rlhf(
+  policy: Policy,
+  reward_fn: RewardFn,
+  *,
+  tau: float,
+  num_samples: int = 1,
+  reuse: losses.Reuse | None = None,
+) -> Algorithm:
   """KL-regularised policy gradient on a scalar reward."""
   _check_tau(tau)
+  _check_reuse(policy, reuse)
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Scored:
     (response,) = policy.play(params, [mixture.ONLINE], prompts, rng, num_samples)
@@ -107,7 +115,14 @@ def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 
     token_logp = policy.log_prob(params, rollout.prompts, rollout.response.tokens)
     reference_logp, mask = rollout.reference_token_logp, rollout.response.mask
     result = losses.policy_gradient_loss(
-      token_logp, reference_logp, rollout.advantage, mask, tau=tau, group=num_samples
+      token_logp,
+      reference_logp,
+      rollout.advantage,
+      mask,
+      tau=tau,
+      group=num_samples,
+      behaviour_token_logp=rollout.response.token_logp,
+      reuse=reuse,
     )
     kl = losses.kl_to_reference(token_logp, reference_logp, mask)
     return _with_metrics(result, kl_to_reference=kl, reward=rollout.reward)
@@ -120,6 +135,7 @@ def rlhf(policy: Policy, reward_fn: RewardFn, *, tau: float, num_samples: int = 
     {'reference': parameter_sets.reference()},
     mixtures=(mixture.ONLINE,),
     anchor=mixture.REFERENCE,
+    reusable=reuse is not None,
     fixed_point=FixedPoint(tau, None),
   )
 
@@ -131,6 +147,7 @@ def self_play(
   tau: float,
   num_samples: int = 1,
   all_pairs: bool = True,
+  reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0."""
   return _policy_gradient(
@@ -140,6 +157,7 @@ def self_play(
     tau,
     num_samples,
     all_pairs=all_pairs,
+    reuse=reuse,
     fixed_point=FixedPoint(tau, 0.0),
   )
 
@@ -152,6 +170,7 @@ def nash_md_pg(
   beta: float,
   num_samples: int = 1,
   all_pairs: bool = True,
+  reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """The policy against its geometric mixture with the reference: y' ~ π_θ^{1−β} μ^β, per token."""
   return _policy_gradient(
@@ -161,6 +180,7 @@ def nash_md_pg(
     tau,
     num_samples,
     all_pairs=all_pairs,
+    reuse=reuse,
     fixed_point=FixedPoint(tau, beta),
   )
 
@@ -173,6 +193,7 @@ def nash_ema_pg(
   decay: float,
   num_samples: int = 1,
   all_pairs: bool = True,
+  reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """The policy against its past: y' ~ π_θ̄, θ̄ the exponential moving average of θ with decay κ."""
   sets = {'average': parameter_sets.average(decay)}
@@ -184,6 +205,7 @@ def nash_ema_pg(
     num_samples,
     sets,
     all_pairs=all_pairs,
+    reuse=reuse,
     fixed_point=FixedPoint(tau, 0.0),
   )
 
@@ -195,6 +217,7 @@ def best_response(
   tau: float,
   num_samples: int = 1,
   all_pairs: bool = True,
+  reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """The policy against the reference: y' ~ μ. Nash-MD-PG with β = 1."""
   return _policy_gradient(
@@ -204,6 +227,7 @@ def best_response(
     tau,
     num_samples,
     all_pairs=all_pairs,
+    reuse=reuse,
     fixed_point=FixedPoint(tau, 1.0),
   )
 
@@ -217,11 +241,12 @@ def nash_mp(
   decay: float,
   num_samples: int = 1,
   all_pairs: bool = True,
+  reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """Nash Mirror Prox: against averaged weights θ̄, which the policy is held close to with strength τ/η.
 
   Args:
-    policy, preference_fn, tau, num_samples, all_pairs: as everywhere.
+    policy, preference_fn, tau, num_samples, all_pairs, reuse: as everywhere.
     eta: η > 0, the step size of the proximal step; the larger, the looser the hold on π_θ̄.
     decay: κ of the average, in [0, 1).
 
@@ -242,6 +267,7 @@ def nash_mp(
     sets,
     anchor,
     all_pairs=all_pairs,
+    reuse=reuse,
     fixed_point=FixedPoint(tau, 0.0),
   )
 
@@ -256,6 +282,7 @@ def _policy_gradient(
   anchor: MixtureWeights = mixture.REFERENCE,
   *,
   all_pairs: bool = True,
+  reuse: losses.Reuse | None = None,
   fixed_point: FixedPoint | None = None,
 ) -> Algorithm:
   """Each of a prompt's k responses is judged against all of its alternatives, or (all_pairs=False) against one.
@@ -263,6 +290,7 @@ def _policy_gradient(
   Where the alternatives are π_θ's too, the k responses are each other's, and nothing else is drawn.
   """
   _check_tau(tau)
+  _check_reuse(policy, reuse)
   each_other = all_pairs and alternative == mixture.ONLINE and num_samples > 1
   mixtures = (mixture.ONLINE,) if each_other else (mixture.ONLINE, alternative)
 
@@ -296,7 +324,14 @@ def _policy_gradient(
     if anchor_logp is None:
       anchor_logp = comparison.reference_token_logp
     result = losses.policy_gradient_loss(
-      token_logp, anchor_logp, advantage, mask, tau=tau, group=num_samples
+      token_logp,
+      anchor_logp,
+      advantage,
+      mask,
+      tau=tau,
+      group=num_samples,
+      behaviour_token_logp=comparison.response.token_logp,
+      reuse=reuse,
     )
     kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
     return _with_metrics(result, kl_to_reference=kl, preference=p)
@@ -310,23 +345,35 @@ def _policy_gradient(
     sets,
     mixtures=mixtures,
     anchor=anchor,
+    reusable=reuse is not None,
     fixed_point=fixed_point,
   )
 
 
 def online_ipo(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """IPO on pairs of the policy's own. Source: Calandriello et al. (2024), arXiv:2403.08635."""
-  result = _ipo(policy, preference_fn, mixture.ONLINE, tau, num_samples)
+  result = _ipo(policy, preference_fn, mixture.ONLINE, tau, num_samples, all_pairs)
   return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
 def ipo_md(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, beta: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  beta: float,
+  num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """IPO on pairs of the mixture π_θ^{1−β} μ^β. Source: Calandriello et al. (2024), arXiv:2403.08635, section 4."""
-  result = _ipo(policy, preference_fn, mixture.between(beta), tau, num_samples)
+  result = _ipo(policy, preference_fn, mixture.between(beta), tau, num_samples, all_pairs)
   return result._replace(fixed_point=FixedPoint(tau, beta))
 
 
@@ -338,11 +385,12 @@ def inpo(
   eta: float,
   refresh_every: int,
   num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """Iterative Nash policy optimisation: a mirror step from a snapshot π_t, as IPO on its pairs.
 
   Args:
-    policy, preference_fn, tau, num_samples: as everywhere.
+    policy, preference_fn, tau, num_samples, all_pairs: as everywhere.
     eta: η ≥ τ, one over the step size: h = Δ log π − (τ/η) Δ log μ − (1 − τ/η) Δ log π_t is to be (P − ½)/η.
     refresh_every: updates between snapshots.
 
@@ -353,7 +401,7 @@ def inpo(
     raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')
   anchor = {'reference': tau / eta, 'snapshot': 1 - tau / eta}
   sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
-  result = _ipo(policy, preference_fn, mixture.SNAPSHOT, eta, num_samples, sets, anchor)
+  result = _ipo(policy, preference_fn, mixture.SNAPSHOT, eta, num_samples, all_pairs, sets, anchor)
   return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
@@ -363,18 +411,26 @@ def _ipo(
   drawn_from: MixtureWeights,
   tau: float,
   num_samples: int,
+  all_pairs: bool,
   sets: Mapping[str, ParameterSet] | None = None,
   anchor: MixtureWeights = mixture.REFERENCE,
 ) -> Algorithm:
   _check_positive('tau', tau)
-  payoff_fn = pairwise.against_each_other(preference_fn)
+  payoff_fn = pairwise.against_each_other(preference_fn, all_pairs)
   loss = functools.partial(losses.squared_difference_loss, tau=tau)
   mixtures = (drawn_from, drawn_from)
-  return pairwise.make_algorithm(policy, mixtures, payoff_fn, anchor, loss, num_samples, sets)
+  return pairwise.make_algorithm(
+    policy, mixtures, payoff_fn, anchor, loss, num_samples, sets, all_pairs=all_pairs
+  )
 
 
 def egpo(
-  policy: Policy, preference_fn: PreferenceFn, *, tau: float, num_samples: int = 1
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """Extragradient preference optimisation: a half-step against itself, then the step against the half-step's policy.
 
@@ -382,11 +438,18 @@ def egpo(
   """
   _check_positive('tau', tau)
   loss = functools.partial(losses.squared_difference_loss, tau=tau)
-  payoff_fn = pairwise.against_opponent(preference_fn)
+  payoff_fn = pairwise.against_opponent(preference_fn, all_pairs)
   mixtures = (mixture.ONLINE, mixture.ONLINE, mixture.HALF_STEP)
   sets = {'half_step': parameter_sets.half_step()}
   result = pairwise.make_algorithm(
-    policy, mixtures, payoff_fn, mixture.REFERENCE, loss, num_samples, sets
+    policy,
+    mixtures,
+    payoff_fn,
+    mixture.REFERENCE,
+    loss,
+    num_samples,
+    sets,
+    all_pairs=all_pairs,
   )
   return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
@@ -401,11 +464,13 @@ def sppo(
 ) -> Algorithm:
   """Self-play preference optimisation: log π/π_t is to be η (P(y ≻ π_t) − ½). Without regularisation towards μ.
 
+  Each response answers for itself alone, so that there is nothing to be had from all pairs.
+
   Source: Wu et al. (2024), arXiv:2405.00675.
   """
   _check_positive('eta', eta)
   loss = functools.partial(losses.squared_payoff_loss, eta=eta)
-  return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples)
+  return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples, all_pairs=False)
 
 
 def dno(
@@ -415,6 +480,7 @@ def dno(
   eta: float,
   refresh_every: int,
   num_samples: int = 1,
+  all_pairs: bool = True,
 ) -> Algorithm:
   """Direct Nash optimisation: log-odds η Δ log(π/π_t) are to be Δ P(y ≻ π_t), by cross-entropy.
 
@@ -426,7 +492,7 @@ def dno(
     label = jax.nn.sigmoid(payoff[:, 0] - payoff[:, 1])
     return losses.logistic_difference_loss(log_ratio, label, scale=eta)
 
-  return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples)
+  return _from_snapshot(policy, preference_fn, loss, refresh_every, num_samples, all_pairs)
 
 
 def _from_snapshot(
@@ -435,11 +501,14 @@ def _from_snapshot(
   loss: pairwise.PairLoss,
   refresh_every: int,
   num_samples: int,
+  all_pairs: bool,
 ) -> Algorithm:
-  payoff_fn = pairwise.against_opponent(preference_fn)
+  payoff_fn = pairwise.against_opponent(preference_fn, all_pairs)
   mixtures, anchor = (mixture.SNAPSHOT,) * 3, mixture.SNAPSHOT
   sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
-  return pairwise.make_algorithm(policy, mixtures, payoff_fn, anchor, loss, num_samples, sets)
+  return pairwise.make_algorithm(
+    policy, mixtures, payoff_fn, anchor, loss, num_samples, sets, all_pairs=all_pairs
+  )
 
 
 def dpo(policy: Policy, *, tau: float) -> Algorithm:
@@ -485,6 +554,13 @@ def _as_read(params: PolicyParams, batch: Batch, rng: PRNGKey) -> Batch:
 
 def _as_sampled(batch: Batch) -> Batch:
   return batch
+
+
+def _check_reuse(policy: Policy, reuse: losses.Reuse | None) -> None:
+  if reuse is not None and not policy.untruncated:
+    raise ValueError(
+      'Rollouts that were truncated cannot be reused: set reuse to None, or top_k and top_p of the sampling off.'
+    )
 
 
 def _check_tau(tau: float) -> None:

@@ -4,6 +4,8 @@ A loss returns one value per row; the training loop adds rows up and divides by 
 μ reference, P preference in [0, 1], τ strength of the KL regularisation in preference units per nat.
 """
 
+from typing import Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -41,6 +43,51 @@ def pairwise_loss(logit: Float[Array, 'N'], preference: Float[Array, 'N']) -> Lo
   return Losses(value, jnp.ones_like(value), {'log_loss': value, 'accuracy': right})
 
 
+@runtime_checkable
+class Reuse(Protocol):
+  """What is maximised on responses of an earlier policy, per token; at that policy its gradient is the usual one."""
+
+  def __call__(
+    self,
+    log_ratio: Float[Array, 'N T'],
+    token_logp: Float[Array, 'N T'],
+    token_advantage: Float[Array, 'N T'],
+  ) -> Float[Array, 'N T']: ...
+
+
+def exact_ratio() -> Reuse:
+  """Each response counts π_θ(y|x)/π_b(y|x), π_b who drew it: unbiased, of a variance that grows with length and distance."""
+
+  def terms(log_ratio, token_logp, token_advantage):
+    weight = jnp.exp(jnp.sum(log_ratio, axis=-1, keepdims=True))
+    return jax.lax.stop_gradient(weight) * token_advantage * token_logp
+
+  return terms
+
+
+def clipped_ratio(epsilon: float = 0.2) -> Reuse:
+  """PPO's min(ρ A, clip(ρ, 1 ± ε) A) of each token: biased, and a trust region, since no token gains from going further.
+
+  Args:
+    epsilon: ε > 0.
+
+  Raises:
+    ValueError: ε is not positive.
+
+  Source: Schulman et al. (2017), arXiv:1707.06347, eq. 7.
+  """
+  if not epsilon > 0:
+    raise ValueError(f'epsilon must be positive, got {epsilon}.')
+
+  def terms(log_ratio, token_logp, token_advantage):
+    del token_logp
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+    return jnp.minimum(ratio * token_advantage, clipped * token_advantage)
+
+  return terms
+
+
 def policy_gradient_loss(
   token_logp: Float[Array, 'N T'],
   anchor_token_logp: Float[Array, 'N T'],
@@ -49,6 +96,8 @@ def policy_gradient_loss(
   *,
   tau: float,
   group: int = 1,
+  behaviour_token_logp: Float[Array, 'N T'] | None = None,
+  reuse: Reuse | None = None,
 ) -> Losses:
   """Score-function loss of the regularised game.
 
@@ -66,13 +115,20 @@ def policy_gradient_loss(
     mask: True up to and including EOS.
     tau: τ ≥ 0, in units of payoff per nat.
     group: consecutive rows that answer one prompt.
+    behaviour_token_logp: log-probs of the policy that drew the responses, where that is not π_θ itself any more.
+    reuse: what makes up for that; None: π_θ drew them.
 
   Source: Munos et al. (2024), arXiv:2312.00886, eq. 13 (preference) and eq. 16 (reward).
   """
   log_ratio = jnp.where(mask, token_logp - anchor_token_logp, 0)
   kl_to_go = leave_one_out(jnp.cumsum(log_ratio[:, ::-1], axis=-1)[:, ::-1], group)
   token_advantage = jax.lax.stop_gradient(advantage[:, None] - tau * kl_to_go)
-  value = -jnp.sum(jnp.where(mask, token_advantage * token_logp, 0), axis=-1)
+  if reuse is None:
+    terms = token_advantage * token_logp
+  else:
+    log_ratio = jnp.where(mask, token_logp - behaviour_token_logp, 0)
+    terms = reuse(log_ratio, token_logp, token_advantage)
+  value = -jnp.sum(jnp.where(mask, terms, 0), axis=-1)
   entropy = -jnp.sum(jnp.where(mask, token_logp, 0), axis=-1)
   return Losses(value, jnp.ones_like(value), {'entropy': entropy})
 

@@ -7,6 +7,7 @@ preferences of y and of y' over a common opponent.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -33,7 +34,7 @@ PairLoss = Callable[[Array, Array], Losses]
 
 @runtime_checkable
 class PayoffFn(Protocol):
-  """What y and y' are worth, in [0, 1]."""
+  """What y and each of the m alternatives that it is paired with are worth, in [0, 1]."""
 
   def __call__(
     self,
@@ -41,7 +42,7 @@ class PayoffFn(Protocol):
     response: Int[Array, 'N T'],
     alternative: Int[Array, 'N T'],
     opponent: Int[Array, 'N T'] | None,
-  ) -> Float[Array, 'N 2']: ...
+  ) -> Float[Array, 'N m 2']: ...
 
 
 def make_algorithm(
@@ -52,19 +53,26 @@ def make_algorithm(
   loss: PairLoss,
   num_samples: int,
   sets: Mapping[str, ParameterSet] | None = None,
+  *,
+  all_pairs: bool = False,
 ) -> Algorithm:
   """A method that learns from pairs.
+
+  With all pairs, each of a prompt's k responses y is paired with each of its k alternatives y': any one of the k² pairs is
+  distributed as the only one would be, so their mean is as unbiased, and of less variance, for no more sampling.
 
   Args:
     policy: π_θ.
     mixtures: who draws y, y' and, if there is a third, y''.
-    payoff_fn: gives the payoffs.
+    payoff_fn: gives the payoffs, of all pairs or of one.
     anchor: what log-ratios are taken against, as weights of parameter sets.
     loss: of log-ratios and payoffs.
-    num_samples: pairs of each prompt.
+    num_samples: responses y to each prompt, and as many y'.
     sets: parameter sets besides θ and μ.
+    all_pairs: pair each y with every y' of its prompt; False: with one.
   """
   mixtures = tuple(mixtures)
+  all_pairs = all_pairs and num_samples > 1
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Pair:
     y, y2, *opponent = policy.play(params, mixtures, prompts, rng, num_samples)
@@ -85,7 +93,10 @@ def make_algorithm(
 
   def pair_loss(params: Params, batch: Pair) -> Losses:
     logp = pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
-    result = loss(logp - batch.anchor_logp, batch.payoff)
+    log_ratio = _paired(logp - batch.anchor_logp, batch.prompts, all_pairs)
+    result = loss(log_ratio.reshape(-1, 2), batch.payoff.reshape(-1, 2))
+    of_response = lambda x: jnp.mean(x.reshape(log_ratio.shape[:-1]), axis=-1)
+    result = jax.tree.map(of_response, result)
     return result._replace(metrics=result.metrics | _metrics(batch))
 
   sets = {'reference': parameter_sets.reference()} | dict(sets or {})
@@ -98,22 +109,35 @@ def _metrics(batch: Pair) -> dict[str, Float[Array, 'N']]:
   return {
     'kl_to_reference': logp - batch.reference_logp[:, 0],
     'entropy': -logp,
-    'preference': batch.payoff[:, 0],
+    'preference': jnp.mean(batch.payoff[..., 0], axis=-1),
   }
 
 
-def against_each_other(preference_fn: PreferenceFn) -> PayoffFn:
+def _paired(x: Float[Array, 'N 2'], prompts: Prompts, all_pairs: bool) -> Float[Array, 'N m 2']:
+  """The values of each y beside those of the alternatives that it is paired with: the one of its row, or all of its prompt."""
+  if not all_pairs:
+    return x[:, None]
+  by_prompt = x.reshape(prompts.tokens.shape[0], -1, 2)
+  first, second = by_prompt[:, :, None, 0], by_prompt[:, None, :, 1]
+  return jnp.stack(jnp.broadcast_arrays(first, second), axis=-1).reshape(len(x), -1, 2)
+
+
+def against_each_other(preference_fn: PreferenceFn, all_pairs: bool) -> PayoffFn:
   """Both against y': P(y ≻ y'), and 1/2."""
 
   def payoffs(prompts, response, alternative, opponent):
     del opponent
-    p = preference_fn(prompts, response, alternative)
+    if all_pairs:
+      p = tables.preference_table(preference_fn, prompts, response, alternative)
+      p = p.reshape(response.shape[0], -1)
+    else:
+      p = preference_fn(prompts, response, alternative)[:, None]
     return jnp.stack([p, jnp.full_like(p, 0.5)], axis=-1)
 
   return payoffs
 
 
-def against_opponent(preference_fn: PreferenceFn) -> PayoffFn:
+def against_opponent(preference_fn: PreferenceFn, all_pairs: bool) -> PayoffFn:
   """Payoffs of y and y' against all k of y''.
 
   Each other's samples would not do in place of y'': given the pair, the estimate would lean towards their own
@@ -125,7 +149,7 @@ def against_opponent(preference_fn: PreferenceFn) -> PayoffFn:
       mean_preference(preference_fn, prompts, tokens, opponent)
       for tokens in (response, alternative)
     ]
-    return jnp.stack(both, axis=-1)
+    return _paired(jnp.stack(both, axis=-1), prompts, all_pairs)
 
   return payoffs
 
@@ -146,7 +170,7 @@ def mean_preference_of_others(
   preference_fn: PreferenceFn, prompts: Prompts, responses: Int[Array, 'N T']
 ) -> Float[Array, 'N']:
   """P(y_i ≻ π_θ) of every response, as the mean over the k − 1 others that its prompt has."""
-  table = tables.preference_table(preference_fn, prompts, responses, responses)
+  table = tables.preference_table(preference_fn, prompts, responses)
   size = table.shape[-1]
   others = jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, table), axis=-1)
   return (others / (size - 1)).reshape(-1)

@@ -82,8 +82,8 @@ class Pair(NamedTuple):
   reference_logp: Float[Array, 'N 2']
   # Log-probs, under the anchor, of y and of y'.
   anchor_logp: Float[Array, 'N 2']
-  # In [0, 1], of y and of y'; None: not judged yet.
-  payoff: Float[Array, 'N 2'] | None = None
+  # In [0, 1], of y and of y', or of y and of each of the m alternatives that it is paired with; None: not judged yet.
+  payoff: Float[Array, 'N *m 2'] | None = None
 
 
 class Scored(NamedTuple):
@@ -194,10 +194,13 @@ class PreferenceFn(Protocol):
 
 @runtime_checkable
 class PreferenceTableFn(Protocol):
-  """P(y ≻ y'|x) of each of a prompt's k responses against each of its m alternatives."""
+  """P(y ≻ y'|x) of each of a prompt's k responses against each of its m alternatives; None: against each other."""
 
   def __call__(
-    self, prompts: Prompts, responses: Int[Array, 'N T'], alternatives: Int[Array, 'M T']
+    self,
+    prompts: Prompts,
+    responses: Int[Array, 'N T'],
+    alternatives: Int[Array, 'M T'] | None = None,
   ) -> Float[Array, 'B k m']: ...
 
 
@@ -297,5 +300,7 @@ class Algorithm(NamedTuple):
   mixtures: tuple[MixtureWeights, ...] = ()
   # What log-ratios and KLs are measured against. None: nothing.
   anchor: MixtureWeights | None = None
+  # Whether a rollout may be trained on after θ has moved.
+  reusable: bool = False
   # None: it stops nowhere, or where no formula says.
   fixed_point: FixedPoint | None = None

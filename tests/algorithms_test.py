@@ -108,6 +108,57 @@ def test_expected_rlhf_estimator_is_the_exact_gradient(tiny_policy, params, prom
   assert_same_gradient(jax.grad(expected_loss)(params.online), jax.grad(objective)(params.online))
 
 
+def test_expected_gradient_of_reused_rollouts(tiny_policy, params, prompt, language, table):
+  """Drawn by another policy, and counted by the exact ratio: E_{y ~ π_b}[∇ loss] is the gradient at π_θ."""
+  algorithm = algorithms.self_play(
+    tiny_policy, lambda *_: None, tau=TAU, reuse=losses.exact_ratio()
+  )
+  assert algorithm.reusable
+  tokens = jnp.asarray(language)
+  reference_logp = tiny_policy.log_prob(params.named('reference'), prompt, tokens)
+  drawn_by = reference_logp  # π_b is μ.
+  opponent = jnp.exp(log_probs(tiny_policy, params.online, prompt, language))
+  response = as_rollout(tokens)._replace(token_logp=drawn_by)
+  comparison = Comparison(prompt, response, response, table @ opponent, reference_logp)
+
+  def expected_loss(online):
+    weight = jnp.exp(drawn_by.sum(-1))
+    return jnp.sum(weight * algorithm.loss(online, comparison).value)
+
+  def objective(online):
+    logp = log_probs(tiny_policy, online, prompt, language)
+    return -(jnp.exp(logp) @ table @ opponent - TAU * kl(logp, reference_logp.sum(-1)))
+
+  assert_same_gradient(jax.grad(expected_loss)(params.online), jax.grad(objective)(params.online))
+
+
+def test_clipped_ratio_is_a_trust_region():
+  """At the policy that drew, the usual gradient; further on, none for a token that gained enough."""
+  behaviour = jnp.log(jnp.array([[0.5, 0.4], [0.2, 0.9]]))
+  mask, advantage = jnp.ones((2, 2), bool), jnp.array([1.0, -1.0])
+
+  def gradient(token_logp, **settings):
+    loss = lambda x: jnp.sum(
+      losses.policy_gradient_loss(x, behaviour, advantage, mask, tau=0.0, **settings).value
+    )
+    return jax.grad(loss)(token_logp)
+
+  reuse = {'behaviour_token_logp': behaviour, 'reuse': losses.clipped_ratio(0.2)}
+  np.testing.assert_allclose(gradient(behaviour, **reuse), gradient(behaviour), rtol=1e-6)
+  moved = behaviour + jnp.log(jnp.array([[1.3, 0.7], [1.3, 0.7]]))
+  # The first gains where it is likelier, the second where it is less likely: there they are held.
+  expected = [[0.0, -0.7], [1.3, 0.0]]
+  np.testing.assert_allclose(gradient(moved, **reuse), expected, rtol=1e-5)
+  with pytest.raises(ValueError, match='epsilon must be positive, got 0'):
+    losses.clipped_ratio(0.0)
+
+
+def test_truncated_rollouts_are_not_reused(tiny_policy):
+  truncated = tiny_policy._replace(untruncated=False)
+  with pytest.raises(ValueError, match='truncated cannot be reused'):
+    algorithms.self_play(truncated, lambda *_: None, tau=0.1, reuse=losses.exact_ratio())
+
+
 def test_leave_one_out_is_unbiased_and_shrinks_the_variance():
   """Over all samples of three from a distribution: E[∇log π · payoff] stays, with less spread."""
   p = np.array([0.2, 0.5, 0.3])

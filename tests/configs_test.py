@@ -40,6 +40,11 @@ def flags(test_data, few_abstracts, chat_model):
       '--gin.corpora.generated_extracts.num_test=8',
       SHALLOW,
     ],
+    'obstacles': [
+      '--gin.corpora.generated_extracts.num_train=40',
+      '--gin.corpora.generated_extracts.num_test=8',
+      SHALLOW,
+    ],
     'scitldr': [*real(few_abstracts), SHALLOW],
     'squality': [*real(test_data / 'squality'), '--gin.RESPONSE_LENGTH=32', SHALLOW],
     'tldr': [*real(few_abstracts), *tldr, *t5],

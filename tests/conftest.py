@@ -20,9 +20,11 @@ from tests import tiny
 
 
 def pytest_configure(config: pytest.Config) -> None:
-  """A second run of the tests finds its programs compiled, also those that compile in less than a second."""
+  """A second run of the tests finds its programs compiled, those of the processes that it starts too, however small."""
   main.keep_compiled()
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
 @pytest.fixture(scope='session')

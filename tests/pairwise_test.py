@@ -33,6 +33,36 @@ def test_pairs_are_scored_as_each_response_alone(tiny_policy, tiny_params, tiny_
     np.testing.assert_allclose(pair[:, column], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize('method', ['online_ipo', 'egpo', 'dno'])
+def test_all_pairs_are_the_mean_of_single_ones(
+  method, tiny_policy, tiny_params, tiny_prompts, language
+):
+  """The loss over the k² pairs is that of each pair alone, averaged: as unbiased as one pair."""
+  settings = {'dno': {'eta': 0.5, 'refresh_every': 3}}.get(method, {'tau': 0.1})
+  make = functools.partial(
+    getattr(algorithms, method), tiny_policy, jax.jit(later_wins), **settings
+  )
+  sets = dict.fromkeys(('reference', 'snapshot', 'half_step'), tiny_params[1])
+  k = 3
+  every, single = (make(num_samples=n, all_pairs=n > 1) for n in (k, 1))
+  rollout = every.sample(PolicyParams(tiny_params[0], sets), tiny_prompts, jax.random.PRNGKey(0))
+  scored = every.score(rollout)
+  assert scored.payoff.shape == (2 * k, k, 2)
+  rows = lambda x, shift: jnp.roll(x.reshape(2, k, *x.shape[1:]), shift, axis=1).reshape(x.shape)
+  losses = []
+  for shift in range(k):
+    other = jax.tree.map(lambda x, s=shift: rows(x, s), rollout.alternative)
+    logp = lambda x, s=shift: jnp.stack([x[:, 0], rows(x[:, 1], s)], axis=-1)
+    pairs = rollout._replace(
+      alternative=other,
+      reference_logp=logp(rollout.reference_logp),
+      anchor_logp=logp(rollout.anchor_logp),
+    )
+    losses.append(single.loss(tiny_params[0], single.score(pairs)).value)
+  found = every.loss(tiny_params[0], scored).value
+  np.testing.assert_allclose(found, np.mean(losses, axis=0), rtol=1e-4, atol=1e-6)
+
+
 def test_mean_preference_is_over_the_opponents_of_the_same_prompt(tiny_prompts):
   rng = np.random.default_rng(0)
   y, opponents = (jnp.asarray(rng.integers(2, 6, size=(6, 3)), jnp.int32) for _ in range(2))

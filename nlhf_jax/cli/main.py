@@ -137,6 +137,7 @@ def _train_to_the_end(configured, run_dir: pathlib.Path) -> bool:
 
 
 def _diagnose(args: argparse.Namespace) -> None:
+  from nlhf_jax import algorithms
   from nlhf_jax.cli import gin_config
   from nlhf_jax.evaluation import report
   from nlhf_jax.runtime import run_directory
@@ -148,7 +149,7 @@ def _diagnose(args: argparse.Namespace) -> None:
   configured = gin_config.from_text(Experiment, run_directory.read_config(run_dir), args.bindings)
   with gin_config.naming_flags(configured):
     result = diagnosis.diagnose(
-      configured.value, run_dir, output_dir, configured.fields, configured.text
+      configured.value, run_dir, output_dir, algorithms.sft, configured.fields, configured.text
     )
   table, sentences = diagnosis.report(result)
   report.console().print(table)

@@ -7,10 +7,11 @@ its policy be any distribution, is its fixed point: how far the policy stopped f
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special
@@ -18,8 +19,9 @@ from scipy import special
 from nlhf_jax.evaluation.win_rates import mean_with_interval
 from nlhf_jax.games import fits, solve, sources
 from nlhf_jax.games import game as games
+from nlhf_jax.judges import electorate
 from nlhf_jax.runtime import processes
-from nlhf_jax.types import FixedPoint, Params, Policy, Prompts
+from nlhf_jax.types import Enumeration, FixedPoint, Params, Policy, Prompts, RewardFn
 
 
 class Exact(NamedTuple):
@@ -151,6 +153,24 @@ def fixed_point(
       nash = np.asarray(solve.regularised_nash(game))
       log_policy = (np.log(np.maximum(nash, 1e-300)) - beta * log_reference) / (1 - beta)
   return np.exp(log_policy - np.logaddexp.reduce(log_policy))
+
+
+def reward_fn(enumeration: Callable[[Prompts], Enumeration]) -> RewardFn:
+  """The best Bradley-Terry reward to each prompt's votes; runs on the host. What is no response has that of the last place."""
+
+  def reward(prompts: Prompts, response: Int[Array, 'N T']) -> Float[Array, 'N']:
+    responses, scores = enumeration(prompts)
+    number = np.asarray(electorate.response_numbers(jnp.asarray(responses), response))
+    rows = []
+    for found, of_prompt in zip(number, scores, strict=True):
+      valid, preference = sources.with_rest(of_prompt)
+      fit = fits.bradley_terry(preference)
+      rewards = np.full(valid.size + 1, fit[-1])
+      rewards[:-1][valid] = fit[:-1]
+      rows.append(rewards[found])  # −1: none of them.
+    return jnp.asarray(np.concatenate(rows), jnp.float32)
+
+  return reward
 
 
 def fixed_points(prompt_games: Sequence[PromptGame], point: FixedPoint) -> Float[np.ndarray, 'B Y']:

@@ -5,6 +5,7 @@ prompts, since comparisons of one prompt are not independent. Where responses ca
 how much of what no reward can say the judge holds.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special
 
+from nlhf_jax.evaluation import plain_features
 from nlhf_jax.games import fits, sources
 from nlhf_jax.judges.tables import preference_table
 from nlhf_jax.models import preference_model
@@ -54,6 +56,24 @@ def measure(judge: PreferenceFn, comparisons: Comparison, batch_size: int = 64) 
   }
 
 
+def measure_plain_features(
+  train: Iterable[Comparison], held_out: Comparison, render: plain_features.Render
+) -> dict[str, float]:
+  """Accuracy and log-loss of a linear model on plain features: what a network must beat.
+
+  Args:
+    train: batches of training data.
+    held_out: one pair to a prompt row.
+    render: turns responses into what raters read.
+  """
+  predicted = plain_features.fit(train, render).preference(held_out)
+  votes = np.asarray(held_out.preference, np.float64)
+  return {
+    'accuracy': float(agreement(predicted, votes).mean()),
+    'log_loss': float(log_loss(predicted, votes).mean()),
+  }
+
+
 def measure_all_pairs(
   judge: PreferenceFn,
   prompts: Prompts,
@@ -84,7 +104,7 @@ def measure_all_pairs(
     rows = slice(start, start + batch_size)
     part = Prompts(prompts.tokens[rows], prompts.index[rows])
     asked = jnp.asarray(tokens[rows].reshape(-1, tokens.shape[-1]))
-    answers.append(processes.gather(preference_table(judge, part, asked, asked)))
+    answers.append(processes.gather(preference_table(judge, part, asked)))
   predicted = np.concatenate(answers).astype(np.float64)
   cyclic, of_judge = (np.stack([fits.cyclic_part(p) for p in x]) for x in (votes, predicted))
   size, size_of_judge = np.sum(cyclic**2) + 1e-12, np.sum(of_judge**2) + 1e-12

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.games import fits, sources
-from nlhf_jax.types import EOS, PAD, AllPairsJudge, Enumeration, Prompts, RewardFn
+from nlhf_jax.types import EOS, PAD, AllPairsJudge, Enumeration, Prompts
 
 
 class Ballot(NamedTuple):
@@ -106,28 +105,11 @@ def preference_fn(enumeration: EnumerationFn) -> AllPairsJudge:
       return share_of_votes(first[:, :, None], second[:, None])
     return share_of_votes(first, second).reshape(-1)
 
-  def judge(every_pair, prompts: Prompts, first, second):
+  def judge(every_pair, prompts: Prompts, first, second=None):
+    second = first if second is None else second
     return vote(enumeration(prompts), first, second, every_pair)
 
   return AllPairsJudge(functools.partial(judge, False), functools.partial(judge, True))
-
-
-def reward_fn(enumeration: EnumerationFn) -> RewardFn:
-  """The best Bradley-Terry reward to each prompt's votes; runs on the host. What is no response has that of the last place."""
-
-  def reward(prompts: Prompts, tokens):
-    responses, scores = enumeration(prompts)
-    number = np.asarray(response_numbers(responses, tokens))
-    rows = []
-    for found, of_prompt in zip(number, scores, strict=True):
-      valid, preference = sources.with_rest(of_prompt)
-      fit = fits.bradley_terry(preference)
-      rewards = np.full(valid.size + 1, fit[-1])
-      rewards[:-1][valid] = fit[:-1]
-      rows.append(rewards[found])  # −1: none of them.
-    return jnp.asarray(np.concatenate(rows), jnp.float32)
-
-  return reward
 
 
 def drafts(

@@ -10,11 +10,12 @@ def preference_table(
   preference_fn: PreferenceFn,
   prompts: Prompts,
   responses: Int[Array, 'N T'],
-  alternatives: Int[Array, 'M T'],
+  alternatives: Int[Array, 'M T'] | None = None,
 ) -> Float[Array, 'B k m']:
-  """P(y_i ≻ y'_j|x) of all k·m pairs of each prompt, by the judge's own table if it has one."""
+  """P(y_i ≻ y'_j|x) of all k·m pairs of each prompt, by the judge's own table if it has one; None: of each other."""
   if isinstance(preference_fn, AllPairsJudge):
     return preference_fn.table(prompts, responses, alternatives)
+  alternatives = responses if alternatives is None else alternatives
   size = prompts.tokens.shape[0]
   first, second = (x.reshape(size, -1, x.shape[-1]) for x in (responses, alternatives))
   shape = size, first.shape[1], second.shape[1]

@@ -83,8 +83,9 @@ def from_rater(rater: Rater, pair_fn: PairFn = cyclic_blocks) -> PreferenceModel
     logit = pair_fn(*embed(params, prompts, response, alternative)).reshape(-1)
     return logit, -logit
 
-  def table(params, prompts, responses, alternatives):
-    first, second = embed(params, prompts, responses, alternatives)
-    return pair_fn(first[:, :, None], second[:, None])
+  def table(params, prompts, responses, alternatives=None):
+    groups = [responses] if alternatives is None else [responses, alternatives]
+    vectors = embed(params, prompts, *groups)
+    return pair_fn(vectors[0][:, :, None], vectors[-1][:, None])
 
-  return PreferenceModel(rater.init, scores, rater.axes, table)
+  return PreferenceModel(rater.init, scores, rater.axes, table, rater.render)

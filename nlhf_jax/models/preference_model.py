@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import losses
-from nlhf_jax.models.rater import Rater
+from nlhf_jax.models.rater import Rater, Render, as_written
 from nlhf_jax.types import (
   AllPairsJudge,
   Comparison,
@@ -43,14 +43,14 @@ class PairScoresFn(Protocol):
 
 @runtime_checkable
 class LogitTableFn(Protocol):
-  """Log-odds of each of a prompt's k responses over each of its m alternatives."""
+  """Log-odds of each of a prompt's k responses over each of its m alternatives; None: over each other."""
 
   def __call__(
     self,
     params: Params,
     prompts: Prompts,
     responses: Int[Array, 'N T'],
-    alternatives: Int[Array, 'M T'],
+    alternatives: Int[Array, 'M T'] | None = None,
   ) -> Float[Array, 'B k m']: ...
 
 
@@ -63,6 +63,8 @@ class PreferenceModel(NamedTuple):
   axes: Callable[[], Any] | None = None
   # All pairs, where they cost less than one by one.
   table: LogitTableFn | None = None
+  # What it reads of a response.
+  render: Render = as_written
 
 
 def from_rater(rater: Rater) -> PreferenceModel:
@@ -88,7 +90,7 @@ def from_rater(rater: Rater) -> PreferenceModel:
     both = both.reshape(num_prompts, 2, -1)
     return both[:, 0].reshape(-1), both[:, 1].reshape(-1)
 
-  return PreferenceModel(rater.init, scores, rater.axes)
+  return PreferenceModel(rater.init, scores, rater.axes, render=rater.render)
 
 
 def logit(

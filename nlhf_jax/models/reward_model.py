@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax import losses
 from nlhf_jax.models.preference_model import exact_sigmoid
-from nlhf_jax.models.rater import Rater
+from nlhf_jax.models.rater import Rater, Render, as_written
 from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts, RewardFn
 
 
@@ -35,6 +35,8 @@ class RewardModel(NamedTuple):
   reward: ParametricRewardFn
   # Logical axes of its parameters, as a policy's.
   axes: Callable[[], Any] | None = None
+  # What it reads of a response.
+  render: Render = as_written
 
 
 def from_rater(rater: Rater) -> RewardModel:
@@ -52,7 +54,7 @@ def from_rater(rater: Rater) -> RewardModel:
   def reward(params, prompts, response):
     return rater.score(params, prompts, rater.render(prompts, response))
 
-  return RewardModel(rater.init, reward, rater.axes)
+  return RewardModel(rater.init, reward, rater.axes, rater.render)
 
 
 def loss(model: RewardModel, params: Params, comparison: Comparison) -> Losses:

@@ -16,7 +16,7 @@ import functools
 import inspect
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,14 +26,22 @@ import optax
 import rich.table
 from jaxtyping import Float
 
-from nlhf_jax import algorithms
 from nlhf_jax.evaluation import distance, exact
 from nlhf_jax.evaluation.win_rates import mean_with_interval
 from nlhf_jax.judges import electorate
 from nlhf_jax.runtime import checkpoints, metrics
 from nlhf_jax.training import resolve, run, steps, weights
 from nlhf_jax.training.experiment import Experiment, FeedbackSource
-from nlhf_jax.types import PAD, AllPairsJudge, Demonstration, Params, Policy, Prompts, Rollout
+from nlhf_jax.types import (
+  PAD,
+  Algorithm,
+  AllPairsJudge,
+  Demonstration,
+  Params,
+  Policy,
+  Prompts,
+  Rollout,
+)
 
 AS_IT_IS, ALL_AWAY, IMITATION = 'as it is', 'all away', 'imitation'
 HELD_OUT = 'held_out'
@@ -48,6 +56,10 @@ _MEASURES = {
 }
 
 
+# Learns from demonstrations.
+Imitate = Callable[[Policy], Algorithm]
+
+
 class Trial(NamedTuple):
   """The run with some of its obstacles out of the way."""
 
@@ -59,6 +71,7 @@ def diagnose(
   experiment: Experiment,
   run_dir: pathlib.Path,
   output_dir: pathlib.Path,
+  imitate: Imitate,
   fields: Mapping[str, Any] | None = None,
   config: str = '',
 ) -> dict[str, Any]:
@@ -68,6 +81,7 @@ def diagnose(
     experiment: the run's, with `measured`.
     run_dir: the run; the runs that it names lie beside it.
     output_dir: gets a run for each trial, which is not trained again where it is done, and diagnosis.json.
+    imitate: the method that imitates the fixed point: `algorithms.sft`.
     fields, config: of the run, as of `run.train`.
 
   Returns:
@@ -91,7 +105,7 @@ def diagnose(
   reference = weights.load_params(experiment.model, experiment.start_from, runs)
   measure = distance.make_measure(experiment.measured, policy, reference, point)
   found = {'SFT': measure(reference)}
-  for trial in trials(experiment, reference):
+  for trial in trials(experiment, reference, imitate):
     directory = _directory(output_dir, trial.name)
     own = dict(fields or {}) | {'trial': trial.name}
     if trial.name == AS_IT_IS and experiment.num_steps == checkpoints.latest_step(
@@ -110,7 +124,7 @@ def _directory(output_dir: pathlib.Path, trial: str) -> pathlib.Path:
   return output_dir / trial.replace(' ', '_')
 
 
-def trials(experiment: Experiment, reference: Params) -> list[Trial]:
+def trials(experiment: Experiment, reference: Params, imitate: Imitate) -> list[Trial]:
   """As it is; everything away; each obstacle alone away, and alone put back; the fixed point imitated."""
   removers = {
     'judge': _exact_feedback,
@@ -124,11 +138,11 @@ def trials(experiment: Experiment, reference: Params) -> list[Trial]:
   for name in removers:
     result.append(Trial(f'{name} away', remove([name])))
     result.append(Trial(f'{name} back', remove([other for other in removers if other != name])))
-  imitated = _imitation(_smaller_step(experiment), reference)
+  imitation = lambda x: _imitation(_smaller_step(x), reference, imitate)
   if 'data' in removers:
-    result.append(Trial('imitation own prompts', imitated))
-    imitated = _imitation(_smaller_step(_fresh_prompts(experiment)), reference)
-  return [*result, Trial(IMITATION, imitated)]
+    result.append(Trial('imitation own prompts', imitation(experiment)))
+    experiment = _fresh_prompts(experiment)
+  return [*result, Trial(IMITATION, imitation(experiment))]
 
 
 def _exact_feedback(experiment: Experiment) -> Experiment:
@@ -136,7 +150,7 @@ def _exact_feedback(experiment: Experiment) -> Experiment:
     experiment.measured.enumeration,
     experiment.measured.fixed_point.beta is None,
   )
-  exact_feedback = electorate.reward_fn if is_reward else electorate.preference_fn
+  exact_feedback = exact.reward_fn if is_reward else electorate.preference_fn
   return experiment._replace(feedback=exact_feedback(enumeration))
 
 
@@ -173,11 +187,11 @@ def _fresh_prompts(experiment: Experiment) -> Experiment:
   return experiment._replace(batches=experiment.measured.fresh_batches)
 
 
-def _imitation(experiment: Experiment, reference: Params) -> Experiment:
+def _imitation(experiment: Experiment, reference: Params, imitate: Imitate) -> Experiment:
   """The fixed point's own responses as demonstrations, as many as a batch of the estimator's."""
-  imitate = functools.partial(_demonstrations, experiment, reference)
+  batches = functools.partial(_demonstrations, experiment, reference)
   return experiment._replace(
-    algorithm=algorithms.sft, batches=imitate, shapes=None, feedback=None, sets={}
+    algorithm=imitate, batches=batches, shapes=None, feedback=None, sets={}, num_updates=1
   )
 
 

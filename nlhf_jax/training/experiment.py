@@ -79,6 +79,8 @@ class Experiment(NamedTuple):
   # What a policy is measured on while it trains, where its responses can be enumerated.
   measured: distance.Measured | None = None
   num_microbatches: int = 1
+  # Updates from one rollout; more than one needs a method that reuses them.
+  num_updates: int = 1
   # Steps.
   log_every: int = 10
   save_every: int | None = None

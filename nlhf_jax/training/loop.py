@@ -92,6 +92,7 @@ def train(
   *,
   num_steps: int,
   num_microbatches: int = 1,
+  num_updates: int = 1,
   log_every: int = 10,
   save_every: int | None = None,
   layout: partitioning.Layout | None = None,
@@ -107,6 +108,7 @@ def train(
     hooks: called on the way.
     num_steps: updates in all.
     num_microbatches: parts of a batch whose gradients are added up; the result is that of the complete batch.
+    num_updates: updates from one rollout.
     log_every: steps between log lines, which hold the means over them.
     save_every: steps between checkpoints; None: at the end alone. The last step is always saved.
     layout: mesh that the state is sharded over, as batches are then.
@@ -114,11 +116,12 @@ def train(
 
   Raises:
     NonFiniteError: the loss or the gradient is NaN or infinite; parameters before that step were kept.
-    ValueError: `num_microbatches` is no positive number, or does not divide a batch.
+    ValueError: `num_microbatches` is no positive number, or does not divide a batch; more than one update from rollouts that
+      the method cannot reuse.
   """
   if num_microbatches < 1:
     raise ValueError(f'num_microbatches must be at least 1, got {num_microbatches}.')
-  step_fn = steps.Steps(algorithm, optimizer, num_microbatches, layout, state)
+  step_fn = steps.Steps(algorithm, optimizer, num_microbatches, layout, state, num_updates)
   shard = jax.device_put if layout is None else layout.shard_rows
   window = _Window(sums)
   for step, batch in _read_ahead(batches, range(int(state.step), num_steps), shard):

@@ -26,21 +26,34 @@ def adamw(
 
 
 def warmup_linear(
-  peak: float, *, num_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0
+  peak: float,
+  *,
+  num_steps: int,
+  warmup_steps: int = 0,
+  end_fraction: float = 0.0,
+  num_updates: int = 1,
 ) -> optax.Schedule:
   """Linear from 0 to `peak` over the warm-up, then linear to `end_fraction · peak` at `num_steps`.
+
+  Args:
+    peak: the largest learning rate.
+    num_steps: of the run.
+    warmup_steps: of the warm-up.
+    end_fraction: of the peak, at the end.
+    num_updates: to a step.
 
   Raises:
     ValueError: the warm-up is longer than the run.
   """
   if not 0 <= warmup_steps <= num_steps:
     raise ValueError(f'warmup_steps must be in [0, {num_steps}], got {warmup_steps}.')
+  warmup, rest = warmup_steps * num_updates, (num_steps - warmup_steps) * num_updates
   return optax.join_schedules(
     [
-      optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
-      optax.linear_schedule(peak, end_fraction * peak, max(num_steps - warmup_steps, 1)),
+      optax.linear_schedule(0.0, peak, max(warmup, 1)),
+      optax.linear_schedule(peak, end_fraction * peak, max(rest, 1)),
     ],
-    [warmup_steps],
+    [warmup],
   )
 
 

@@ -25,7 +25,6 @@ from nlhf_jax.types import (
   Algorithm,
   Batch,
   Comparison,
-  Enumeration,
   FixedPoint,
   Params,
   Policy,
@@ -37,6 +36,8 @@ from nlhf_jax.types import (
 
 # Held-out prompts on which a judge is asked about all pairs of responses.
 _NUM_ENUMERATED = 40
+# Comparisons that the linear model beside a judge learns from.
+_NUM_FITTED = 8000
 
 
 # Parameters, and the steps done → metrics, where it is time for them.
@@ -54,6 +55,7 @@ class Run(NamedTuple):
   batches: Callable[..., Iterator[Batch]]
   num_steps: int
   num_microbatches: int
+  num_updates: int
   # Steps.
   log_every: int
   save_every: int | None
@@ -101,13 +103,14 @@ def resolve(
     experiment.batches,
     experiment.num_steps,
     experiment.num_microbatches,
+    experiment.num_updates,
     experiment.log_every,
     experiment.save_every,
     tuple(parameter_sets.saved(algorithm.sets)),
     experiment.keep,
     _reference_of(experiment, algorithm, state),
     experiment.held_out,
-    functools.partial(_test_judge, experiment.model, experiment.adapters, experiment.enumeration),
+    functools.partial(_test_judge, experiment),
     _measure_maker(experiment, algorithm, state.params),
     layout,
   )
@@ -261,22 +264,35 @@ def judge_of(model: Model, params: Params) -> PreferenceFn:
 
 
 def _test_judge(
-  model: Model,
-  adapters: lora.Lora | None,
-  enumeration: Callable[[Prompts], Enumeration] | None,
-  params: PolicyParams,
-  held_out: Comparison,
+  experiment: Experiment, params: PolicyParams, held_out: Comparison
 ) -> dict[str, Any]:
-  """How well a trained judge predicts held-out votes."""
-  merged = merged_params(adapters, params)
+  """How well a trained judge predicts held-out votes, beside a linear model of the same data."""
+  model = experiment.model
+  assert not isinstance(model, Policy)
+  merged = merged_params(experiment.adapters, params)
   judge = judge_of(model, merged)
   result = judge_accuracy.measure(judge, held_out)
-  if enumeration is not None:
+  result['plain_features'] = judge_accuracy.measure_plain_features(
+    _first_comparisons(experiment.batches(start=0)), held_out, model.render
+  )
+  if experiment.enumeration is not None:
     prompts = _first_prompts(held_out.prompts, _NUM_ENUMERATED)
-    result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration(prompts))
+    enumeration = experiment.enumeration(prompts)
+    result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration)
   if isinstance(model, preference_model.PreferenceModel):
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result
+
+
+def _first_comparisons(batches: Iterator[Batch]) -> Iterator[Comparison]:
+  """As many batches as a linear model needs."""
+  number = 0
+  for batch in batches:
+    if number >= _NUM_FITTED:
+      return
+    assert isinstance(batch, Comparison)
+    number += len(batch.preference)
+    yield batch
 
 
 def _first_prompts(prompts: Prompts, number: int) -> Prompts:

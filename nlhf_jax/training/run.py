@@ -118,6 +118,7 @@ def _continue(
         loop.Hooks(keep_and_log, save, check_and_advance, stop, measure),
         num_steps=run.num_steps,
         num_microbatches=run.num_microbatches,
+        num_updates=run.num_updates,
         log_every=run.log_every,
         save_every=run.save_every,
         layout=run.layout,

@@ -63,9 +63,19 @@ class Steps:
     num_microbatches: int = 1,
     layout: partitioning.Layout | None = None,
     state: TrainState | None = None,
+    num_updates: int = 1,
   ):
-    """Compiles nothing yet. On a mesh, results are sharded as their inputs are, which `state` tells."""
-    self._algorithm, self._layout = algorithm, layout
+    """Compiles nothing yet. On a mesh, results are sharded as their inputs are, which `state` tells.
+
+    Raises:
+      ValueError: more than one update from a rollout, of a method that cannot reuse it.
+    """
+    if num_updates < 1 or (num_updates > 1 and not algorithm.reusable):
+      raise ValueError(
+        f'num_updates must be 1 where rollouts are not reused, got {num_updates}: set reuse of a policy gradient method to '
+        'losses.clipped_ratio or losses.exact_ratio.'
+      )
+    self._algorithm, self._layout, self._num_updates = algorithm, layout, num_updates
     self.half_step = parameter_sets.half_step_name(algorithm.sets)
     rows: dict[str, Any] = {}
     updated: dict[str, Any] = {}
@@ -112,7 +122,9 @@ class Steps:
     clock.lap('sample', rollout)
     rollout = self._algorithm.score(rollout)
     clock.lap('score', rollout)
-    trained, metrics = update(self.trained(state), state.params.base, rollout, state.step)
+    trained, first = self.trained(state), state.step * self._num_updates
+    for number in range(self._num_updates):
+      trained, metrics = update(trained, state.params.base, rollout, first + number)
     clock.lap('update', metrics)
     return trained, rollout, metrics
 

@@ -119,7 +119,9 @@ def test_slips_lose(corpus):
 def test_scitldr(test_data):
   vocabulary = test_data / 'vocab' / 'scitldr_unigram_4k' / 'sentencepiece.model'
   corpus = corpora.scitldr(str(test_data / 'scitldr'), str(vocabulary))
-  assert 1900 < len(corpus.splits['train']) <= 1992
+  assert 1900 < len(corpus.splits['train']) + len(corpus.splits['validation']) <= 1992
+  assert len(corpus.splits['validation']) > 100
+  assert not {*corpus.splits['train']} & {*corpus.splits['validation'], *corpus.splits['test']}
   assert 580 < len(corpus.splits['test']) <= 619
   batch = pipeline.load_split(
     corpora.demonstrations(corpus, 1), split='test', prompt_length=400, response_length=4

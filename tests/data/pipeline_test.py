@@ -95,7 +95,7 @@ def test_limit_keeps_the_first_rows():
 
 
 def test_unknown_split_is_refused(corpus):
-  with pytest.raises(ValueError, match="no split 'valid', but 'train', 'test'"):
+  with pytest.raises(ValueError, match="no split 'valid', but 'train', 'validation', 'test'"):
     pipeline.load_split(corpora.prompts(corpus), split='valid', **LENGTHS)
 
 

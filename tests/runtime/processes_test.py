@@ -22,7 +22,7 @@ QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expens
 class Run:
   """The processes of one run."""
 
-  def __init__(self, directory, num_steps, save_every, count=1, mesh=(), cache=None, kind='policy'):
+  def __init__(self, directory, num_steps, save_every, count=1, mesh=(), kind='policy'):
     with socket.socket() as free:
       free.bind(('localhost', 0))
       address = f'localhost:{free.getsockname()[1]}'
@@ -33,11 +33,8 @@ class Run:
       argv = [sys.executable, SCRIPT, kind, directory, num_steps, save_every, *join]
       log = directory.with_name(f'{directory.name}.{count}.{index}.log')
       self._logs.append(log)
-      environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
-      environment |= {
-        'XLA_FLAGS': QUICK_TO_COMPILE,
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      }
+      environment = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': QUICK_TO_COMPILE}
+      environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
       self.members.append(
         subprocess.Popen(
           list(map(str, argv)),
@@ -78,7 +75,7 @@ class Run:
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
   root = tmp_path_factory.mktemp('runs')
-  return lambda name, *args, **kwargs: Run(root / name, *args, cache=root / 'cache', **kwargs)
+  return lambda name, *args, **kwargs: Run(root / name, *args, **kwargs)
 
 
 @pytest.fixture(scope='module')

@@ -38,7 +38,7 @@ def experiment(tiny_policy, tiny_params, tiny_prompts, language):
 
 def test_obstacle_is_found(experiment, tmp_path):
   """Trials that are done are measured, and not trained again."""
-  result = diagnosis.diagnose(experiment, tmp_path / 'self_play', tmp_path / 'out')
+  result = diagnosis.diagnose(experiment, tmp_path / 'self_play', tmp_path / 'out', algorithms.sft)
   cost, judge = result['costs']['step'], result['costs']['judge']
   assert cost['last']['mean'] > 0.05
   assert judge['last']['mean'] == judge['alone']['mean'] == 0
@@ -48,11 +48,13 @@ def test_obstacle_is_found(experiment, tmp_path):
   assert sentences[1].startswith('step: holds it back')
   assert any(line.startswith('judge: hardly') for line in sentences)
   times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('metrics.jsonl')}
-  again = diagnosis.diagnose(experiment, tmp_path / 'self_play', tmp_path / 'out')
+  again = diagnosis.diagnose(experiment, tmp_path / 'self_play', tmp_path / 'out', algorithms.sft)
   assert again == result == json.loads((tmp_path / 'out' / 'diagnosis.json').read_text())
   assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def test_run_that_is_not_measured(experiment, tmp_path):
   with pytest.raises(ValueError, match='set Experiment'):
-    diagnosis.diagnose(experiment._replace(measured=None), tmp_path / 'run', tmp_path / 'out')
+    diagnosis.diagnose(
+      experiment._replace(measured=None), tmp_path / 'run', tmp_path / 'out', algorithms.sft
+    )

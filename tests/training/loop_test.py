@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlhf_jax import algorithms
+from nlhf_jax import algorithms, losses
 from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop, optimizers, parameter_sets, steps
@@ -48,6 +48,34 @@ def test_microbatches_make_the_batch(sft, tiny_params):
   counted = int(batch.response.mask.sum())
   logp = sft.loss(tiny_params[0], batch).value
   assert float(metrics['loss']) == pytest.approx(float(logp.sum()) / counted, rel=1e-5)
+
+
+def test_updates_from_one_rollout(tiny_policy, tiny_params, tiny_prompts):
+  """Two updates of one step are two updates on the same rollout; sets move after each."""
+  judge = jax.jit(lambda prompts, y, other: jax.nn.sigmoid((y[:, 0] - other[:, 0]) * 1.0))
+  make = functools.partial(algorithms.nash_ema_pg, tau=0.1, decay=0.5, num_samples=4)
+  algorithm = make(tiny_policy, judge, reuse=losses.exact_ratio())
+  optimizer = optax.adam(0.01)
+  start = lambda: loop.init_state(
+    algorithm, optimizer, 0, online=tiny_params[0], given={'reference': tiny_params[1]}
+  )
+  forever = iter([tiny_prompts] * 2)
+  state = loop.train(algorithm, optimizer, start(), forever, num_steps=1, num_updates=2)
+  one = steps.Steps(algorithm, optimizer)
+  first = start()
+  rollout = algorithm.score(one.sample(first.params, tiny_prompts, steps.step_key(first.rng, 0)))
+  trained = one.trained(first)
+  for number in range(2):
+    trained, _ = one.update(trained, None, rollout, jnp.int32(number))
+  assert int(state.step) == 1
+  for a, b in [
+    (state.params.online, trained.online),
+    (state.params.sets['average'], trained.sets['average']),
+  ]:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+  plain = make(tiny_policy, judge)
+  with pytest.raises(ValueError, match='num_updates must be 1 where rollouts are not reused'):
+    loop.train(plain, optimizer, start(), forever, num_steps=1, num_updates=2)
 
 
 def test_resumed_run_is_the_uninterrupted_run(sft, tmp_path):

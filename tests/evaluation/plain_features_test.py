@@ -1,0 +1,57 @@
+"""The linear model finds what plain features say, and no more."""
+
+import numpy as np
+import pytest
+
+from nlhf_jax.evaluation import judge_accuracy
+from nlhf_jax.models.rater import as_written
+from nlhf_jax.types import Comparison, Prompts, Rollout
+
+
+def comparisons(seed, votes):
+  """Sixteen prompts of six tokens, with four pairs of up to five tokens each."""
+  rng = np.random.default_rng(seed)
+  prompts = Prompts(rng.integers(2, 20, (16, 6)).astype(np.int32), np.arange(16, dtype=np.int32))
+  sides = rng.integers(2, 20, (2, 64, 5)).astype(np.int32)
+  sides[np.arange(5) >= rng.integers(1, 6, (2, 64, 1))] = 0
+  p = votes(rng, prompts, *sides).astype(np.float32)
+  return Comparison(prompts, *(Rollout(side, side != 0) for side in sides), p)
+
+
+def shorter_wins(rng, prompts, first, second):
+  lengths = [(x != 0).sum(axis=-1) for x in (first, second)]
+  return 0.5 + 0.4 * np.sign(lengths[1] - lengths[0])
+
+
+def token_wins(rng, prompts, first, second):
+  return 0.5 + 0.4 * np.sign((first == 7).sum(axis=-1) - (second == 7).sum(axis=-1))
+
+
+def shared_wins(rng, prompts, first, second):
+  texts = np.repeat(prompts.tokens, 4, axis=0)[:, None]
+  shared = [
+    (x[..., None] == texts).any(axis=-1).sum(axis=-1) / (x != 0).sum(axis=-1)
+    for x in (first, second)
+  ]
+  return 0.5 + 0.4 * np.sign(shared[0] - shared[1])
+
+
+def by_chance(rng, prompts, first, second):
+  return rng.integers(2, size=len(first))
+
+
+@pytest.mark.parametrize(
+  ('votes', 'least'), [(shorter_wins, 0.95), (token_wins, 0.9), (shared_wins, 0.9)]
+)
+def test_plain_tastes_are_found(votes, least):
+  train = [comparisons(seed, votes) for seed in range(10)]
+  found = judge_accuracy.measure_plain_features(train, comparisons(99, votes), as_written)
+  assert found['accuracy'] > least
+  assert found['log_loss'] < 0.6
+
+
+def test_chance_is_not():
+  train = [comparisons(seed, by_chance) for seed in range(30)]
+  found = judge_accuracy.measure_plain_features(train, comparisons(99, by_chance), as_written)
+  assert 0.3 < found['accuracy'] < 0.7
+  assert found['log_loss'] > 0.68
