@@ -59,7 +59,7 @@ def main() -> None:
   rows = {}
   with tempfile.TemporaryDirectory() as directory:
     for name in names:
-      flags = [f'--experiment={args.experiment}/{name}', f'--run_dir={directory}/{name}']
+      flags = ['train', f'--experiment={args.experiment}/{name}', f'--run_dir={directory}/{name}']
       flags += ['--gin.NUM_STEPS=1', '--gin.optimizers.warmup_linear.warmup_steps=0', *args.flags]
       # An empty cache for each: nothing that another stage has compiled.
       command = ['env', f'JAX_COMPILATION_CACHE_DIR={directory}/cache_of_{name}', sys.executable]

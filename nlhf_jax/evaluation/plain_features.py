@@ -7,6 +7,7 @@ these come first and on average, and how often it has each of the tokens that oc
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import special
@@ -44,7 +45,7 @@ def fit(comparisons: Iterable[Comparison], render: Render, max_steps: int = 50) 
   """
   batches = list(comparisons)
   sides = [(x.prompts, side.tokens) for x in batches for side in (x.response, x.alternative)]
-  tokens = np.concatenate([np.asarray(render(*side)).ravel() for side in sides])
+  tokens = np.concatenate([_read(render, *side).ravel() for side in sides])
   counts = np.bincount(tokens[tokens != PAD])
   counted = np.argsort(-counts, kind='stable')[:_NUM_TOKENS]
   x = np.concatenate([_differences(batch, counted, render) for batch in batches])
@@ -62,10 +63,14 @@ def fit(comparisons: Iterable[Comparison], render: Render, max_steps: int = 50) 
   return LinearModel(weights, scale, counted, render)
 
 
+def _read(render: Render, prompts: Prompts, tokens) -> Int[np.ndarray, 'N R']:
+  return np.asarray(render(prompts, jnp.asarray(tokens)))
+
+
 def _differences(comparison: Comparison, counted, render: Render) -> Float[np.ndarray, 'N D']:
   """φ(x, y) − φ(x, y')."""
   first, second = (
-    _features(comparison.prompts, np.asarray(render(comparison.prompts, side.tokens)), counted)
+    _features(comparison.prompts, _read(render, comparison.prompts, side.tokens), counted)
     for side in (comparison.response, comparison.alternative)
   )
   return first - second

@@ -40,14 +40,14 @@ def by_chance(rng, prompts, first, second):
   return rng.integers(2, size=len(first))
 
 
-@pytest.mark.parametrize(
-  ('votes', 'least'), [(shorter_wins, 0.95), (token_wins, 0.9), (shared_wins, 0.9)]
-)
-def test_plain_tastes_are_found(votes, least):
+@pytest.mark.parametrize('votes', [shorter_wins, token_wins, shared_wins])
+def test_plain_tastes_are_found(votes):
+  """Up to ties, which count half whatever is said of them."""
+  held_out = comparisons(99, votes)
+  ties = float(np.mean(held_out.preference == 0.5))
   train = [comparisons(seed, votes) for seed in range(10)]
-  found = judge_accuracy.measure_plain_features(train, comparisons(99, votes), as_written)
-  assert found['accuracy'] > least
-  assert found['log_loss'] < 0.6
+  found = judge_accuracy.measure_plain_features(train, held_out, as_written)
+  assert found['accuracy'] > 0.95 - 0.5 * ties
 
 
 def test_chance_is_not():
