@@ -5,7 +5,8 @@
     --grid algorithms.nash_md_pg.beta=0,0.125,0.5,1 --grid SEED=0,1,2 \\
     --evaluation=configs/experiments/builtin/evaluation.gin
 
-A run's directory is in OUTPUT_DIR under the name of its bindings, beside those that it starts from and is judged by. What
+Several runs of an experiment are a grid too: --experiment=builtin --grid RUN=self_play,rlhf --grid SEED=0,1,2. A run's
+directory is in OUTPUT_DIR under the name of its bindings, beside those that it starts from and is judged by. What
 is done is not run again, what was interrupted goes on, what fails is named while the rest goes on. Engines: `local`
 processes, a `slurm` job array, `ray`. With --evaluation all runs then play each other; rows are means over seeds.
 """
@@ -28,8 +29,9 @@ import numpy as np
 from rich import console, table
 from scipy import stats
 
-# gin bindings.
+# gin bindings, and under RUN a run of the experiment.
 Setting = dict[str, str]
+RUN = 'RUN'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +60,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--experiment', help='EXPERIMENT/RUN: a run of its stages.txt')
+  parser.add_argument(
+    '--experiment', help='EXPERIMENT/RUN: a run of its stages.txt; or EXPERIMENT, with --grid RUN=…'
+  )
   parser.add_argument(
     '--gin_file', action='append', default=[], help='of the runs (repeatable; the later wins)'
   )
@@ -81,6 +85,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument('--gpus', type=float, default=0, help='of a run (ray)')
   parser.add_argument('--evaluation', help='gin file that compares the runs')
   parser.add_argument('--reference', help='run that the policies start from; it plays too, as SFT')
+  parser.add_argument(
+    '--baseline', help='a setting without its seed: worst cases are compared with its, seed by seed'
+  )
   parser.add_argument('--gather', action='store_true', help='compare what is done, run nothing')
   parser.add_argument('--only', type=int, help='run only the setting of this number')
   parser.add_argument('flags', nargs='*', help='after --: flags of every `nlhf train`')
@@ -163,9 +170,10 @@ def is_done(run_dir: pathlib.Path) -> bool:
 
 def command(args: argparse.Namespace, setting: Setting) -> list[str]:
   """The `nlhf train` of a setting."""
-  runs = [f'--experiment={args.experiment}'] if args.experiment else []
+  experiment = '/'.join(filter(None, [args.experiment, setting.get(RUN)]))
+  runs = [f'--experiment={experiment}'] if experiment else []
   runs += [f'--gin_file={file}' for file in args.gin_file]
-  bindings = [f'--gin.{name}={value}' for name, value in setting.items()]
+  bindings = [f'--gin.{name}={value}' for name, value in setting.items() if name != RUN]
   run_dir = f'--run_dir={pathlib.Path(args.output_dir) / run_name(setting)}'
   return ['nlhf', 'train', *runs, run_dir, *bindings, *args.flags]
 
@@ -280,7 +288,7 @@ def gather(args: argparse.Namespace, settings: Sequence[Setting]) -> None:
   exact = json.loads(exact.read_text()) if exact.is_file() else None
   matrix = by_setting(np.array(rates['mean']), groups)
   _write_matrix(output_dir / 'win_rates_by_setting.csv', groups, matrix)
-  rows = summary(groups, matrix, exact)
+  rows = summary(groups, matrix, exact, args.baseline)
   with (output_dir / 'sweep.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -335,10 +343,22 @@ def summary(
   groups: Sequence[Group],
   matrix: Sequence[Sequence[tuple[float, float]]],
   exact: dict[str, Any] | None,
+  baseline: str | None = None,
 ) -> list[dict[str, Any]]:
-  """A row for each setting: its mean win rate over the other settings, and, where play is exact, worst case and KL.
+  """A row for each setting: its mean win rate over the other settings, and, where play is exact, how far it came.
 
-  Beside them, those of the exact fixed point, where the evaluation names its β (`betas`).
+  On prompts without an unbeaten response: worst case, KL, duality gap and total variation to the method's fixed point; the
+  gap in units of SFT's, and how much of the way from SFT's worst case to the fixed point's was covered. Beside them, those
+  of the exact fixed point, where the evaluation names its β (`betas`).
+
+  Args:
+    groups: settings, and the contestants of each.
+    matrix: win rates of settings.
+    exact: the contents of exact.json.
+    baseline: name of a setting whose worst cases are taken off, seed by seed.
+
+  Raises:
+    ValueError: no setting is the baseline.
   """
   rows = []
   for number, group in enumerate(groups):
@@ -348,16 +368,42 @@ def summary(
       row['over_sft'], row['over_sft_half'] = matrix[number][0]
     rows.append(row)
   if exact is not None:
-    labels, subset = exact['labels'], exact['no_condorcet_winner']
+    labels, columns = exact['labels'], _exact_columns(exact, groups[0].name == 'SFT')
+    if baseline is not None:
+      columns[f'worst_case_less_{baseline}'] = _less_baseline(columns, groups, baseline)
     for row, group in zip(rows, groups, strict=True):
+      for column, values in columns.items():
+        if np.isfinite(values[group.members]).all():
+          row[column], row[f'{column}_half'] = interval(values[group.members])
       for column in ('worst_case', 'kl'):
-        mean = np.array(subset[column]['mean'])
-        row[column], row[f'{column}_half'] = interval(mean[group.members])
-        fixed = _fixed_point_label(group)
-        if fixed in labels:
-          row[f'exact_{column}'] = mean[labels.index(fixed)]
+        if (fixed := _fixed_point_label(group)) in labels:
+          row[f'exact_{column}'] = columns[column][labels.index(fixed)]
   keys = list(dict.fromkeys(key for row in rows for key in row))
   return [{key: row.get(key, '') for key in keys} for row in rows]
+
+
+def _exact_columns(exact: dict[str, Any], with_reference: bool) -> dict[str, np.ndarray]:
+  """Means of every contestant, NaN where it has none; the first one is SFT, if it plays."""
+  subset = exact['no_condorcet_winner']
+  names = ['worst_case', 'worst_case_of_fixed_point', 'duality_gap', 'total_variation', 'kl']
+  columns = {name: np.array(subset[name]['mean'], float) for name in names if name in subset}
+  if with_reference and 'duality_gap' in columns and 'worst_case_of_fixed_point' in columns:
+    worst, end = columns['worst_case'], columns['worst_case_of_fixed_point']
+    columns['gap_of_sft'] = columns['duality_gap'] / columns['duality_gap'][0]
+    columns['way'] = (worst - worst[0]) / (end - worst[0])
+  return columns
+
+
+def _less_baseline(columns, groups: Sequence[Group], baseline: str) -> np.ndarray:
+  """Worst cases less those of the baseline's run of the same place among the seeds."""
+  found = {group.name: group.members for group in groups}
+  if baseline not in found:
+    raise ValueError(f'No setting is {baseline}: name one of {", ".join(found)}.')
+  worst, result = columns['worst_case'], np.full_like(columns['worst_case'], np.nan)
+  for members in found.values():
+    if len(members) == len(found[baseline]):
+      result[members] = worst[members] - worst[found[baseline]]
+  return result
 
 
 def _write_matrix(path: pathlib.Path, groups: Sequence[Group], matrix) -> None:
