@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import seqio
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from nlhf_jax.data import pipeline, tasks, vocabularies
 from nlhf_jax.data import prompts as prompt_texts
@@ -26,6 +26,8 @@ from nlhf_jax.votes import readers
 # Where an endless split ends; validation follows.
 _ENDLESS = 2**30
 _NUM_VALIDATION = 200
+# Prompts in which the documents' frequencies are counted.
+_NUM_COUNTED = 4000
 
 
 class Corpus(NamedTuple):
@@ -195,6 +197,23 @@ def prompts(corpus: Corpus) -> seqio.Task | pipeline.Stream:
 def renderer(corpus: Corpus, max_length: int) -> extracts.Render:
   """What raters read for an extract: its sentences, of at most `max_length` tokens."""
   return extracts.renderer(tuple(corpus.words), max_length)
+
+
+def token_features(corpus: Corpus) -> Float[np.ndarray, 'V 3']:
+  """Of every token: log document frequency among training prompts, 1 if all have it; its square; whether it starts a word."""
+  encode = vocabularies.for_prompts(corpus.vocabulary).encode
+  numbers = corpus.splits['train'][:_NUM_COUNTED]
+  counts = np.zeros(corpus.vocabulary.vocab_size)
+  for number in numbers:
+    counts[np.unique(encode(corpus.prompt(number)))] += 1
+  frequency = np.log1p(counts) / np.log1p(len(numbers))
+  starts = vocabularies.starts_word(corpus.vocabulary)
+  return np.stack([frequency, frequency**2, starts], axis=-1)
+
+
+def markers(corpus: Corpus) -> tuple[int, ...]:
+  """Tokens of which responses are made: of extracts, those that stand before sentences."""
+  return tuple(corpus.words)
 
 
 def encoder(corpus: Corpus) -> Callable:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import seqio
 import tokenizers
+from jaxtyping import Bool
 
 from nlhf_jax.data import chat_templates
 from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
@@ -124,6 +126,16 @@ def text_judge(
     return judge(prompts, *rendered)
 
   return read_rendered
+
+
+def starts_word(vocabulary: seqio.Vocabulary) -> Bool[np.ndarray, 'V']:
+  """Of every token, whether a word begins with it: of SentencePiece's what its pieces say; elsewhere a token is a word."""
+  result = np.ones(vocabulary.vocab_size, bool)
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    pieces = vocabulary.tokenizer
+    for number in range(pieces.vocab_size()):
+      result[number] = pieces.IdToPiece(number).startswith('▁')
+  return result
 
 
 def marker_ids(vocabulary: seqio.Vocabulary, num_markers: int) -> tuple[int, ...]:
