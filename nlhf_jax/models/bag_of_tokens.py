@@ -70,7 +70,8 @@ def rater(
       'lengths': normal(rngs[4], _NUM_LENGTHS, width, scale=0.3),
     }
 
-  def score(params, prompts: Prompts, tokens):
+  def score(params: Params, prompts: Prompts, *responses: Int[Array, 'N R']):
+    (tokens,) = responses
     text, size = prompts.tokens, prompts.tokens.shape[0]
     of_text = _places(text, separators)
     context = _segment_means(params['segment'][own[text]], of_text['segment'], of_text['word'])
