@@ -279,7 +279,8 @@ def _test_judge(
     prompts = _first_prompts(held_out.prompts, _NUM_ENUMERATED)
     enumeration = experiment.enumeration(prompts)
     result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration)
-  if isinstance(model, preference_model.PreferenceModel):
+  # A model that reads each response by itself has no first place.
+  if isinstance(model, preference_model.PreferenceModel) and model.table is None:
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result
 
