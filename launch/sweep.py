@@ -422,24 +422,28 @@ def _cell(mean: Any, half: Any = '') -> str:
 
 
 def _print(rows, groups, matrix) -> None:
-  out = console.Console()
+  # Where there is no terminal, wide enough for all columns.
+  out = console.Console(width=None if console.Console().is_terminal else 200)
   shown = table.Table(
     title='settings: mean over seeds ± half the 95 % interval', title_justify='left'
   )
   columns = [c for c in rows[0] if not c.endswith('_half')]
   for column in columns:
-    shown.add_column(column.replace('_', ' '))
+    shown.add_column(column.replace('_', ' ').replace(f'{RUN}=', ''))
   for row in rows:
     cells = [_cell(row[c], row.get(f'{c}_half', '')) for c in columns[2:]]
-    shown.add_row(row['setting'], str(row['seeds']), *cells)
+    shown.add_row(row['setting'].removeprefix(f'{RUN}='), str(row['seeds']), *cells)
   out.print(shown)
   rates = table.Table(
     title='rate at which the row is preferred to the column', title_justify='left'
   )
   for name in ('', *(group.name for group in groups)):
-    rates.add_column(name)
+    rates.add_column(name.removeprefix(f'{RUN}='))
   for group, row in zip(groups, matrix, strict=True):
-    rates.add_row(group.name, *(_cell(*cell) if cell != (0.5, 0.0) else '·' for cell in row))
+    rates.add_row(
+      group.name.removeprefix(f'{RUN}='),
+      *(_cell(*cell) if cell != (0.5, 0.0) else '·' for cell in row),
+    )
   out.print(rates)
 
 

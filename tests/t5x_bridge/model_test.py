@@ -33,6 +33,8 @@ SMALL = (
   '--gin.corpora.generated_extracts.num_train=200',
   '--gin.corpora.generated_extracts.num_test=20',
 )
+# T5X keeps what the network has, so the judge is one that reads pairs.
+PAIRS = '--gin.PREFERENCE_MODEL=@preference_model.from_rater()'
 NO_WARMUP = '--gin.optimizers.warmup_linear.warmup_steps=0'
 NETWORK = tiny_network()
 POLICY = policy.from_network(NETWORK, decoding.Sampling(max_length=3))
@@ -170,7 +172,7 @@ def test_refusals_of_what_t5x_cannot_run():
 def start(tmp_path_factory):
   """SFT and a preference model of ours, two steps each, exported to T5X."""
   root = tmp_path_factory.mktemp('t5x')
-  quick = ['--gin.NUM_STEPS=2', '--gin.BATCH_SIZE=8', NO_WARMUP, *SMALL]
+  quick = ['--gin.NUM_STEPS=2', '--gin.BATCH_SIZE=8', NO_WARMUP, PAIRS, *SMALL]
   for stage in ('sft', 'preference'):
     assert (
       main.main(
@@ -226,7 +228,8 @@ def test_job_through_t5x_train_on_1_and_8_devices(start):
 def test_t5xs_network_in_place_of_ours(start):
   """`nlhf train` on T5X's module, through gin, from weights that ours has trained; and its samples."""
   gin_files = ['--experiment=extracts/nash_md_pg', f'--gin_file={ROOT}/configs/networks/t5x.gin']
-  quick = ['--gin.NUM_STEPS=2', '--gin.BATCH_SIZE=4', NO_WARMUP, *SMALL]
+  quick = ['--gin.NUM_STEPS=2', '--gin.BATCH_SIZE=4', '--gin.ALL_PAIRS=False', NO_WARMUP, PAIRS]
+  quick += SMALL
   run_dir = start / 'runs' / 'theirs'
   assert main.main(['train', *gin_files, f'--run_dir={run_dir}', *quick]) == 0
   assert (run_dir / 'checkpoints').is_dir()
