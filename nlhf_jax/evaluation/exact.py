@@ -72,6 +72,7 @@ def make_games(
   scores: Float[np.ndarray, 'B K Y'],
   reference_log_probs: Float[np.ndarray, 'B Y'],
   points: Sequence[FixedPoint | None] = (),
+  tolerance: float = 1e-12,
 ) -> list[PromptGame]:
   """Every prompt's game.
 
@@ -79,13 +80,14 @@ def make_games(
     scores: of each annotator; −inf: no response to this prompt, whatever its probability.
     reference_log_probs: log μ(y|x).
     points: fixed points to find; None is passed over.
+    tolerance: of their probabilities.
   """
   wanted = [point for point in dict.fromkeys(points) if point is not None]
   games_of_prompts = []
   for row, log_probs in zip(scores, reference_log_probs, strict=True):
     valid, preference = sources.with_rest(row)
     reference = _with_rest(log_probs[valid])
-    found = {point: fixed_point(preference, reference, point) for point in wanted}
+    found = {point: fixed_point(preference, reference, point, tolerance) for point in wanted}
     games_of_prompts.append(PromptGame(valid, preference, reference, found))
   return games_of_prompts
 
@@ -129,7 +131,10 @@ def evaluate(
 
 
 def fixed_point(
-  preference: Float[np.ndarray, 'Y Y'], reference: Float[np.ndarray, 'Y'], point: FixedPoint
+  preference: Float[np.ndarray, 'Y Y'],
+  reference: Float[np.ndarray, 'Y'],
+  point: FixedPoint,
+  tolerance: float = 1e-12,
 ) -> Float[np.ndarray, 'Y']:
   """The policy that a method would end in, could it play every response.
 
@@ -140,6 +145,7 @@ def fixed_point(
     preference: P.
     reference: μ; positive.
     point: which one.
+    tolerance: of its probabilities.
   """
   tau, beta = point
   log_reference = np.log(reference)
@@ -150,7 +156,7 @@ def fixed_point(
       log_policy = log_reference + preference @ reference / tau
     else:
       game = games.make(preference, reference, tau / (1 - beta))
-      nash = np.asarray(solve.regularised_nash(game))
+      nash = np.asarray(solve.regularised_nash(game, tolerance=tolerance))
       log_policy = (np.log(np.maximum(nash, 1e-300)) - beta * log_reference) / (1 - beta)
   return np.exp(log_policy - np.logaddexp.reduce(log_policy))
 

@@ -143,7 +143,7 @@ def _exact_table(exact: dict[str, Any], subset: str, title: str) -> rich.table.T
 def _cell(mean: float | None, low: float | None, high: float | None) -> str:
   if mean is None:
     return '·'
-  return f'{mean:.3f} ±{(high - low) / 2:.3f}'
+  return f'{round(mean, 3) + 0.0:.3f} ±{(high - low) / 2:.3f}'  # No minus before a zero.
 
 
 def _plain(label: str) -> str:

@@ -49,6 +49,8 @@ HELD_OUT = 'held_out'
 _SHARE = 0.1
 # Responses to a prompt.
 _NUM_SAMPLES = 16
+# Of the probabilities that imitated responses are drawn with.
+_TOLERANCE = 1e-5
 _MEASURES = {
   'duality_gap': 'duality gap',
   'worst_case': 'worst case',
@@ -203,7 +205,8 @@ def _demonstrations(
   point, score = experiment.measured.fixed_point, exact.enumerator(experiment.model)
   for number, prompts in enumerate(experiment.batches(start=start), start=start):
     responses, scores = experiment.measured.enumeration(prompts)
-    prompt_games = exact.make_games(scores, score(reference, prompts, responses), [point])
+    log_probs = score(reference, prompts, responses)
+    prompt_games = exact.make_games(scores, log_probs, [point], tolerance=_TOLERANCE)
     rng = np.random.default_rng([experiment.seed, number])
     rows = []
     for one, of_prompt in zip(prompt_games, responses, strict=True):
