@@ -87,10 +87,10 @@ def diagnose(
     fields, config: of the run, as of `run.train`.
 
   Returns:
-    `trials`, `costs` and `verdict`, as diagnosis.json has them.
+    What `summary` gives, and `last_quarter`: how much of the gap the last quarter of the steps took off with everything away.
 
   Raises:
-    ValueError: the run measures nothing, or its method has no fixed point.
+    ValueError: the run trains no policy, measures nothing, or its method has no fixed point.
   """
   measured = experiment.measured
   if measured is None:
@@ -98,7 +98,10 @@ def diagnose(
       'This run is measured on nothing: set Experiment.measured, as configs/parts/measured.gin does.'
     )
   policy = experiment.model
-  assert isinstance(policy, Policy)
+  if not isinstance(policy, Policy):
+    raise ValueError(
+      f'{run_dir} holds no policy but a judge: name a run of a method that trains one.'
+    )
   point = measured.fixed_point or resolve.fixed_point(experiment)
   if point is None:
     raise ValueError('The method of this run has no fixed point that could be found.')
