@@ -31,7 +31,7 @@ def test_fields_are_those_that_can_reach_the_experiment():
 
 
 def test_fields_of_scopes():
-  found = configure('extracts/preference').fields
+  found = configure('obstacles/preference').fields
   assert found['preference_model.from_rater.rater'] == '@pair/rater.in_decoder()'
   assert found['pair/rater.in_decoder.template'] == '@pair/prompts.preference_template()'
 
