@@ -4,11 +4,13 @@ v(x, y) = Σ_{w in y, once each} g(e_w, φ(w, x)) + W h(x, y)
 
 g is a small network with an embedding e_w of the token and its place in the prompt φ: how often it occurs there, in how many
 segments (such as sentences behind markers), where it comes first, and the mean embedding of the segment that it first comes in;
-beside what is known of the token itself, such as its frequency. h are lengths of the response. A transformer must learn all this from votes before it can learn a taste; on a
-few thousand texts it does not get that far.
+beside what is known of the token itself, such as its frequency. h are lengths of the response. A transformer must learn all this
+from votes before it can learn a taste; on a few thousand texts it does not get that far.
 
 Source: Zaheer et al. (2017), arXiv:1703.06114 (sums over the elements of a set).
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -77,33 +79,14 @@ def rater(
     context = _segment_means(params['segment'][own[text]], of_text['segment'], of_text['word'])
     rows = tokens.reshape(size, -1, tokens.shape[-1])
     counted = _first_occurrences(rows)
-    equal = (rows[..., None] == text[:, None, None]) & of_text['word'][:, None, None]
-    known, at = jnp.any(equal, axis=-1), jnp.argmax(equal, axis=-1)
-    take = lambda x: jax.vmap(lambda values, places: values[places])(x, at)
-    segments = jnp.maximum(take(of_text['num_segments']), 1)
-    place = [
-      jnp.log(jnp.maximum(take(of_text['count']), 1)),
-      jnp.log(segments),
-      segments > 1,
-      take(of_text['first']),
-      known,
-    ]
-    places = jnp.stack([x.astype(jnp.float32) for x in place], axis=-1)
+    known, take = _look_up(rows, text, of_text['word'])
+    found = {name: take(of_text[name]) for name in ('count', 'num_segments', 'first')}
     context = jnp.where(known[..., None], take(context), 0)
-    parts = [params['token'][own[rows]], context, places, features_of[rows]]
+    parts = [params['token'][own[rows]], context, _describe(found, known), features_of[rows]]
     features = jnp.concatenate(parts, axis=-1)
     hidden = jax.nn.gelu(features @ params['hidden']['kernel'] + params['hidden']['bias'])
     of_tokens = jnp.sum(jnp.where(counted[..., None], hidden @ params['output'], 0), axis=2)
-    total = lambda x: jnp.sum(jnp.where(counted, x, 0), axis=-1)
-    length = jnp.sum(rows > EOS, axis=-1)
-    lengths = [
-      length / 20,
-      jnp.log1p(length),
-      total(1.0) / 20,
-      total(segments > 1) / 10,
-      total(take(of_text['first'])) / 10,
-    ]
-    vectors = _SCALE * of_tokens + jnp.stack(lengths, axis=-1) @ params['lengths']
+    vectors = _SCALE * of_tokens + _lengths(rows, counted, found) @ params['lengths']
     shape = () if num_features is None else (num_features,)
     return vectors.reshape(tokens.shape[0], *shape)
 
@@ -112,6 +95,44 @@ def rater(
     return jax.tree.map(lambda x: (None,) * x.ndim, shapes)
 
   return Rater(init, score, axes, render, num_responses=1)
+
+
+def _look_up(
+  rows: Int[Array, 'B k R'], text: Int[Array, 'B S'], word: Bool[Array, 'B S']
+) -> tuple[Bool[Array, 'B k R'], Callable[[Array], Array]]:
+  """Whether the prompt has each token, and what takes a value of the prompt's tokens [B, S] to where each first comes."""
+  equal = (rows[..., None] == text[:, None, None]) & word[:, None, None]
+  at = jnp.argmax(equal, axis=-1)
+  return jnp.any(equal, axis=-1), lambda x: jax.vmap(lambda values, places: values[places])(x, at)
+
+
+def _describe(found: dict[str, Array], known: Bool[Array, 'B k R']) -> Float[Array, 'B k R places']:
+  """What the prompt tells of each token."""
+  segments = jnp.maximum(found['num_segments'], 1)
+  place = [
+    jnp.log(jnp.maximum(found['count'], 1)),
+    jnp.log(segments),
+    segments > 1,
+    found['first'],
+    known,
+  ]
+  return jnp.stack([x.astype(jnp.float32) for x in place], axis=-1)
+
+
+def _lengths(
+  rows: Int[Array, 'B k R'], counted: Bool[Array, 'B k R'], found: dict[str, Array]
+) -> Float[Array, 'B k lengths']:
+  """Of each response, in units in which they are about 1."""
+  total = lambda x: jnp.sum(jnp.where(counted, x, 0), axis=-1)
+  length = jnp.sum(rows > EOS, axis=-1)
+  lengths = [
+    length / 20,
+    jnp.log1p(length),
+    total(1.0) / 20,
+    total(found['num_segments'] > 1) / 10,
+    total(found['first']) / 10,
+  ]
+  return jnp.stack(lengths, axis=-1)
 
 
 def _first_occurrences(rows: Int[Array, 'B k R']) -> Bool[Array, 'B k R']:
