@@ -77,7 +77,7 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     autoescape=True,
     undefined=jinja2.StrictUndefined,
   )
-  environment.filters['heat'] = _heat
+  environment.filters |= {'heat': _heat, 'number': _number}
   page = environment.get_template('report.html').render(
     name=directory.resolve().name,
     versions=_versions(),
@@ -143,7 +143,12 @@ def _exact_table(exact: dict[str, Any], subset: str, title: str) -> rich.table.T
 def _cell(mean: float | None, low: float | None, high: float | None) -> str:
   if mean is None:
     return '·'
-  return f'{round(mean, 3) + 0.0:.3f} ±{(high - low) / 2:.3f}'  # No minus before a zero.
+  return f'{_number(mean)} ±{(high - low) / 2:.3f}'
+
+
+def _number(value: float) -> str:
+  """Three decimals; no minus before a zero."""
+  return f'{round(value, 3) + 0.0:.3f}'
 
 
 def _plain(label: str) -> str:
