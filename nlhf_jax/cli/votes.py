@@ -4,70 +4,109 @@ import argparse
 import pathlib
 from collections.abc import Callable
 
-from nlhf_jax.cli import games
-
 
 def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   """Adds `nlhf rank`."""
   parser = command(
     commands,
     'rank',
-    'Ranks alternatives by maximal lottery, Borda, Elo and Copeland side by side.',
-    'A CSV of counts gives bootstrap intervals; one of shares, such as win_rates.csv, gives none.',
+    'Ranks alternatives from votes, and says how sure the ranking is.',
+    'Votes: JSONL, JSON, CSV, Parquet or PrefLib of any public format (docs/votes.md), or a CSV matrix of counts. A matrix of '
+    'shares, such as win_rates.csv, has no intervals.',
   )
-  parser.add_argument('--game', required=True, help='a CSV file or a name, as for `nlhf solve`')
+  parser.add_argument(
+    '--votes',
+    '--game',
+    dest='votes',
+    nargs='+',
+    required=True,
+    help='files of votes; or one matrix, or a game by name, as for `nlhf solve`',
+  )
+  parser.add_argument('--format', help='of the votes (default: told from the first row)')
+  parser.add_argument(
+    '--skip_malformed', action='store_true', help='pass malformed rows over and count them'
+  )
+  parser.add_argument(
+    '--ties',
+    choices=['davidson', 'rao_kupper', 'half', 'drop'],
+    default='davidson',
+    help='what a tie is to scores (default: davidson, an outcome of its own)',
+  )
+  parser.add_argument(
+    '--both_bad',
+    choices=['verdict', 'tie', 'drop'],
+    default='verdict',
+    help='what "both bad" is to scores (default: verdict, an outcome of its own)',
+  )
+  parser.add_argument(
+    '--features',
+    nargs='*',
+    metavar='NAME',
+    help='features held constant, such as tokens (default: all that the votes have)',
+  )
   parser.add_argument('--num_resamples', type=int, default=200, help='of the bootstrap')
-  parser.add_argument('--seed', type=int, default=0, help='of the bootstrap')
-  parser.add_argument('--output', help='JSON file for the scores')
+  parser.add_argument(
+    '--num_simulations', type=int, default=199, help='of the test for circles; 0: no test'
+  )
+  parser.add_argument('--seed', type=int, default=0, help='of both')
+  parser.add_argument('--output', help='JSON file for all of it')
+  parser.add_argument('--report', help='HTML file for a page with plots')
 
 
 def rank(args: argparse.Namespace) -> None:
   """Runs `nlhf rank`."""
-  from rich import console, markup
-  from rich import table as rich_table
-
+  from nlhf_jax.evaluation import ranking_report, report
   from nlhf_jax.games import study
-  from nlhf_jax.runtime import progress
-  from nlhf_jax.votes import ranking
 
-  table = games.read_table(args.game)
-  with progress.bar('resamples', args.num_resamples if table.wins is not None else 0) as advance:
-    ranks = ranking.rank(table, num_resamples=args.num_resamples, seed=args.seed, advance=advance)
-  winner = ranking.condorcet_winner(table.preference)
-  smith = ranking.smith_set(table.preference)
-  summary = {
-    'condorcet_winner': None if winner is None else table.labels[winner],
-    'smith_set': [label for label, inside in zip(table.labels, smith, strict=True) if inside],
-    'num_cyclic_triples': ranking.num_cyclic_triples(table.preference),
-  }
-  shown = rich_table.Table(title=_summary_in_words(summary))
-  shown.add_column('alternative')
-  for name in ranks:
-    shown.add_column(name.replace('_', ' '), justify='right')
-  first = ranks['maximal_lottery'].scores + 1e-6 * ranks['borda'].scores
-  for i in sorted(range(len(table.labels)), key=lambda i: -first[i]):
-    cells = [_cell(name, result, i) for name, result in ranks.items()]
-    shown.add_row(markup.escape(table.labels[i]), *cells)
-  console.Console().print(shown)
+  found = _ranking(args)
+  out = report.console()
+  for sentence in ranking_report.sentences(found):
+    out.print(f'- {sentence}', markup=False, highlight=False)
+  out.print(ranking_report.table(found))
+  if judges := ranking_report.judges_table(found):
+    out.print(judges)
+  source = ', '.join(args.votes)
   if args.output:
-    scores = {
-      name: {k: None if v is None else v.tolist() for k, v in result._asdict().items()}
-      for name, result in ranks.items()
-    }
-    content = {'game': args.game, 'labels': list(table.labels), **summary, 'ranks': scores}
-    study.write_json(pathlib.Path(args.output), content)
+    study.write_json(pathlib.Path(args.output), ranking_report.to_json(found, source))
+  if args.report:
+    ranking_report.write_page(found, source, pathlib.Path(args.report))
+    out.print(f'Report: {args.report}', markup=False)
 
 
-def _summary_in_words(summary) -> str:
-  winner = summary['condorcet_winner']
-  who = f'{winner} beats all others' if winner else 'no one beats all others'
-  cycles = summary['num_cyclic_triples']
-  return f'{who}; {cycles} cyclic triple{"" if cycles == 1 else "s"}; Smith set of {len(summary["smith_set"])}'
+def _ranking(args: argparse.Namespace):
+  from nlhf_jax.games import sources
+  from nlhf_jax.runtime import progress
+  from nlhf_jax.votes import bradley_terry, ranking
+
+  votes = _votes(args)
+  if isinstance(votes, sources.Table):
+    return ranking.of_shares(votes)
+  features = None if args.features is None else tuple(args.features)
+  model = bradley_terry.Model(args.ties, args.both_bad, features=features)
+  total = args.num_resamples + args.num_simulations
+  with progress.bar('resamples', total) as advance:
+    return ranking.of_votes(
+      votes,
+      model,
+      num_resamples=args.num_resamples,
+      num_simulations=args.num_simulations,
+      seed=args.seed,
+      advance=advance,
+    )
 
 
-def _cell(name: str, result, i: int) -> str:
-  digits = 0 if name == 'elo' else 3
-  text = f'{result.scores[i]:.{digits}f}'
-  if result.low is None:
-    return text
-  return f'{text} [{result.low[i]:.{digits}f}, {result.high[i]:.{digits}f}]'
+def _votes(args: argparse.Namespace):
+  """The votes of all files, or a table of shares."""
+  import itertools
+
+  from nlhf_jax.games import sources
+  from nlhf_jax.votes import readers, table
+
+  if len(args.votes) == 1 and (game := sources.named(args.votes[0])) is not None:
+    return game
+  paths = [pathlib.Path(path) for path in args.votes]
+  if len(paths) == 1 and args.format is None and sources.is_matrix(paths[0]):
+    game = sources.read_table(paths[0])
+    return game if game.wins is None else table.from_wins(game.wins, game.labels)
+  read = lambda path: readers.votes(path, args.format, skip_malformed=args.skip_malformed)
+  return table.columns(itertools.chain.from_iterable(map(read, paths)))

@@ -107,7 +107,7 @@ def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int
   all_posts: list[post_sources.Post] = []
   splits = {}
   for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
-    rows = readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr)
+    rows = readers.demonstrations(pathlib.Path(data_dir) / file, readers.tldr)
     found = post_sources.from_rows(rows)
     splits[split] = range(len(all_posts), len(all_posts) + len(found))
     all_posts += found

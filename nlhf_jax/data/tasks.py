@@ -88,10 +88,40 @@ def tldr_demonstrations(
 ) -> seqio.Task:
   """`tldr_3_filtered`: train.jsonl, valid.jsonl and test.jsonl of a directory."""
   rows = {
-    path.stem: list(readers.read_jsonl(path, readers.tldr, skip_malformed=skip_malformed))
+    path.stem: list(readers.demonstrations(path, readers.tldr, skip_malformed=skip_malformed))
     for path in _files(data_dir, '*.jsonl')
   }
   return _from_checked_rows('tldr', rows, vocabulary)
+
+
+def comparisons(
+  path: str,
+  vocabulary: seqio.Vocabulary,
+  *,
+  schema: str | None = None,
+  skip_malformed: bool = False,
+  soft_labels: bool = True,
+) -> seqio.Task:
+  """Votes of any public format (`votes.readers`).
+
+  Args:
+    path: a file, split as its rows say or by prompt; or a directory with a file for each split.
+    vocabulary: of prompts and responses.
+    schema: the format's name; None: told from the first row.
+    skip_malformed: leave malformed rows out instead of stopping.
+    soft_labels: merge the votes on a pair into one row, with their share as its label.
+  """
+  read = functools.partial(readers.comparisons, schema=schema, skip_malformed=skip_malformed)
+  merged = readers.merge if soft_labels else list
+  if _is_directory_of_splits(path):
+    rows = [
+      row | {'split': row['split'] or file.name.split('.')[0]}
+      for file in _files(path, '*.*')
+      for row in read(file)
+    ]
+  else:
+    rows = list(read(path))
+  return _from_checked_rows('comparisons', _by_split(merged(rows)), vocabulary)
 
 
 def openai_comparisons(
@@ -101,20 +131,13 @@ def openai_comparisons(
   skip_malformed: bool = False,
   soft_labels: bool = True,
 ) -> seqio.Task:
-  """OpenAI's `comparisons`: every *.json and *.jsonl of a directory, split as the rows say.
-
-  Args:
-    data_dir: the directory.
-    vocabulary: of prompts and responses.
-    skip_malformed: leave malformed lines out instead of stopping.
-    soft_labels: merge the votes on a pair into one row, with their share as its label.
-  """
+  """OpenAI's `comparisons`: every *.json and *.jsonl of a directory, split as the rows say."""
   rows = [
     row
     for path in _files(data_dir, '*.json*')
-    for row in readers.read_jsonl(path, readers.openai_comparison, skip_malformed=skip_malformed)
+    for row in readers.comparisons(path, 'openai', skip_malformed=skip_malformed)
   ]
-  rows = readers.merge_votes(rows) if soft_labels else rows
+  rows = readers.merge(rows) if soft_labels else rows
   return _from_checked_rows('comparisons', _by_split(rows), vocabulary)
 
 
@@ -122,14 +145,21 @@ def jsonl_demonstrations(
   path: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
 ) -> seqio.Task:
   """Any JSONL of {prompt, response}; a file is split by prompt, a directory has a file for each split."""
-  return _from_jsonl('demonstrations', path, readers.prompt_response, vocabulary, skip_malformed)
+  read = functools.partial(
+    readers.demonstrations, parse=readers.prompt_response, skip_malformed=skip_malformed
+  )
+  if pathlib.Path(path).is_dir():
+    rows = [row | {'split': file.stem} for file in _files(path, '*.jsonl') for row in read(file)]
+  else:
+    rows = list(read(path))
+  return _from_checked_rows('demonstrations', _by_split(rows), vocabulary)
 
 
 def jsonl_comparisons(
   path: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
 ) -> seqio.Task:
   """Any JSONL of {prompt, chosen, rejected}; a file is split by prompt, a directory has a file for each split."""
-  return _from_jsonl('comparisons', path, readers.chosen_rejected, vocabulary, skip_malformed)
+  return comparisons(path, vocabulary, schema='chosen_rejected', skip_malformed=skip_malformed)
 
 
 def prompts_of(task: seqio.Task) -> seqio.Task:
@@ -156,13 +186,9 @@ def registered(task: seqio.Task) -> seqio.Task:
   return seqio.TaskRegistry.get(task.name)
 
 
-def _from_jsonl(kind, path, schema, vocabulary, skip_malformed) -> seqio.Task:
-  read = functools.partial(readers.read_jsonl, schema=schema, skip_malformed=skip_malformed)
-  if pathlib.Path(path).is_dir():
-    by_split = {file.stem: list(read(file)) for file in _files(path, '*.jsonl')}
-  else:
-    by_split = _by_split(list(read(path)))
-  return _from_checked_rows(kind, by_split, vocabulary)
+def _is_directory_of_splits(path: str) -> bool:
+  """Not one of `datasets.save_to_disk`, whose files are shards."""
+  return pathlib.Path(path).is_dir() and not list(pathlib.Path(path).glob('*.arrow'))
 
 
 def _by_split(rows: list[readers.Row]) -> dict[str, list[readers.Row]]:

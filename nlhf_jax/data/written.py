@@ -47,7 +47,7 @@ def scitldr(
   result = Abstracts([], [], [], {}, vocabulary, seed)
   for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
     start = len(result.posts)
-    for row in readers.read_jsonl(pathlib.Path(data_dir) / file, readers.tldr):
+    for row in readers.demonstrations(pathlib.Path(data_dir) / file, readers.tldr):
       if post := posts.from_rows([row]):
         result.posts.extend(post)
         result.prompts.append(readers.fit_prompt(row['prompt'], count_tokens, max_tokens))

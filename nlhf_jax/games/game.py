@@ -64,7 +64,7 @@ def check(preference: Float[np.ndarray, '...'], labels=None, tolerance: float = 
     raise ValueError(f'P must be a square matrix, got shape {preference.shape}.')
   name = (lambda i: i) if labels is None else (lambda i: labels[i])
   for wrong, what in [
-    (np.isnan(preference), 'is not a number'),
+    (np.isnan(preference), 'is unknown: compare the two, or leave one out'),
     (~((preference >= 0) & (preference <= 1)), 'must be in [0, 1]'),
     (np.abs(preference + preference.T - 1) > tolerance, 'and its mirror must add up to 1'),
   ]:

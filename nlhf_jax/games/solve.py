@@ -221,6 +221,36 @@ def _is_unique(advantage: Float[np.ndarray, 'Y Y'], policy: Float[np.ndarray, 'Y
   return int(np.sum(singular < 1e-9)) == 1
 
 
+def lottery_bounds(
+  margins: Float[np.ndarray, 'Y Y'],
+) -> tuple[Float[np.ndarray, 'Y'], Float[np.ndarray, 'Y']]:
+  """Between what each weight of a maximal lottery lies, where margins P − 1/2 are only known to be at most these.
+
+  Every maximal lottery of every such P satisfies Σ_j π_j u_jk ≥ 0 for all k; least and greatest π_i under that, which is
+  sound and may be wider than need be.
+
+  Args:
+    margins: u, upper bounds of P − 1/2; those of the mirrored entries are the lower ones.
+  """
+  size = len(margins)
+  ends = np.empty((2, size))
+  for i in range(size):
+    for row, sign in enumerate((1.0, -1.0)):
+      cost = np.zeros(size)
+      cost[i] = sign
+      found = optimize.linprog(
+        cost,
+        A_ub=-margins.T,
+        b_ub=np.full(size, 1e-12),
+        A_eq=np.ones((1, size)),
+        b_eq=np.ones(1),
+        bounds=(0, 1),
+        method='highs',
+      )
+      ends[row, i] = sign * found.fun
+  return np.clip(ends[0], 0, 1), np.clip(ends[1], 0, 1)
+
+
 def kl_to(nash: Distribution, log_policy: Float[Array, 'Y']) -> Float[Array, '']:
   """KL(π*‖π) from log π, so that a probability too small for a float costs no infinity."""
   nash = jnp.asarray(nash)

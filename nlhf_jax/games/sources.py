@@ -26,26 +26,27 @@ class Table(NamedTuple):
   """Alternatives and how they compare."""
 
   labels: tuple[str, ...]
-  # P(y_i ≻ y_j); 1/2 on the diagonal.
+  # P(y_i ≻ y_j); 1/2 on the diagonal; NaN where the two were never compared.
   preference: Matrix
   # Comparisons that y_i won against y_j, ties half; None: not known.
   wins: Matrix | None = None
 
 
 def from_matrix(preference, labels: Sequence[str] | None = None) -> Table:
-  """A table from P itself.
+  """A table from P itself; NaN: the two were never compared.
 
   Raises:
     ValueError: P is no preference, or the labels do not fit.
   """
   preference = np.asarray(preference, np.float64)
   labels = _labels(labels, len(preference))
-  game.check(preference, labels)
+  unknown = np.isnan(preference) & np.isnan(preference.T)
+  game.check(np.where(unknown, 0.5, preference), labels)
   return Table(labels, preference)
 
 
 def from_wins(wins, labels: Sequence[str] | None = None) -> Table:
-  """P as the share of comparisons won; a pair that was never compared is even.
+  """P as the share of comparisons won; of a pair that was never compared it is unknown, NaN.
 
   Args:
     wins: [Y, Y], wins[i, j] comparisons that i won against j; a tie counts half on both sides.
@@ -62,7 +63,8 @@ def from_wins(wins, labels: Sequence[str] | None = None) -> Table:
     raise ValueError(f'wins[{labels[i]}, {labels[j]}] = {wins[i, j]} must be 0 or more.')
   wins = wins * (1 - np.eye(len(wins)))
   played = wins + wins.T
-  share = np.divide(wins, played, out=np.full_like(wins, 0.5), where=played > 0)
+  share = np.divide(wins, played, out=np.full_like(wins, np.nan), where=played > 0)
+  np.fill_diagonal(share, 0.5)
   return Table(labels, share, wins)
 
 
@@ -143,51 +145,97 @@ def from_payoffs(payoffs) -> Matrix:
   return 0.5 + payoffs / (2 * max(np.abs(payoffs).max(), 1e-300))
 
 
+def is_matrix(path: pathlib.Path) -> bool:
+  """Whether a file is a CSV with labels in the first row and column, and not one of votes."""
+  if path.suffix != '.csv' or not path.is_file():
+    return False
+  lines = _lines(path)
+  columns = {label.strip() for label in lines[0][1:]} if lines else set()
+  return any(line[0].strip() in columns for line in lines[1:])
+
+
+def _lines(path: pathlib.Path) -> list[list[str]]:
+  with path.open(newline='', encoding='utf-8-sig') as file:
+    header = file.readline()
+    file.seek(0)
+    # The one that the first line has most of.
+    delimiter = max(',;\t', key=header.count)
+    return [line for line in csv.reader(file, delimiter=delimiter) if line]
+
+
 def read_table(path: pathlib.Path) -> Table:
   """A CSV with labels in the first row and column: shares P(i ≻ j), or counts of comparisons won.
 
-  Counts are told from shares by any entry above 1.
+  An entry above 1, or a diagonal of zeros, tells counts from shares. A blank, or nan, is a pair that was never compared.
+  Shares may be rounded: P(i ≻ j) and P(j ≻ i) need to add up to 1 within their last printed digits.
 
   Raises:
     FileNotFoundError, ValueError: names file, line and entry.
   """
   if not path.is_file():
     raise FileNotFoundError(f'No file {path}: name a CSV, or one of the games {", ".join(NAMED)}.')
-  with path.open(newline='') as file:
-    lines = [line for line in csv.reader(file) if line]
+  lines = _lines(path)
   if len(lines) < 2:
     raise ValueError(
       f'{path} has no rows: labels in the first row and column, a number for each pair.'
     )
   labels = [label.strip() for label in lines[0][1:]]
-  values = np.empty((len(lines) - 1, len(labels)))
-  for number, line in enumerate(lines[1:]):
+  for number, line in enumerate(lines[1:], start=2):
     if len(line) != len(labels) + 1:
-      raise ValueError(
-        f'{path}:{number + 2} has {len(line)} fields, the first line {len(labels) + 1}.'
-      )
-    for column, field in enumerate(line[1:]):
-      try:
-        values[number, column] = float(field)
-      except ValueError:
-        raise ValueError(
-          f'{path}:{number + 2}: column {labels[column]!r} holds {field!r}, not a number.'
-        ) from None
+      raise ValueError(f'{path}:{number} has {len(line)} fields, the first line {len(labels) + 1}.')
   rows = [line[0].strip() for line in lines[1:]]
   if rows != labels:
     raise ValueError(
       f'{path}: labels of rows and columns differ: {_first_difference(rows, labels)}.'
     )
+  fields = [[field.strip() for field in line[1:]] for line in lines[1:]]
+  values = np.array(
+    [
+      [_entry(path, number, label, field) for label, field in zip(labels, line, strict=True)]
+      for number, line in enumerate(fields, start=2)
+    ]
+  )
   try:
-    counted = np.any(values > 1) and _are_counts(values)
-    return from_wins(values, labels) if counted else from_matrix(values, labels)
+    if _are_counts(values):
+      return from_wins(np.nan_to_num(values), labels)
+    return from_matrix(_exact(values, _precision(fields)), labels)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
 
 
+def _entry(path: pathlib.Path, number: int, label: str, field: str) -> float:
+  if field == '':
+    return math.nan
+  try:
+    return float(field)
+  except ValueError:
+    raise ValueError(f'{path}:{number}: column {label!r} holds {field!r}, not a number.') from None
+
+
 def _are_counts(values: Matrix) -> bool:
-  """Whether all are integers or, since a tie counts half, halves."""
-  return bool(np.all(np.mod(2 * values, 1) == 0))
+  """Integers or, since a tie counts half, halves; of which one is above 1, or the diagonal is 0."""
+  known = values[~np.isnan(values)]
+  whole = bool(np.all(np.mod(2 * known, 1) == 0))
+  return whole and bool(np.any(known > 1) or np.all(np.diag(values) == 0))
+
+
+def _precision(fields: Sequence[Sequence[str]]) -> float:
+  """Half a unit of the last digit of the number that has most digits; of the second, if that is fewer."""
+  digits = [
+    len(field.partition('.')[2].lower().partition('e')[0]) for line in fields for field in line
+  ]
+  return 0.5 * 10.0 ** -max(2, *digits)
+
+
+def _exact(values: Matrix, precision: float) -> Matrix:
+  """Shares that add up to 1 exactly, if they did before they were rounded."""
+  diagonal = np.eye(len(values), dtype=bool)
+  values = np.where(diagonal & np.isnan(values), 0.5, values)
+  off = np.abs(values + values.T - 1)
+  # A little more than two roundings.
+  rounded = off <= 2.01 * precision
+  mean = np.clip((values + 1 - values.T) / 2, 0, 1)
+  return np.where(rounded & (values >= 0) & (values <= 1), mean, values)
 
 
 def _first_difference(rows: Sequence[str], columns: Sequence[str]) -> str:

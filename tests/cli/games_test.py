@@ -1,4 +1,4 @@
-"""`nlhf solve` and `nlhf rank`, as a user calls them."""
+"""`nlhf solve`, as a user calls it."""
 
 import json
 
@@ -78,17 +78,3 @@ def test_mistake_is_one_line(argv, message, capsys, tmp_path):
   assert message in shown.err
   assert len([x for x in shown.err.splitlines() if x.startswith('nlhf')]) == 1
   assert not out.exists()
-
-
-def test_rank_shows_all_methods_with_intervals(capsys, tmp_path):
-  game, out = tmp_path / 'counts.csv', tmp_path / 'out.json'
-  game.write_text(',a,[b],c\na,0,60,30\n[b],40,0,70\nc,70,30,0\n')
-  status, shown = run(capsys, 'rank', f'--game={game}', '--num_resamples=50', f'--output={out}')
-  assert status == 0
-  assert '[b]' in shown.out
-  found = json.loads(out.read_text())
-  assert (found['condorcet_winner'], found['num_cyclic_triples']) == (None, 1)
-  assert found['smith_set'] == ['a', '[b]', 'c']
-  lottery = found['ranks']['maximal_lottery']
-  assert sum(lottery['scores']) == pytest.approx(1)
-  assert lottery['low'][0] < lottery['scores'][0] < lottery['high'][0]

@@ -70,7 +70,7 @@ def test_contextual_game(random_game):
   [
     (0, 1, 1.2, r'P\[0, 1\] = 1.2 must be in \[0, 1\]; P\[1, 0\] = 0.6'),
     (1, 2, 0.9, r'P\[1, 2\] = 0.9 and its mirror must add up to 1'),
-    (2, 1, np.nan, r'P\[2, 1\] = nan is not a number'),
+    (2, 1, np.nan, r'P\[2, 1\] = nan is unknown: compare the two'),
   ],
 )
 def test_error_of_a_wrong_entry(i, j, value, message):

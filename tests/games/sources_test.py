@@ -65,7 +65,27 @@ def test_ballots():
 
 def test_pair_that_was_never_compared():
   table = sources.from_wins([[0, 3, 0], [1, 0, 0], [0, 0, 0]])
-  np.testing.assert_allclose(table.preference, [[0.5, 0.75, 0.5], [0.25, 0.5, 0.5], [0.5] * 3])
+  unknown = np.nan
+  expected = [[0.5, 0.75, unknown], [0.25, 0.5, unknown], [unknown, unknown, 0.5]]
+  np.testing.assert_allclose(table.preference, expected)
+
+
+@pytest.mark.parametrize(
+  ('text', 'shares', 'counted'),
+  [
+    ('P,a,b\na,.5,.486826\nb,.513173,.5\n', 0.4868265, False),
+    ('P,a,b\na,,1\nb,0,\n', 1, False),
+    ('wins,a,b\na,0,1\nb,0,0\n', 1, True),
+    ('wins;a;b\na;0;6\nb;4;0\n', 0.6, True),
+    (',a,b\na,nan,1.5\nb,,nan\n', 1, True),
+  ],
+)
+def test_shares_and_counts_are_told_apart(text, shares, counted, tmp_path):
+  (tmp_path / 'game.csv').write_text(text)
+  table = sources.read_table(tmp_path / 'game.csv')
+  assert table.preference[0, 1] == pytest.approx(shares, abs=1e-12)
+  assert table.preference[0, 1] + table.preference[1, 0] == 1
+  assert (table.wins is not None) == counted
 
 
 @pytest.mark.parametrize(
@@ -80,7 +100,7 @@ def test_pair_that_was_never_compared():
     ),
     (',a,a\na,.5,.6\na,.4,.5\n', "The label 'a' occurs twice"),
     (',a,b\na,.5,.7\nb,.4,.5\n', r'P\[a, b\] = 0.7 and its mirror must add up to 1'),
-    (',a,b\na,.5,nan\nb,.4,.5\n', r'P\[a, b\] = nan is not a number'),
+    (',a,b\na,.5,nan\nb,.4,.5\n', r'P\[a, b\] = nan is unknown: compare the two'),
     (',a,b\na,.5,1.7\nb,-.7,.5\n', r'P\[a, b\] = 1.7 must be in \[0, 1\]'),
     (',a,b\na,0,-7\nb,4,0\n', r'wins\[a, b\] = -7.0 must be 0 or more'),
   ],

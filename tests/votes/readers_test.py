@@ -32,48 +32,69 @@ def comparison(**changes):
   [
     ('{"info": ', r'data\.jsonl:2: not JSON'),
     ('[1]', r'data\.jsonl:2: expected a JSON object, got list'),
-    (comparison(choice=2), "field 'choice' must be 0 or 1, got 2"),
-    (comparison(choice=True), "field 'choice' must be 0 or 1, got True"),
+    (comparison(choice=2), "field 'choice' must be one of 0, 1, got 2"),
     (comparison(summaries=[]), "field 'summaries' must be a list of two"),
-    (comparison(summaries=[{'text': 'a'}, {'text': ' '}]), "field 'summaries.text' is empty"),
-    (comparison(info={'id': 'p', 'title': 't', 'subreddit': 's'}), "field 'info.post' is missing"),
-    (comparison(info={'id': 3}), "field 'info.id' must be a string, got int"),
+    (comparison(summaries=[{'text': 'a'}, {'text': ' '}]), "field 'text' is empty"),
+    (comparison(info={'id': 'p', 'title': 't', 'subreddit': 's'}), "field 'post' is missing"),
+    (comparison(info={'id': 3}), "field 'subreddit' is missing"),
   ],
 )
 def test_malformed_line_is_named(tmp_path, caplog, row, message):
   path = write(tmp_path / 'data.jsonl', comparison(), row, comparison())
   with pytest.raises(ValueError, match=message):
-    list(readers.read_jsonl(path, readers.openai_comparison))
-  assert len(list(readers.read_jsonl(path, readers.openai_comparison, skip_malformed=True))) == 2
+    list(readers.comparisons(path, 'openai'))
+  assert len(list(readers.comparisons(path, 'openai', skip_malformed=True))) == 2
   assert 'skipped 1 malformed' in caplog.text
 
 
-def test_missing_file_names_the_remedy(tmp_path):
-  with pytest.raises(FileNotFoundError, match='give the directory of the data as data_dir'):
-    list(readers.read_jsonl(tmp_path / 'none.jsonl', readers.tldr))
+def test_missing_file_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'No file .*none\.jsonl'):
+    list(readers.demonstrations(tmp_path / 'none.jsonl', readers.tldr))
 
 
-def test_openai_comparisons_keep_order_and_choice(tmp_path):
-  row = readers.openai_comparison(comparison())
-  assert (row['response'], row['alternative'], row['preference']) == ('a', 'b', 0.0)
-  assert str(row['prompt']) == 'SUBREDDIT: r/s\n\nTITLE: T\n\nPOST: A post.\n\nTL;DR:'
-  article = comparison(info={'id': 'c', 'title': 'T', 'article': 'News.', 'site': 'cnn'})
-  assert str(readers.openai_comparison(article)['prompt']) == 'TITLE: T\n\nPOST: News.\n\nTL;DR:'
+@pytest.mark.parametrize(
+  'info',
+  [
+    {'id': 'c', 'title': 'T', 'article': 'News.', 'site': 'cnn'},
+    {'id': 'c', 'title': 'T', 'article': 'News.', 'site': 'cnn', 'post': None, 'subreddit': None},
+  ],
+)
+def test_news_as_published_and_as_the_hub_has_it(tmp_path, info):
+  path = write(tmp_path / 'data.jsonl', comparison(info=info))
+  (row,) = readers.comparisons(path)
+  assert row['prompt'] == 'TITLE: T\n\nPOST: News.\n\nTL;DR:'
 
 
-def test_votes_on_a_pair_are_merged_in_either_order():
-  first = {'id': 'p', 'prompt': 'x', 'response': 'a', 'alternative': 'b', 'preference': 1.0}
-  second = first | {'response': 'b', 'alternative': 'a', 'preference': 1.0}
-  merged = readers.merge_votes([first, first, second])
-  assert len(merged) == 1
-  assert merged[0]['preference'] == pytest.approx(2 / 3)
+def test_votes_on_a_pair_are_merged_in_either_order(tmp_path):
+  votes = [{'chosen': 'a', 'rejected': 'b'}] * 2 + [{'chosen': 'b', 'rejected': 'a'}]
+  path = write(tmp_path / 'data.jsonl', *({'prompt': 'x'} | vote for vote in votes))
+  (row,) = readers.merge(readers.comparisons(path))
+  assert row['preference'] == pytest.approx(2 / 3 if row['response'] == 'a' else 1 / 3)
 
 
-def test_side_of_the_chosen_tells_nothing():
-  rows = [
-    readers.chosen_rejected({'prompt': 'p', 'chosen': f'c{n}', 'rejected': f'r{n}'})
-    for n in range(400)
-  ]
+def test_equal_responses_are_a_tie(tmp_path):
+  path = write(tmp_path / 'data.jsonl', {'prompt': 'x', 'chosen': 'a', 'rejected': 'a'})
+  assert [row['preference'] for row in readers.comparisons(path)] == [0.5]
+
+
+def test_soft_labels_stay(tmp_path):
+  row = {'prompt': 'x', 'chosen': 'a', 'rejected': 'b', 'preference': 0.8}
+  (row,) = readers.comparisons(write(tmp_path / 'data.jsonl', row))
+  assert row['preference'] == pytest.approx(0.8 if row['response'] == 'a' else 0.2)
+
+
+def test_messages_with_and_without_a_prompt(tmp_path):
+  said = lambda text: [{'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': text}]
+  pair = {'chosen': said('A'), 'rejected': said('B')}
+  path = write(tmp_path / 'data.jsonl', pair, pair | {'prompt': 'Q'})
+  rows = list(readers.comparisons(path))
+  assert rows[0]['prompt'] == rows[1]['prompt'] == 'Q'
+  assert rows[0]['preference'] == (rows[0]['response'] == 'A')
+
+
+def test_side_of_the_chosen_tells_nothing(tmp_path):
+  pairs = [{'prompt': 'p', 'chosen': f'c{n}', 'rejected': f'r{n}'} for n in range(400)]
+  rows = list(readers.comparisons(write(tmp_path / 'data.jsonl', *pairs)))
   assert all((row['response'][0] == 'c') == (row['preference'] == 1.0) for row in rows)
   assert 150 < sum(row['preference'] for row in rows) < 250
 

@@ -1,0 +1,80 @@
+"""How reliable judges are: whom they agree with, how often they see a tie, and whether the first answer wins."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from nlhf_jax.votes import table
+
+
+class Judge(NamedTuple):
+  """One kind of judge, by its votes."""
+
+  name: str
+  num_votes: float
+  tie_share: float
+  both_bad_share: float
+  # Share of decisive votes for who was shown first, with a 95 % interval (Clopper-Pearson); NaN where orders are unknown.
+  first_wins: float
+  first_wins_low: float
+  first_wins_high: float
+  # Share of decisive votes that agree with another judge's on the same prompt and pair; NaN where there is none.
+  agreement: float
+  num_compared: int
+
+
+def judges(votes: table.Votes) -> tuple[Judge, ...]:
+  """Of each judge in the votes."""
+  side = votes.verdict[:, 0] - votes.verdict[:, 1]
+  agreed, compared = _agreement(votes, side)
+  return tuple(
+    _judge(name, votes, votes.judge == number, side, agreed[number], compared[number])
+    for number, name in enumerate(votes.judges)
+  )
+
+
+def _judge(name, votes: table.Votes, own, side, agreed: float, compared: float) -> Judge:
+  count = votes.count[own]
+  total = count.sum()
+  shown = own & (votes.order != 0) & (side != 0)
+  first = float(votes.count[shown & (np.sign(side) == votes.order)].sum())
+  decided = float(votes.count[shown].sum())
+  interval = _clopper_pearson(first, decided)
+  agreement = agreed / compared if compared else np.nan
+  ties, bad = (float(count @ votes.verdict[own, k] / total) for k in (2, 3))
+  share = first / decided if decided else np.nan
+  return Judge(name, float(total), ties, bad, share, *interval, agreement, int(compared))
+
+
+def _clopper_pearson(won: float, played: float) -> tuple[float, float]:
+  if not played:
+    return np.nan, np.nan
+  low = stats.beta.ppf(0.025, won, played - won + 1) if won else 0.0
+  high = stats.beta.ppf(0.975, won + 1, played - won) if won < played else 1.0
+  return float(low), float(high)
+
+
+def _agreement(
+  votes: table.Votes, side: Float[np.ndarray, 'N']
+) -> tuple[Float[np.ndarray, 'J'], Float[np.ndarray, 'J']]:
+  """Pairs of votes by two judges on one question that agree, and all such pairs, for each judge."""
+  number = len(votes.judges)
+  chosen = (votes.prompt >= 0) & (side != 0)
+  swapped = votes.a > votes.b
+  low, high = np.where(swapped, votes.b, votes.a), np.where(swapped, votes.a, votes.b)
+  question = np.column_stack([votes.prompt, low, high])[chosen]
+  if number < 2 or not len(question):
+    return np.zeros(number), np.zeros(number)
+  _, question = np.unique(question, axis=0, return_inverse=True)
+  for_low = (np.where(swapped, -side, side) > 0)[chosen]
+  won = np.zeros((question.max() + 1, number))
+  lost = np.zeros_like(won)
+  judge, count = votes.judge[chosen], votes.count[chosen]
+  np.add.at(won, (question.ravel(), judge), count * for_low)
+  np.add.at(lost, (question.ravel(), judge), count * ~for_low)
+  others_won = won.sum(axis=1, keepdims=True) - won
+  others_lost = lost.sum(axis=1, keepdims=True) - lost
+  agreed = won * others_won + lost * others_lost
+  return agreed.sum(axis=0), ((won + lost) * (others_won + others_lost)).sum(axis=0)

@@ -1,0 +1,246 @@
+"""The table of votes: one row for each time that someone compared two responses, whoever did.
+
+People, judges and models write it; preference models, rankings and games are made from it. A row is a dictionary, in files
+one JSON object a line:
+
+| field                  | what                                                                                     |
+|------------------------|------------------------------------------------------------------------------------------|
+| a, b                   | who is compared: names of models, policies or candidates; different ones                   |
+| verdict                | 'a', 'b', 'tie' or 'both_bad'                                                              |
+| probability            | in its place: P(a ≻ b), a judge's                                                          |
+| prompt                 | its text or its id                                                                         |
+| response_a, response_b | what was compared                                                                          |
+| voter, judge           | who voted; which kind of judge: 'human', a model's name                                    |
+| order                  | 'ab' or 'ba': who was shown first                                                          |
+| x                      | numbers by name: a's features less b's, such as {"tokens": 120}                            |
+| time, seed, weight     | seconds since 1970; of whatever drew the responses; how many equal votes the row stands for |
+| split                  | 'train' or another: what the vote is meant for                                             |
+
+A verdict or a probability is needed, and what it is about: `a` and `b`, both responses, or all four. The rest is null or
+absent where unknown. A judgement that failed is no row.
+"""
+
+import array
+import hashlib
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Row = dict[str, Any]
+
+VERDICTS = ('a', 'b', 'tie', 'both_bad')
+ORDERS = ('ab', 'ba')
+_TEXTS = ('a', 'b', 'prompt', 'response_a', 'response_b', 'voter', 'judge', 'split')
+_NUMBERS = ('time', 'seed', 'weight')
+FIELDS = (*_TEXTS[:3], 'verdict', 'probability', 'order', 'x', *_TEXTS[3:], *_NUMBERS)
+# Of something that is not known.
+UNKNOWN = -1
+_SIGNS = {'ab': 1, 'ba': -1, None: 0}
+
+
+def stable_hash(value: str) -> int:
+  """The same number in every process, unlike `hash`."""
+  return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], 'big')
+
+
+class FieldError(ValueError):
+  """A field is missing or malformed."""
+
+
+class Votes(NamedTuple):
+  """A table in columns, for statistics: N different votes, each with its count."""
+
+  labels: tuple[str, ...]
+  # Who is compared, by label.
+  a: Int[np.ndarray, 'N']
+  b: Int[np.ndarray, 'N']
+  # Share of each of VERDICTS: all of one, or a probability's two parts.
+  verdict: Float[np.ndarray, 'N 4']
+  # How many equal votes this is.
+  count: Float[np.ndarray, 'N']
+  # Numbers of their names; UNKNOWN: each vote has its own.
+  voter: Int[np.ndarray, 'N']
+  prompt: Int[np.ndarray, 'N']
+  # Index into `judges`.
+  judge: Int[np.ndarray, 'N']
+  # 1: a was shown first, −1: b, 0: unknown.
+  order: Int[np.ndarray, 'N']
+  # a's features less b's.
+  x: Float[np.ndarray, 'N C']
+  judges: tuple[str, ...] = ('',)
+  x_names: tuple[str, ...] = ()
+
+
+def checked(row: Mapping[str, Any]) -> Row:
+  """A row with every field of the schema, null where it has none.
+
+  Raises:
+    FieldError: names the field.
+  """
+  for name in row:
+    if name not in FIELDS:
+      raise FieldError(f'field {name!r} is none of a vote: {", ".join(FIELDS)}')
+  result = {name: row.get(name) for name in FIELDS}
+  for name in _TEXTS:
+    if result[name] is not None and not isinstance(result[name], str):
+      raise FieldError(f'field {name!r} must be a string, got {type(result[name]).__name__}')
+    if result[name] is not None:
+      encodable(result[name], name)
+  _check_both(result)
+  for name in _NUMBERS:
+    if result[name] is not None:
+      result[name] = _number(result[name], name)
+  if result['weight'] is not None and result['weight'] < 0:
+    raise FieldError(f"field 'weight' must be 0 or more, got {result['weight']!r}")
+  _check_choice(result, 'verdict', VERDICTS)
+  _check_choice(result, 'order', ORDERS)
+  _check_probability(result)
+  result['x'] = _features(result['x'])
+  return result
+
+
+def encodable(value: str, field: str) -> str:
+  """The text, if it can be written.
+
+  Raises:
+    FieldError: it holds half of a character.
+  """
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise FieldError(
+      f'field {field!r} holds {value[error.start]!r} at character {error.start + 1}, half of a character'
+    ) from None
+  return value
+
+
+def _check_both(row: Row) -> None:
+  for one, other in (('a', 'b'), ('response_a', 'response_b')):
+    if (row[one] is None) != (row[other] is None):
+      raise FieldError(f'field {one if row[one] is None else other!r} is missing')
+  if row['a'] is None and row['response_a'] is None:
+    raise FieldError("field 'a' is missing")
+  if row['a'] is not None and row['a'] == row['b']:
+    raise FieldError(f"fields 'a' and 'b' are both {row['a']!r}: a vote compares two")
+
+
+def _number(value: Any, field: str) -> float:
+  if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    raise FieldError(f'field {field!r} must be a finite number, got {value!r}')
+  return float(value)
+
+
+def _check_choice(row: Row, field: str, choices: Sequence[str]) -> None:
+  if row[field] is not None and row[field] not in choices:
+    raise FieldError(f'field {field!r} must be one of {", ".join(choices)}, got {row[field]!r}')
+
+
+def _check_probability(row: Row) -> None:
+  if (row['verdict'] is None) == (row['probability'] is None):
+    raise FieldError("needs one of the fields 'verdict' and 'probability'")
+  if row['probability'] is not None:
+    row['probability'] = _number(row['probability'], 'probability')
+    if not 0 <= row['probability'] <= 1:
+      raise FieldError(f"field 'probability' must be within [0, 1], got {row['probability']!r}")
+
+
+def _features(value: Any) -> dict[str, float] | None:
+  if value is None:
+    return None
+  if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+    raise FieldError("field 'x' must be numbers by name")
+  return {name: _number(number, f'x.{name}') for name, number in value.items()}
+
+
+class _Codes(dict):
+  """Numbers of names, in order of appearance; None is UNKNOWN."""
+
+  def __missing__(self, name):
+    self[name] = UNKNOWN if name is None else len(self) - (None in self)
+    return self[name]
+
+  def names(self) -> tuple[str, ...]:
+    return tuple(name for name in self if name is not None)
+
+
+def columns(rows: Iterable[Row]) -> Votes:
+  """A table from its rows, as `checked` makes them.
+
+  Rows are taken one at a time and their responses dropped: a million votes take some hundred megabytes.
+
+  Raises:
+    ValueError: no rows, or a row whose features are not those of the first.
+  """
+  labels, voters, prompts, judges = _Codes(), _Codes(), _Codes(), _Codes()
+  names: tuple[str, ...] | None = None
+  codes, numbers_ = array.array('i'), array.array('d')
+  for row in rows:
+    if row['a'] is None:
+      raise ValueError(
+        'The votes do not say whose responses they compare: fields a and b are needed here.'
+      )
+    x = row['x'] or {}
+    names = tuple(x) if names is None else names
+    if set(x) != set(names):
+      raise ValueError(
+        f'A vote on {row["a"]!r} and {row["b"]!r} has the features {sorted(x)}, the first vote {sorted(names)}: '
+        'all need the same.'
+      )
+    codes.extend((labels[row['a']], labels[row['b']], voters[row['voter']], prompts[row['prompt']]))
+    codes.extend((judges[row['judge'] or ''], _SIGNS[row['order']]))
+    numbers_.append(1.0 if row['weight'] is None else row['weight'])
+    numbers_.extend(_shares(row))
+    numbers_.extend(x[name] for name in names)
+  if not codes:
+    raise ValueError('There are no votes.')
+  a, b, voter, prompt, judge, order = np.array(codes, np.int32).reshape(-1, 6).T
+  table = np.array(numbers_).reshape(len(a), -1)
+  count, verdict, x = table[:, 0], table[:, 1:5], table[:, 5:]
+  known = judges.names(), names or ()
+  return Votes(labels.names(), a, b, verdict, count, voter, prompt, judge, order, x, *known)
+
+
+def _shares(row: Row) -> tuple[float, ...]:
+  """Of each of VERDICTS."""
+  if row['verdict'] is None:
+    return (row['probability'], 1 - row['probability'], 0.0, 0.0)
+  return tuple(float(row['verdict'] == verdict) for verdict in VERDICTS)
+
+
+def from_wins(wins: Float[np.ndarray, 'Y Y'], labels: Sequence[str]) -> Votes:
+  """Votes of a matrix of counts, wins[i, j] of i over j, of which no more is known.
+
+  A half is half a vote for each side: a matrix does not say which of them were ties.
+  """
+  a, b = np.nonzero(wins)
+  return from_counts(a, b, np.eye(4)[np.zeros(len(a), np.int64)], wins[a, b], labels)
+
+
+def from_counts(
+  a: Int[np.ndarray, 'N'],
+  b: Int[np.ndarray, 'N'],
+  verdict: Float[np.ndarray, 'N 4'],
+  count: Float[np.ndarray, 'N'],
+  labels: Sequence[str],
+) -> Votes:
+  """Votes of which nothing is known but who was compared and what came out."""
+  size = len(a)
+  unknown = np.full(size, UNKNOWN, np.int32)
+  zeros = np.zeros(size, np.int32)
+  pair = np.asarray(a, np.int32), np.asarray(b, np.int32)
+  x = np.zeros((size, 0))
+  return Votes(tuple(labels), *pair, verdict, count, unknown, unknown, zeros, zeros, x)
+
+
+def wins(votes: Votes) -> Float[np.ndarray, 'Y Y']:
+  """wins[i, j]: votes for i over j, ties half on both sides; what was bad on both sides says nothing of the two."""
+  size = len(votes.labels)
+  result = np.zeros((size, size))
+  for_a, for_b, tie, _ = (votes.count[:, None] * votes.verdict).T
+  np.add.at(result, (votes.a, votes.b), for_a + tie / 2)
+  np.add.at(result, (votes.b, votes.a), for_b + tie / 2)
+  return result
