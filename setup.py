@@ -45,6 +45,8 @@ setuptools.setup(
     'rich>=13',
     'matplotlib>=3.9',
     'jinja2>=3.1',
+    # Votes in Parquet and Arrow.
+    'pyarrow>=17',
   ],
   extras_require={
     'cuda': ['jax[cuda13]'],

@@ -36,11 +36,11 @@ def judges(votes: table.Votes) -> tuple[Judge, ...]:
 
 
 def _judge(name, votes: table.Votes, own, side, agreed: float, compared: float) -> Judge:
-  count = votes.count[own]
+  count = votes.counts[own]
   total = count.sum()
   shown = own & (votes.order != 0) & (side != 0)
-  first = float(votes.count[shown & (np.sign(side) == votes.order)].sum())
-  decided = float(votes.count[shown].sum())
+  first = float(votes.counts[shown & (np.sign(side) == votes.order)].sum())
+  decided = float(votes.counts[shown].sum())
   interval = _clopper_pearson(first, decided)
   agreement = agreed / compared if compared else np.nan
   ties, bad = (float(count @ votes.verdict[own, k] / total) for k in (2, 3))
@@ -71,7 +71,7 @@ def _agreement(
   for_low = (np.where(swapped, -side, side) > 0)[chosen]
   won = np.zeros((question.max() + 1, number))
   lost = np.zeros_like(won)
-  judge, count = votes.judge[chosen], votes.count[chosen]
+  judge, count = votes.judge[chosen], votes.counts[chosen]
   np.add.at(won, (question.ravel(), judge), count * for_low)
   np.add.at(lost, (question.ravel(), judge), count * ~for_low)
   others_won = won.sum(axis=1, keepdims=True) - won

@@ -97,7 +97,7 @@ def fit(votes: table.Votes, model: Model = DEFAULT) -> Fit:
   inverse = np.linalg.pinv(hessian + held, hermitian=True)
   covariance = inverse @ _middle(problem, phi) @ inverse
   others = dict(zip(problem.names[size:], phi[size:].tolist(), strict=True))
-  total = float(votes.count @ votes.verdict.sum(axis=1))
+  total = float(votes.counts @ votes.verdict.sum(axis=1))
   return Fit(votes.labels, phi[:size], group, above, covariance, others, value / total)
 
 
@@ -150,7 +150,7 @@ def _within_groups(
 ) -> 'tuple[Problem, Float[np.ndarray, "P P"]]':
   """What there is to minimise: votes between groups cost nothing in the limit."""
   inside = group[votes.a] == group[votes.b]
-  kept = rows(votes, inside) if inside.any() else votes._replace(count=np.zeros_like(votes.count))
+  kept = rows(votes, inside) if inside.any() else votes._replace(counts=np.zeros_like(votes.counts))
   problem = make_problem(kept, model, level_matters)
   return problem, pins(group, len(problem.names))
 
@@ -162,7 +162,7 @@ def groups(votes: table.Votes) -> tuple[Bool[np.ndarray, 'n n'], Int[np.ndarray,
   another that does not reach back is above it. Neither: nothing is known.
   """
   size = len(votes.labels)
-  shares = votes.count[:, None] * votes.verdict
+  shares = votes.counts[:, None] * votes.verdict
   won, lost = shares[:, 0] > 0, shares[:, 1] > 0
   even = shares[:, 2:].sum(axis=1) > 0
   i = np.concatenate([votes.a[won | even], votes.b[lost | even]])
@@ -182,7 +182,7 @@ def _by_size(group: Int[np.ndarray, 'n']) -> Int[np.ndarray, 'n']:
 def components(votes: table.Votes) -> Int[np.ndarray, 'n']:
   """Alternatives of different numbers never met, directly or by way of others."""
   size = len(votes.labels)
-  met = sparse.csr_matrix((votes.count, (votes.a, votes.b)), shape=(size, size))
+  met = sparse.csr_matrix((votes.counts, (votes.a, votes.b)), shape=(size, size))
   return csgraph.connected_components(met, directed=False)[1]
 
 
@@ -205,7 +205,7 @@ def as_modelled(votes: table.Votes, model: Model) -> table.Votes:
   order = votes.order if model.order else np.zeros_like(votes.order)
   verdict = np.stack([a, b, tie, bad], axis=1)
   votes = votes._replace(verdict=verdict, x=x, order=order, x_names=tuple(names))
-  said = (verdict.sum(axis=1) > 0) & (votes.count > 0)
+  said = (verdict.sum(axis=1) > 0) & (votes.counts > 0)
   if not said.any():
     raise ValueError('No vote is left: all are ties or both bad, which the model leaves out.')
   return counted_together(rows(votes, said))[0]
@@ -217,13 +217,13 @@ def counted_together(votes: table.Votes) -> tuple[table.Votes, Int[np.ndarray, '
   every = np.column_stack([*codes, votes.verdict, votes.x])
   _, first, inverse = np.unique(every, axis=0, return_index=True, return_inverse=True)
   inverse = inverse.ravel()
-  counts = np.bincount(inverse, weights=votes.count)
-  return rows(votes, first)._replace(count=counts), inverse
+  counts = np.bincount(inverse, weights=votes.counts)
+  return rows(votes, first)._replace(counts=counts), inverse
 
 
 def rows(votes: table.Votes, chosen: np.ndarray) -> table.Votes:
   """Some of them, by mask or by number."""
-  columns = ('a', 'b', 'verdict', 'count', 'voter', 'prompt', 'judge', 'order', 'x')
+  columns = ('a', 'b', 'verdict', 'counts', 'voter', 'prompt', 'judge', 'order', 'x')
   return votes._replace(**{name: getattr(votes, name)[chosen] for name in columns})
 
 
@@ -284,8 +284,10 @@ def _local(
 ) -> tuple[Float[Array, 'G'], Float[Array, 'G 5'], Float[Array, 'G 5 5']]:
   """Each vote's nats, with first and second derivatives by its five quantities."""
   nats = functools.partial(_nats, ties=ties)
-  derivatives = (jax.vmap(f)(u, verdict) for f in (nats, jax.grad(nats), jax.hessian(nats)))
-  return tuple(derivatives)
+  value, first, second = (
+    jax.vmap(f)(u, verdict) for f in (nats, jax.grad(nats), jax.hessian(nats))
+  )
+  return value, first, second
 
 
 def _nats(u: Float[Array, '5'], verdict: Float[Array, '4'], ties: Ties) -> Float[Array, '']:
@@ -331,7 +333,7 @@ def _local_gradients(
 def _evaluate(problem: Problem, phi: Float[np.ndarray, 'P']):
   """Nats of all votes, gradient and Hessian."""
   value, first, second = local(problem, phi)
-  count = problem.votes.count
+  count = problem.votes.counts
   used = [k for k, design in enumerate(problem.designs) if design.nnz]
   gradient = sum(problem.designs[k].T @ (count * first[:, k]) for k in used)
   hessian = np.zeros((len(phi), len(phi)))
@@ -385,10 +387,10 @@ def _middle(problem: Problem, phi: Float[np.ndarray, 'P']) -> Float[np.ndarray, 
   first = local(problem, phi)[1]
   scores = sum(design.multiply(first[:, [k]]) for k, design in enumerate(problem.designs)).tocsr()
   votes = problem.votes
-  voter, prompt = (_clusters(scores, votes.count, code) for code in (votes.voter, votes.prompt))
+  voter, prompt = (_clusters(scores, votes.counts, code) for code in (votes.voter, votes.prompt))
   known = (votes.voter >= 0) & (votes.prompt >= 0)
   both = np.where(known, votes.voter.astype(np.int64) * (votes.prompt.max() + 1) + votes.prompt, -1)
-  middle = voter + prompt - _clusters(scores, votes.count, both)
+  middle = voter + prompt - _clusters(scores, votes.counts, both)
   values, vectors = np.linalg.eigh(middle)
   return (vectors * np.maximum(values, 0)) @ vectors.T
 

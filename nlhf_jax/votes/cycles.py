@@ -134,7 +134,7 @@ def _curl(pairs: _Pairs, weight: Float[np.ndarray, 'E'], residual: Float[np.ndar
 
 def _triangles(pairs: _Pairs) -> list[tuple[int, int, int]]:
   """i < j < k of which all three pairs met."""
-  met = [set() for _ in range(pairs.size)]
+  met: list[set[int]] = [set() for _ in range(pairs.size)]
   for i, j in zip(pairs.i.tolist(), pairs.j.tolist(), strict=True):
     met[i].add(j)
   return [
@@ -162,7 +162,7 @@ def significant(votes: table.Votes, level: float = 0.05) -> list[Cycle]:
         edges = tuple(itertools.pairwise((i, j, k, i)))
         weakest = max(p[edge] for edge in edges)
         counts = tuple((float(wins[e]), float(wins[e[::-1]])) for e in edges)
-        members = tuple(int(pairs.members[one]) for one in (i, j, k))
+        members = int(pairs.members[i]), int(pairs.members[j]), int(pairs.members[k])
         found.append(Cycle(members, counts, float(min(1.0, weakest * number))))
   return sorted(found, key=lambda cycle: cycle.p_value)
 

@@ -10,7 +10,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any, cast
 
 from nlhf_jax.votes.table import FieldError, Row
 
@@ -58,7 +58,8 @@ def _rows(path: pathlib.Path) -> Iterable[tuple[int, Row | FieldError]]:
 
 
 def _binary(path: pathlib.Path) -> io.BufferedIOBase:
-  return gzip.open(path) if path.suffix == '.gz' else path.open('rb')
+  opened = (gzip.open if path.suffix == '.gz' else open)(path, 'rb')
+  return cast(io.BufferedIOBase, opened)
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, Row | FieldError]]:
@@ -106,7 +107,7 @@ def _json(path: pathlib.Path) -> Iterator[tuple[int, Row | FieldError]]:
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[int, Row | FieldError]]:
   with _binary(path) as binary:
-    file = io.TextIOWrapper(binary, encoding='utf-8-sig', newline='')
+    file = io.TextIOWrapper(cast(IO[bytes], binary), encoding='utf-8-sig', newline='')
     try:
       reader = csv.DictReader(file, delimiter=delimiter(file.readline()))
       file.seek(0)

@@ -154,8 +154,7 @@ def of_votes(
     return result
   skew = None
   if num_simulations and 3 < len(votes.labels) <= _MAX_SKEW:
-    test = {'num_simulations': num_simulations, 'seed': seed, 'advance': advance}
-    skew = cycles.skew_test(votes, **test)
+    skew = cycles.skew_test(votes, num_simulations=num_simulations, seed=seed, advance=advance)
   found = tuple(cycles.significant(votes))
   return result._replace(cyclic_shares=cyclic, significant_cycles=found, skew=skew)
 

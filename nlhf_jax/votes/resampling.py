@@ -99,8 +99,8 @@ def _kinds(votes: table.Votes) -> tuple[table.Votes, sparse.csr_matrix]:
   row, verdict = np.nonzero(votes.verdict)
   entries = votes.verdict[row, verdict], (row, kind[row] * number + verdict)
   each = sparse.csr_matrix(entries, shape=(len(votes.a), len(kinds.a) * number))
-  total = (votes.count @ each).reshape(-1, number)
-  return kinds._replace(verdict=total, count=np.ones(len(kinds.a))), each
+  total = (votes.counts @ each).reshape(-1, number)
+  return kinds._replace(verdict=total, counts=np.ones(len(kinds.a))), each
 
 
 def _drawing(
@@ -112,13 +112,13 @@ def _drawing(
     ValueError: some votes have a cluster and some have none.
   """
   if (code < 0).all():
-    total, share = round(float(votes.count.sum())), votes.count / votes.count.sum()
+    total, share = round(float(votes.counts.sum())), votes.counts / votes.counts.sum()
     return lambda rng, number: rng.multinomial(total, share, number) @ verdicts
   if (code < 0).any():
     raise ValueError('Some votes have no voter or prompt: resample votes one by one.')
   _, cluster = np.unique(code, return_inverse=True)
   size = cluster.max() + 1
-  member = sparse.csr_matrix((votes.count, (cluster, np.arange(len(code)))))
+  member = sparse.csr_matrix((votes.counts, (cluster, np.arange(len(code)))))
   by_cluster = (member @ verdicts).tocsr()
 
   def draw(rng, number):

@@ -193,10 +193,11 @@ def _alpaca_eval(row: Row) -> list[Row]:
   if preference != 0 and not 1 <= preference <= 2:
     raise FieldError(f"field 'preference' must be 0 or in [1, 2], got {preference!r}")
   verdict = {0.0: 'tie', 1.0: 'a', 1.5: 'tie', 2.0: 'b'}.get(preference)
-  vote = {'verdict': verdict} if verdict else {'probability': 2 - preference}
+  vote: Row = {'verdict': verdict} if verdict else {'probability': 2 - preference}
   names = {'a': _name(row, 'generator_1'), 'b': _name(row, 'generator_2')}
-  vote |= names if all(names.values()) and names['a'] != names['b'] else {}
-  vote |= {'response_a': text(row, 'output_1'), 'response_b': text(row, 'output_2')}
+  named = all(names.values()) and names['a'] != names['b']
+  responses = {'response_a': text(row, 'output_1'), 'response_b': text(row, 'output_2')}
+  vote |= responses | (names if named else {})
   return [vote | {'prompt': text(row, 'instruction'), 'judge': _name(row, 'annotator')}]
 
 

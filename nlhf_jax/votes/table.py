@@ -61,7 +61,7 @@ class Votes(NamedTuple):
   # Share of each of VERDICTS: all of one, or a probability's two parts.
   verdict: Float[np.ndarray, 'N 4']
   # How many equal votes this is.
-  count: Float[np.ndarray, 'N']
+  counts: Float[np.ndarray, 'N']
   # Numbers of their names; UNKNOWN: each vote has its own.
   voter: Int[np.ndarray, 'N']
   prompt: Int[np.ndarray, 'N']
@@ -240,7 +240,7 @@ def wins(votes: Votes) -> Float[np.ndarray, 'Y Y']:
   """wins[i, j]: votes for i over j, ties half on both sides; what was bad on both sides says nothing of the two."""
   size = len(votes.labels)
   result = np.zeros((size, size))
-  for_a, for_b, tie, _ = (votes.count[:, None] * votes.verdict).T
+  for_a, for_b, tie, _ = (votes.counts[:, None] * votes.verdict).T
   np.add.at(result, (votes.a, votes.b), for_a + tie / 2)
   np.add.at(result, (votes.b, votes.a), for_b + tie / 2)
   return result

@@ -22,7 +22,7 @@ def test_each_resample_is_fitted_to_its_end(model):
   found = resampling.resample(made, model, num_resamples=4, seed=3)
   times = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 4)
   for scores, weight in zip(found, times, strict=True):
-    drawn = made._replace(count=made.count * weight[made.voter])
+    drawn = made._replace(counts=made.counts * weight[made.voter])
     np.testing.assert_allclose(scores, bradley_terry.fit(drawn, model).scores, atol=1e-6)
 
 

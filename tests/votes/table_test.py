@@ -47,7 +47,7 @@ def test_columns():
   np.testing.assert_array_equal(votes.verdict, [[1, 0, 0, 0], [0.25, 0.75, 0, 0], [0, 0, 1, 0]])
   assert votes.voter.tolist() == [0, table.UNKNOWN, 0]
   assert votes.order.tolist() == [1, -1, 0]
-  assert votes.count.tolist() == [1, 2, 1]
+  assert votes.counts.tolist() == [1, 2, 1]
   assert (votes.x_names, votes.x.ravel().tolist()) == (('tokens',), [3, -1, 0])
   assert votes.judges == ('gpt', '')
   np.testing.assert_array_equal(table.wins(votes), [[0, 1, 0.5], [0, 0, 0.5], [0.5, 1.5, 0]])
