@@ -130,7 +130,7 @@ def _add_win_rates(commands) -> None:
     'win-rates',
     'Compares trained policies pair by pair.',
     'Draws responses of every run to the same held-out prompts, lets the judge of the gin file compare them in both '
-    'orders, and writes win_rates.csv, win_rates.json, samples.jsonl and report.html. On tasks whose responses can be '
+    'orders, and writes votes.jsonl, win_rates.csv, win_rates.json, samples.jsonl and report.html. On tasks whose responses can be '
     'enumerated it writes exact.json too: worst case, duality gap and KL, free of sampling noise.',
   )
   _add_gin(parser)

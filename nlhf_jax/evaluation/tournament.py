@@ -1,9 +1,10 @@
 """Trained policies against each other: win rates under a judge, and exact play where responses can be enumerated."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -60,7 +61,7 @@ class Contestant(NamedTuple):
 def compare(
   evaluation: Evaluation, contestants: Mapping[str, Contestant], output_dir: pathlib.Path
 ) -> None:
-  """Plays every pair, and writes win_rates.csv, win_rates.json, exact.json, samples.jsonl and report.html.
+  """Plays every pair, and writes votes.jsonl, win_rates.csv, win_rates.json, exact.json, samples.jsonl and report.html.
 
   Args:
     evaluation: prompts and judge.
@@ -79,11 +80,16 @@ def compare(
   num_pairs = len(labels) * (len(labels) - 1) // 2
   with progress.bar('responses', len(labels)) as advance:
     responses = [_respond(evaluation, one, prompts, advance) for one in contestants.values()]
-  with progress.bar('win rates', num_pairs) as advance:
-    per_prompt = win_rates.judge_all(
-      evaluation.judge, prompts, responses, batch_size=evaluation.batch_size, advance=advance
-    )
   output_dir.mkdir(parents=True, exist_ok=True)
+  with progress.bar('win rates', num_pairs) as advance, _votes_file(output_dir) as file:
+    per_prompt = win_rates.judge_all(
+      evaluation.judge,
+      prompts,
+      responses,
+      batch_size=evaluation.batch_size,
+      observe=_recorder(evaluation, labels, prompts, responses, file),
+      advance=advance,
+    )
   win_rates.write(output_dir, win_rates.summarise(per_prompt, labels, evaluation.judge_name))
   if evaluation.enumeration is not None:
     found = _play_exactly(evaluation, contestants, prompts)
@@ -95,6 +101,45 @@ def compare(
   lines = [json.dumps(row) + '\n' for row in rows]
   (output_dir / 'samples.jsonl').write_text(''.join(lines))
   report.from_run_dir(output_dir)
+
+
+@contextlib.contextmanager
+def _votes_file(output_dir: pathlib.Path) -> Iterator[TextIO]:
+  """votes.jsonl, which is there once it is complete."""
+  partial = output_dir / 'votes.jsonl.partial'
+  with partial.open('w', encoding='utf-8') as file:
+    yield file
+  partial.replace(output_dir / 'votes.jsonl')
+
+
+def _recorder(
+  evaluation: Evaluation,
+  labels: Sequence[str],
+  prompts: Prompts,
+  responses: Sequence[Int[np.ndarray, 'N T']],
+  file: TextIO,
+) -> win_rates.Observe:
+  """Writes each answer of the judge as a vote, one for each order."""
+  asked = [_text(evaluation, row) for row in prompts.tokens]
+  answered = [[_text(evaluation, row) for row in rows] for rows in responses]
+
+  def observe(i, j, forward, backward):
+    for order, p in (('ab', forward), ('ba', 1 - backward)):
+      for lane, probability in enumerate(p.ravel().tolist()):
+        vote = {
+          'prompt': asked[lane // evaluation.num_samples],
+          'a': labels[i],
+          'b': labels[j],
+          'probability': probability,
+          'order': order,
+          'judge': evaluation.judge_name,
+          'response_a': answered[i][lane],
+          'response_b': answered[j][lane],
+          'seed': evaluation.seed,
+        }
+        file.write(json.dumps(vote) + '\n')
+
+  return observe
 
 
 def _respond(

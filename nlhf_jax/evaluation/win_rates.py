@@ -15,6 +15,9 @@ from jaxtyping import Float, Int
 
 from nlhf_jax.types import PreferenceFn, Prompts
 
+# (i, j, P(i ≻ j), P(j ≻ i)).
+Observe = Callable[[int, int, Float[np.ndarray, 'B k'], Float[np.ndarray, 'B k']], None]
+
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
 
@@ -36,6 +39,7 @@ def judge_all(
   responses: Sequence[Int[np.ndarray, 'N T']],
   *,
   batch_size: int = 64,
+  observe: Observe = lambda i, j, forward, backward: None,
   advance: Callable[[int], None] = lambda steps: None,
 ) -> Float[np.ndarray, 'B contestants contestants']:
   """Preference between every two contestants on every prompt, the mean over their samples and both orders.
@@ -45,6 +49,7 @@ def judge_all(
     prompts: B prompts.
     responses: for each contestant N = B·k rows, k to a prompt.
     batch_size: prompts to a call of the judge.
+    observe: called with each pair of contestants and the judge's answers, [B, k] in either order: P(i ≻ j), P(j ≻ i).
     advance: called with 1 after each pair of contestants.
 
   Raises:
@@ -58,16 +63,19 @@ def judge_all(
         _judge_pair(judge, prompts, responses[a], responses[b], batch_size, (a, b))
         for a, b in ((i, j), (j, i))
       )
-      result[:, i, j] = (forward + 1 - backward) / 2
+      result[:, i, j] = (forward + 1 - backward).mean(axis=1) / 2
+      observe(i, j, forward, backward)
       result[:, j, i] = 1 - result[:, i, j]
       advance(1)
   return result
 
 
-def _judge_pair(judge, prompts, response, alternative, batch_size, pair) -> Float[np.ndarray, 'B']:
+def _judge_pair(
+  judge, prompts, response, alternative, batch_size, pair
+) -> Float[np.ndarray, 'B k']:
   size = prompts.tokens.shape[0]
   k = response.shape[0] // size
-  means = []
+  answers = []
   for start in range(0, size, batch_size):
     rows = slice(start, min(start + batch_size, size))
     lanes = slice(rows.start * k, rows.stop * k)
@@ -78,8 +86,8 @@ def _judge_pair(judge, prompts, response, alternative, batch_size, pair) -> Floa
       raise ValueError(
         f'The judge answered outside [0, 1] on prompt {bad} for contestants {pair}: no vote.'
       )
-    means.append(p.mean(axis=-1))
-  return np.concatenate(means)
+    answers.append(p)
+  return np.concatenate(answers)
 
 
 def summarise(

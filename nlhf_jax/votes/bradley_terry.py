@@ -213,9 +213,14 @@ def as_modelled(votes: table.Votes, model: Model) -> table.Votes:
 
 def counted_together(votes: table.Votes) -> tuple[table.Votes, Int[np.ndarray, 'N']]:
   """Equal votes as one with their count, and which of them each was."""
-  codes = [votes.a, votes.b, votes.voter, votes.prompt, votes.judge, votes.order]
-  every = np.column_stack([*codes, votes.verdict, votes.x])
-  _, first, inverse = np.unique(every, axis=0, return_index=True, return_inverse=True)
+  columns = [votes.a, votes.b, votes.voter, votes.prompt, votes.judge, votes.order]
+  number = np.zeros(len(votes.a), np.int64)
+  # Column by column, for a sort of rows takes ten times as long.
+  for column in (*columns, *votes.verdict.T, *votes.x.T):
+    _, code = np.unique(column, return_inverse=True)
+    if code.max(initial=0):
+      _, number = np.unique(number * (code.max() + 1) + code, return_inverse=True)
+  _, first, inverse = np.unique(number, return_index=True, return_inverse=True)
   inverse = inverse.ravel()
   counts = np.bincount(inverse, weights=votes.counts)
   return rows(votes, first)._replace(counts=counts), inverse

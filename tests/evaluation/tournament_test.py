@@ -11,6 +11,7 @@ from scipy import special
 
 from nlhf_jax.evaluation import exact, tournament
 from nlhf_jax.types import EOS, Enumeration, Policy, Prompts, Rollout
+from nlhf_jax.votes import readers, table
 
 RESPONSES = np.array([[2, EOS], [3, EOS], [4, EOS]], np.int32)
 TEXTS = ('a', 'b', 'c')
@@ -97,6 +98,14 @@ def test_files_of_win_rates_and_samples(tmp_path):
   np.testing.assert_allclose(shares, [[0.45, 0.6, 0.45], [0.25, 1.0, 0.25]])
   assert 'b, &lt;c&gt;' in (found / 'report.html').read_text()
   assert not (found / 'exact.json').exists()
+  votes = list(readers.votes(found / 'votes.jsonl'))
+  assert {vote['order'] for vote in votes} == {'ab', 'ba'}
+  assert {vote['judge'] for vote in votes} == {'rule'}
+  assert not list(found.glob('*.partial'))
+  made = table.columns(votes)
+  wins = table.wins(made)
+  shares = wins / np.where(wins + wins.T > 0, wins + wins.T, 1) + 0.5 * np.eye(3)
+  np.testing.assert_allclose(shares, expected, atol=1e-6)
 
 
 def test_shared_keys(tmp_path):
