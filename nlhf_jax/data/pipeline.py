@@ -169,7 +169,7 @@ def load_split(
     limit: keep the first rows only.
 
   Raises:
-    ValueError: the task has no such split.
+    ValueError: the task has no such split, or it has no rows.
   """
   if split not in task.splits:
     raise ValueError(
@@ -183,6 +183,8 @@ def load_split(
     if limit is not None:
       dataset = dataset.take(limit)
     examples = list(dataset.as_numpy_iterator())
+  if not examples:
+    raise ValueError(f'Split {split!r} of {task.name} has no rows: give it some, or name another.')
   return _collate(task.name, examples, prompt_length, response_length)
 
 

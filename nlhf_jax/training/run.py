@@ -63,9 +63,10 @@ def train(
     untested = run.held_out is not None and not (run_dir / _JUDGE).exists()
     # All data are read before anything is written: what is missing must not cost a run, nor leave a directory.
     held_out = run.held_out() if untested else None
+    _check_tokens(held_out, experiment)
     unfinished = int(state.step) < run.num_steps
     measure = run.make_measure() if run.make_measure and unfinished else loop.Hooks().measure
-    batches = _start_reading(run.batches, int(state.step), run.num_steps)
+    batches = _start_reading(run.batches, int(state.step), run.num_steps, experiment)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields)
     processes.barrier('the run directory exists')
@@ -77,13 +78,33 @@ def train(
 
 
 def _start_reading(
-  batches: Callable[..., Iterator[Batch]], start: int, end: int
+  batches: Callable[..., Iterator[Batch]], start: int, end: int, experiment: Experiment
 ) -> Iterator[Batch]:
   """Batches from a step on, of which the first has been read; none where the run is at its end."""
   if start >= end:
     return iter(())
-  rest = batches(start=start)
+  rest = _checked(batches(start=start), experiment)
   return itertools.chain([next(rest)], rest)
+
+
+def _checked(batches: Iterator[Batch], experiment: Experiment) -> Iterator[Batch]:
+  for batch in batches:
+    _check_tokens(batch, experiment)
+    yield batch
+
+
+def _check_tokens(batch: Batch | None, experiment: Experiment) -> None:
+  """Raises ValueError where a token has no row in the network's embedding, which JAX would read as the last one."""
+  if experiment.network is None:
+    return
+  size = experiment.network.config.vocab_size
+  tokens = (x for x in jax.tree.leaves(batch) if isinstance(x, np.ndarray) and x.ndim == 2)
+  largest = max((int(x.max(initial=0)) for x in tokens), default=0)
+  if largest >= size:
+    raise ValueError(
+      f'The data have token {largest}, but the network has embeddings of 0 to {size - 1}: its vocab_size is {size}, give it '
+      "the vocabulary's, or name the vocabulary that it was made for."
+    )
 
 
 def _continue(

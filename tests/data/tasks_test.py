@@ -2,7 +2,10 @@
 
 import json
 
+import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import seqio
 
@@ -121,3 +124,47 @@ def test_registered_tasks_are_found_by_name():
   task = tasks.registered(tasks.from_rows('registered_once', rows, vocabularies.byte()))
   assert seqio.TaskRegistry.get('registered_once') is task
   assert tasks.registered(task) is task
+
+
+def test_comparisons_of_every_kind_of_file_are_equal(tmp_path):
+  """JSONL and Parquet of the same votes give the same batches."""
+  rows = [
+    {'prompt': f'p{n % 40}', 'response_a': 'yes', 'response_b': f'no {n % 3}', 'verdict': verdict}
+    for n, verdict in enumerate(['a', 'b', 'tie'] * 60)
+  ]
+  (tmp_path / 'votes.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / 'votes.parquet')
+  made = [
+    tasks.comparisons(str(tmp_path / name), vocabularies.byte())
+    for name in ('votes.jsonl', 'votes.parquet')
+  ]
+  assert list(made[0].splits) == list(made[1].splits)
+  for split in made[0].splits:
+    load = lambda task, split=split: pipeline.load_split(
+      task, split=split, prompt_length=8, response_length=8
+    )
+    jax.tree.map(np.testing.assert_array_equal, load(made[0]), load(made[1]))
+
+
+def test_prompts_that_are_held_out_leave_training_in_directories(tmp_path, caplog):
+  rows = [
+    {'prompt': f'Name a {thing}.', 'chosen': 'Oak.', 'rejected': 'Car.'}
+    for thing in ('tree', 'fish')
+  ]
+  (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  (tmp_path / 'validation.jsonl').write_text(json.dumps(rows[0]))
+  task = tasks.comparisons(str(tmp_path), vocabularies.byte())
+  kept = pipeline.load_split(task, split='train', prompt_length=16, response_length=8)
+  assert vocabularies.byte().decode(kept.prompts.tokens[0].tolist()).startswith('Name a fish.')
+  assert len(kept.preference) == 1
+  assert 'Left 1 training rows out' in caplog.text
+
+
+@pytest.mark.parametrize('content', ['', '\n'])
+def test_a_split_without_rows_is_refused(tmp_path, content):
+  rows = [{'prompt': 'p', 'chosen': 'yes', 'rejected': 'no'}]
+  (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  (tmp_path / 'validation.jsonl').write_text(content)
+  task = tasks.comparisons(str(tmp_path), vocabularies.byte())
+  with pytest.raises(ValueError, match="has no split 'validation', but 'train'"):
+    pipeline.load_split(task, split='validation', prompt_length=8, response_length=8)
