@@ -55,7 +55,7 @@ setuptools.setup(
     't5x': ['cached_property', 'chex', 'fiddle', 'tensorboard'],
     'hf': ['torch', 'transformers'],
     'gguf': ['gguf>=0.17'],
-    'annotate': ['starlette>=0.47,<2', 'uvicorn>=0.34,<1'],
+    'annotate': ['starlette>=1,<2', 'uvicorn>=0.34,<1'],
     # ziamath draws equations while the site is built; ruff lays signatures out.
     'docs': [
       'mkdocs>=1.6,<2',
@@ -73,7 +73,7 @@ setuptools.setup(
       'ruff>=0.12',
       'gguf>=0.17',
       'pyyaml>=6',
-      'starlette>=0.47,<2',
+      'starlette>=1.10,<2',
       'uvicorn>=0.34,<1',
       # starlette.testclient asks with it; a browser's debugging port speaks WebSocket.
       'httpx2>=2',

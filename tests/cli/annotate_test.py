@@ -1,5 +1,6 @@
 """`nlhf annotate`: the pages in this process, and the command with a real browser."""
 
+import argparse
 import contextlib
 import html
 import http.client
@@ -229,6 +230,16 @@ def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, argv, message):
   assert line.startswith('nlhf annotate: ') and message in line
 
 
+@pytest.mark.parametrize(
+  ('host', 'warned'), [('127.0.0.1', False), ('localhost', False), ('0.0.0.0', True)]
+)
+def test_listening_to_others_is_warned_of(capsys, votes, host, warned):
+  annotate._announce(argparse.Namespace(host=host, output='votes.jsonl'), 80, votes, 3)
+  shown = capsys.readouterr()
+  assert f'http://{host}:80/' in shown.out
+  assert shown.err.startswith('Warning: whoever reaches 0.0.0.0:80') == warned
+
+
 def test_missing_extra_is_one_line(capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'uvicorn', None)
   assert main.main(['annotate', '--output=votes.jsonl', '--responses', 'm=one.jsonl']) == 2
@@ -254,10 +265,11 @@ class Browser:
     self._socket.send(json.dumps({'id': self._number, 'method': method, 'params': params}))
     while (answer := json.loads(self._socket.recv())).get('id') != self._number:
       pass
-    return answer['result']
+    # Without a result: the page is just leaving.
+    return answer.get('result', {})
 
   def evaluate(self, expression):
-    return self.call('Runtime.evaluate', expression=expression)['result'].get('value')
+    return self.call('Runtime.evaluate', expression=expression).get('result', {}).get('value')
 
   def wait(self, expression):
     """Until it is true of a page that has loaded."""
@@ -266,10 +278,12 @@ class Browser:
       assert time.monotonic() < end, (expression, self.evaluate('document.body.innerText'))
       time.sleep(0.02)
 
-  def press(self, key, *, times=1):
+  def hold(self, key, *, already=False):
     text = {'text': {'Enter': '\r'}.get(key, key)} if len(key) == 1 or key == 'Enter' else {}
-    for number in range(times):
-      self.call('Input.dispatchKeyEvent', type='keyDown', key=key, autoRepeat=number > 0, **text)
+    self.call('Input.dispatchKeyEvent', type='keyDown', key=key, autoRepeat=already, **text)
+
+  def press(self, key):
+    self.hold(key)
     self.call('Input.dispatchKeyEvent', type='keyUp', key=key)
 
   def click(self, selector):
@@ -338,13 +352,15 @@ def test_browser(tmp_path):
     with served(tmp_path) as (server, url):
       browser.call('Page.navigate', url=url)
       browser.wait('document.activeElement.name == "voter"')
-      # Keys of verdicts are letters of a name.
       browser.call('Input.insertText', text='bst 12')
       browser.press('Enter')
       browser.wait('document.querySelector("progress")')
-      # Held down, it votes once.
-      browser.press('ArrowLeft', times=3)
+      # Held down until the next page is there, it votes once.
+      browser.hold('ArrowLeft')
       browser.wait('document.querySelector("progress").value == 1')
+      browser.hold('ArrowLeft', already=True)
+      time.sleep(0.3)
+      assert len(rows(tmp_path)) == 1
       browser.press('b')
       browser.wait('document.querySelector("progress").value == 2')
       browser.press('u')
