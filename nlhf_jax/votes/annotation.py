@@ -198,7 +198,7 @@ class Annotations:
     self._seed = seed
     self._hashes = {task: table.stable_hash(json.dumps(task)) for task in tasks}
     self._order: dict[str, list[Task]] = {}
-    # Of an annotator: tasks voted on or skipped, the last at the end; the verdict or 'skip'.
+    # Of an annotator: tasks voted on or skipped, the last at the end; the verdict as it was shown, or 'skip'.
     self._done: dict[str, dict[Task, str]] = {}
     self._path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not self._path.exists()
@@ -247,7 +247,7 @@ class Annotations:
       return False
     row = self._row(voter, task, verdict)
     self._append(json.dumps(row, ensure_ascii=False) + '\n')
-    self._note(voter, task, row['verdict'])
+    self._note(voter, task, verdict)
     return True
 
   def skip(self, voter: str, task: Task) -> None:
@@ -266,8 +266,7 @@ class Annotations:
     if not done:
       return None
     task = next(reversed(done))
-    order = self._shown(voter, task)
-    return Question(task, order), _as_shown(done[task], order)
+    return Question(task, self._shown(voter, task)), done[task]
 
   def undo(self, voter: str) -> None:
     """Takes the annotator's last vote, or skip, back.
@@ -318,9 +317,9 @@ class Annotations:
 
   def _resume(self) -> None:
     for row in readers.votes(self._path, 'votes'):
-      found = _task_and_verdict(row)
-      if found and found[0] in self._hashes:
-        self._note(row['voter'], *found)
+      task = _task(row)
+      if task in self._hashes:
+        self._note(row['voter'], task, _as_shown(row))
 
   def _append(self, line: str) -> None:
     self._check_place()
@@ -362,28 +361,27 @@ class Annotations:
       raise OSError(f'{self._path} was moved or replaced since the start: start again.')
 
 
-def _as_shown(verdict: str, order: str) -> str:
-  return {order[0]: 'first', order[1]: 'second'}.get(verdict, verdict)
+def _as_shown(row: Row) -> str:
+  first, second = row['order'] or 'ab'
+  return {first: 'first', second: 'second'}.get(row['verdict'], row['verdict'])
 
 
-def _task_and_verdict(row: Row) -> tuple[Task, str] | None:
+def _task(row: Row) -> Task | None:
   """The task of a person's vote, whichever label the row has first; None: of another kind."""
   names = ('prompt', 'a', 'b', 'response_a', 'response_b', 'voter', 'verdict')
   if row.get('judge') != JUDGE or not all(isinstance(row.get(name), str) for name in names):
     return None
-  task, verdict = Task(*(row[name] for name in Task._fields)), row['verdict']
+  task = Task(*(row[name] for name in Task._fields))
   if task.a < task.b:
-    return task, verdict
-  swapped = Task(task.prompt, task.b, task.a, task.response_b, task.response_a)
-  return swapped, {'a': 'b', 'b': 'a'}.get(verdict, verdict)
+    return task
+  return Task(task.prompt, task.b, task.a, task.response_b, task.response_a)
 
 
 def _is_vote(line: bytes, voter: str, task: Task) -> bool:
   if not line.strip():
     return False
   row = json.loads(line)
-  found = _task_and_verdict(row)
-  return found is not None and found[0] == task and row['voter'] == voter
+  return _task(row) == task and row['voter'] == voter
 
 
 def _opened(path: pathlib.Path) -> io.FileIO:

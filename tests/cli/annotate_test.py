@@ -230,6 +230,20 @@ def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, argv, message):
   assert line.startswith('nlhf annotate: ') and message in line
 
 
+def test_responses_of_files_and_of_runs_are_tasks_together(tmp_path):
+  run = tmp_path / 'run'
+  run.mkdir()
+  sample = {'prompt': 'p', 'responses': {'sft': {'text': 's', 'preference': 0.5}}}
+  (run / 'samples.jsonl').write_text(json.dumps(sample))
+  file = write(tmp_path / 'one.jsonl', {'p': ['n']})
+  args = argparse.Namespace(responses=[f'nash={file}'], samples=[], run_dirs=[str(run)])
+  (task,) = annotation.make_tasks(annotate._responses(args))
+  assert task == annotation.Task('p', 'nash', 'sft', 'n', 's')
+  args.samples = [str(run / 'samples.jsonl')]
+  with pytest.raises(ValueError, match=r"label 'sft' is in .* and in"):
+    annotate._responses(args)
+
+
 @pytest.mark.parametrize(
   ('host', 'warned'), [('127.0.0.1', False), ('localhost', False), ('0.0.0.0', True)]
 )
