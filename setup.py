@@ -23,6 +23,7 @@ setuptools.setup(
   package_dir={'nlhf_jax.configs': 'configs'},
   package_data={
     'nlhf_jax': ['py.typed'],
+    'nlhf_jax.cli': ['*.html'],
     'nlhf_jax.configs': ['**/*.gin', '**/*.txt'],
     'nlhf_jax.evaluation': ['*.html'],
   },
@@ -56,6 +57,7 @@ setuptools.setup(
     't5x': ['cached_property', 'chex', 'fiddle', 'tensorboard'],
     'hf': ['torch', 'transformers'],
     'gguf': ['gguf>=0.17'],
+    'annotate': ['starlette>=1,<2', 'uvicorn>=0.34,<1'],
     # ziamath draws equations while the site is built; ruff lays signatures out.
     'docs': [
       'mkdocs>=1.6,<2',
@@ -73,6 +75,11 @@ setuptools.setup(
       'ruff>=0.12',
       'gguf>=0.17',
       'pyyaml>=6',
+      'starlette>=1.10,<2',
+      'uvicorn>=0.34,<1',
+      # starlette.testclient asks with it; a browser's debugging port speaks WebSocket.
+      'httpx2>=2',
+      'websocket-client>=1.8',
     ],
   },
 )
