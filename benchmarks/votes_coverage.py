@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 from rich import console
 from rich import table as rich_table
-from scipy import special
+from scipy import special, stats
 
 from nlhf_jax.votes import bradley_terry, cycles, resampling, table
 from nlhf_jax.votes.bradley_terry import Model
@@ -22,7 +22,6 @@ NUM_MODELS, NUM_VOTERS, NUM_PROMPTS = 8, 60, 60
 NUM_VOTES = 3000
 TASTE = 0.6
 MODEL = Model('drop', 'drop')
-LEVEL = 1.959964
 
 
 def graph(rng: np.random.Generator) -> np.ndarray:
@@ -69,7 +68,8 @@ def coverage(num_simulations: int, num_bootstraps: int, seed: int = 0) -> dict[s
         prompt=votes.prompt if 'prompts' in name else unknown,
       )
       fit = bradley_terry.fit(known, MODEL)
-      half = LEVEL * np.sqrt(np.diag(fit.covariance)[:NUM_MODELS])
+      quantile = stats.t.ppf(0.975, fit.degrees)
+      half = quantile * np.sqrt(np.diag(fit.covariance)[:NUM_MODELS])
       found[name].append(np.abs(fit.scores - truth) <= half)
     if number < num_bootstraps:
       for cluster, name in (('vote', 'bootstrap of rows'), ('voter', 'bootstrap of voters')):

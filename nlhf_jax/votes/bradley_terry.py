@@ -10,8 +10,8 @@ The maximum is finite within a group of alternatives of whom each has points fro
 (Ford 1957). Between groups it is not: one who never lost stands any distance above, and of groups that never met nothing
 is known. `Fit` keeps them apart; bounds between them are those of the profile likelihood.
 
-Intervals: V = H⁻¹(M_voter + M_prompt − M_both)H⁻¹ of clustered scores (Cameron, Gelbach and Miller 2011); votes of unknown
-voters and prompts are independent.
+Intervals: V = H⁻¹(M_voter + M_prompt − M_both)H⁻¹ of clustered scores, Student's t with one degree less than the fewer
+clusters (Cameron, Gelbach and Miller 2011; Cameron and Miller 2015); votes of unknown voters and prompts are independent.
 """
 
 import functools
@@ -67,6 +67,8 @@ class Fit(NamedTuple):
   above: Bool[np.ndarray, 'n n']
   # Of `scores` and `others`, clustered.
   covariance: Float[np.ndarray, 'P P']
+  # Of freedom: the fewer of voters and prompts, less 1; infinite where votes are independent.
+  degrees: float
   # β, γ, log ν, log κ and δ by name.
   others: dict[str, float]
   # Mean nats of a vote.
@@ -95,10 +97,11 @@ def fit(votes: table.Votes, model: Model = DEFAULT) -> Fit:
   problem, held, phi = _fitted(votes, group, model)
   value, _, hessian = _evaluate(problem, phi)
   inverse = np.linalg.pinv(hessian + held, hermitian=True)
-  covariance = inverse @ _middle(problem, phi) @ inverse
+  middle, degrees = _middle(problem, phi)
+  covariance = inverse @ middle @ inverse
   others = dict(zip(problem.names[size:], phi[size:].tolist(), strict=True))
   total = float(votes.counts @ votes.verdict.sum(axis=1))
-  return Fit(votes.labels, phi[:size], group, above, covariance, others, value / total)
+  return Fit(votes.labels, phi[:size], group, above, covariance, degrees, others, value / total)
 
 
 def _fitted(
@@ -387,8 +390,10 @@ def minimise(
   )
 
 
-def _middle(problem: Problem, phi: Float[np.ndarray, 'P']) -> Float[np.ndarray, 'P P']:
-  """M_voter + M_prompt − M_both, without its negative part."""
+def _middle(
+  problem: Problem, phi: Float[np.ndarray, 'P']
+) -> tuple[Float[np.ndarray, 'P P'], float]:
+  """M_voter + M_prompt − M_both, without its negative part; and the degrees of freedom."""
   first = local(problem, phi)[1]
   scores = sum(design.multiply(first[:, [k]]) for k, design in enumerate(problem.designs)).tocsr()
   votes = problem.votes
@@ -397,13 +402,15 @@ def _middle(problem: Problem, phi: Float[np.ndarray, 'P']) -> Float[np.ndarray, 
   both = np.where(known, votes.voter.astype(np.int64) * (votes.prompt.max() + 1) + votes.prompt, -1)
   middle = voter + prompt - _clusters(scores, votes.counts, both)
   values, vectors = np.linalg.eigh(middle)
-  return (vectors * np.maximum(values, 0)) @ vectors.T
+  numbers = [len(np.unique(code)) for code in (votes.voter, votes.prompt) if (code >= 0).all()]
+  degrees = float(min(numbers, default=np.inf)) - 1
+  return (vectors * np.maximum(values, 0)) @ vectors.T, degrees
 
 
 def _clusters(
   scores: sparse.csr_matrix, count: Float[np.ndarray, 'G'], code: Int[np.ndarray, 'G']
 ) -> Float[np.ndarray, 'P P']:
-  """Σ s sᵀ over clusters' sums of scores; votes without a cluster count one by one."""
+  """G/(G − 1) Σ s sᵀ over the sums of G clusters' scores; votes without a cluster count one by one."""
   alone = code < 0
   single = scores[alone]
   result = (single.T @ single.multiply(count[alone][:, None])).toarray()
@@ -413,4 +420,5 @@ def _clusters(
   rows = np.arange(number.size)
   member = sparse.csr_matrix((count[~alone], (number.ravel(), rows)))
   sums = member @ scores[~alone]
-  return result + (sums.T @ sums).toarray()
+  size = sums.shape[0]
+  return result + size / max(size - 1, 1) * (sums.T @ sums).toarray()

@@ -59,7 +59,7 @@ def scores(
   fit = bradley_terry.fit(votes, model)
   component = bradley_terry.components(votes)
   core = _cores(fit.group, component)
-  within = stats.norm.ppf((1 + _LEVEL) / 2) * np.sqrt(np.diag(fit.covariance)[: len(core)])
+  within = _quantile(fit.degrees) * np.sqrt(np.diag(fit.covariance)[: len(core)])
   score, low, high = fit.scores.copy(), fit.scores - within, fit.scores + within
   least = bradley_terry.least_loss(votes, model)
   for i in np.flatnonzero(fit.group != core).tolist():
@@ -96,6 +96,11 @@ def _bound(
   return float(optimize.brentq(rise, -_FAR, _FAR, xtol=1e-6))
 
 
+def _quantile(degrees: float) -> float:
+  """Of |t| at the level."""
+  return float(stats.t.ppf((1 + _LEVEL) / 2, max(degrees, 1)))
+
+
 def _errors(fit: bradley_terry.Fit) -> Float[np.ndarray, 'n n']:
   size = len(fit.labels)
   v = fit.covariance[:size, :size]
@@ -111,13 +116,15 @@ def _critical(fit: bradley_terry.Fit, error: Float[np.ndarray, 'n n'], seed: int
   finite = np.isfinite(error[i, j]) & (error[i, j] > 0)
   i, j = i[finite], j[finite]
   if not len(i):
-    return float(stats.norm.ppf((1 + _LEVEL) / 2))
+    return _quantile(fit.degrees)
   values, vectors = np.linalg.eigh(fit.covariance[:size, :size])
   root = vectors * np.sqrt(np.maximum(values, 0))
   rng = np.random.default_rng(seed)
   largest = []
   for _ in range(_NUM_DRAWS // 500):
     z = rng.standard_normal((500, size)) @ root.T
+    if np.isfinite(fit.degrees):
+      z /= np.sqrt(rng.chisquare(max(fit.degrees, 1), (500, 1)) / max(fit.degrees, 1))
     largest.append(np.abs((z[:, i] - z[:, j]) / error[i, j]).max(axis=1))
   return float(np.quantile(np.concatenate(largest), _LEVEL))
 

@@ -92,9 +92,10 @@ def test_a_vote_cast_ten_times_is_one():
   own = single._replace(voter=np.arange(60))
   ten = bradley_terry.rows(own, np.repeat(np.arange(60), 10))
   once, copied = bradley_terry.fit(single), bradley_terry.fit(ten)
-  np.testing.assert_allclose(copied.covariance, once.covariance, atol=1e-9)
+  np.testing.assert_allclose(copied.covariance, once.covariance * 60 / 59, atol=1e-9)
+  assert (copied.degrees, once.degrees) == (59, np.inf)
   apart = bradley_terry.fit(ten._replace(voter=np.arange(600)))
-  np.testing.assert_allclose(apart.covariance, once.covariance / 10, atol=1e-9)
+  np.testing.assert_allclose(apart.covariance, once.covariance / 10 * 600 / 599, atol=1e-9)
 
 
 def test_two_way_clusters_are_their_formula():
@@ -116,7 +117,7 @@ def test_two_way_clusters_are_their_formula():
 
   def middle(cluster):
     sums = np.array([scores[cluster == c].sum(axis=0) for c in np.unique(cluster)])
-    return sums.T @ sums
+    return sums.T @ sums * len(sums) / (len(sums) - 1)
 
   expected = middle(voter) + middle(prompt) - middle(voter * 100 + prompt)
   values, vectors = np.linalg.eigh(expected)
