@@ -25,6 +25,7 @@ setuptools.setup(
     'nlhf_jax': ['py.typed'],
     'nlhf_jax.configs': ['**/*.gin', '**/*.txt'],
     'nlhf_jax.evaluation': ['*.html'],
+    'nlhf_jax.judges': ['templates/*.txt'],
   },
   entry_points={'console_scripts': ['nlhf = nlhf_jax.cli.main:main']},
   install_requires=[
@@ -54,6 +55,8 @@ setuptools.setup(
     't5x': ['cached_property', 'chex', 'fiddle', 'tensorboard'],
     'hf': ['torch', 'transformers'],
     'gguf': ['gguf>=0.17'],
+    # LLM judges.
+    'judge': ['httpx>=0.28,<1'],
     # ziamath draws equations while the site is built; ruff lays signatures out.
     'docs': [
       'mkdocs>=1.6,<2',
@@ -70,6 +73,7 @@ setuptools.setup(
       'mypy>=2.0',
       'ruff>=0.12',
       'gguf>=0.17',
+      'httpx>=0.28,<1',
       'pyyaml>=6',
     ],
   },
