@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from nlhf_jax.cli import games, votes
+from nlhf_jax.cli import games, judge, votes
 
 # The experiment that `nlhf demo` runs if none is named.
 DEMO = 'builtin'
@@ -37,6 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(commands)
   games.add_solve(commands, _command)
   votes.add_rank(commands, _command)
+  judge.add_judge(commands, _command)
   # Flags may be written with hyphens or underscores.
   args = parser.parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
   args.bindings = bindings

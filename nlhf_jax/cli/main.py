@@ -11,6 +11,7 @@
   nlhf import      a GGUF file as a model's directory
   nlhf solve       exact preference games on tables
   nlhf rank        rankings of alternatives
+  nlhf judge       votes of LLMs on responses
 
 Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_paths.
 """
@@ -25,7 +26,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from nlhf_jax.cli import flags, games, votes
+from nlhf_jax.cli import flags, games, judge, votes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -350,6 +351,7 @@ _COMMANDS = {
   'import': _import,
   'solve': games.solve,
   'rank': votes.rank,
+  'judge': judge.judge,
 }
 
 

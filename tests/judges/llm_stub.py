@@ -47,6 +47,11 @@ def longer(number: int, body: dict[str, Any]) -> Reply:
   return Reply('C' if len(first) == len(second) else 'AB'[len(first) < len(second)])
 
 
+class _Server(http.server.ThreadingHTTPServer):
+  daemon_threads = True
+  request_queue_size = 128  # Many connect at a time; who does not fit tries again after a second.
+
+
 class Stub:
   """Answers each call by `behave(number of the call, its body)`."""
 
@@ -56,8 +61,7 @@ class Stub:
     self.authorizations, self.bodies = set(), []
     self._at_once, self._lock = 0, threading.Lock()
     self.stopped = threading.Event()
-    self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), self._handler())
-    self._server.daemon_threads = True
+    self._server = _Server(('127.0.0.1', 0), self._handler())
     self.url = f'http://127.0.0.1:{self._server.server_port}/v1'
 
   def __enter__(self):
@@ -76,6 +80,7 @@ class Stub:
   def _handler(stub):
     class Handler(http.server.BaseHTTPRequestHandler):
       protocol_version = 'HTTP/1.1'
+      wbufsize = -1  # Head and body in one packet: else each answer waits for an acknowledgement.
 
       def log_message(self, *args):
         pass
@@ -108,6 +113,7 @@ class Stub:
           self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+        self.wfile.flush()
         if reply.status == 200:
           with stub._lock:
             stub.answered[body['model'], question(body)] += 1
