@@ -22,7 +22,7 @@ _LABELS = frozenset(
 # A last line that ends an explanation must have one of them.
 _MARKERS = frozenset(['answer', 'choice', 'preferred', 'verdict'])
 # P(first ≻ second) of each answer, in the order of the template.
-_PREFERENCES = (1.0, 0.0, 0.5)
+PREFERENCES = (1.0, 0.0, 0.5)
 
 
 class PromptTemplate(NamedTuple):
@@ -109,10 +109,10 @@ def read_answer(answer: Answer, answers: Sequence[str]) -> Reading | None:
     if _words(position.token) == [answers[number]]:
       shares = _shares(position, answers)
       if shares is not None:
-        value = sum(share * p for share, p in zip(shares, _PREFERENCES, strict=False))
+        value = sum(share * p for share, p in zip(shares, PREFERENCES, strict=False))
         return Reading(min(value, 1.0), True)
       break
-  return Reading(_PREFERENCES[number], False)
+  return Reading(PREFERENCES[number], False)
 
 
 def _shares(position: Position, answers: Sequence[str]) -> list[float] | None:

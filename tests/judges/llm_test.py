@@ -4,6 +4,7 @@ import ast
 import asyncio
 import math
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -317,15 +318,17 @@ def test_refused_key_or_model_stops_at_once(status, message):
 
 
 def test_stop_does_not_wait_for_rests():
-  """A worker that the server has told to rest for a minute ends when another stops the run."""
+  """A worker that the server has told to rest for minutes ends when another stops the run."""
 
   def behave(number, body):
     if number == 1:
-      return Reply(status=429, headers={'Retry-After': '60'}, body='{}')
+      return Reply(status=429, headers={'Retry-After': '250'}, body='{}')
     return Reply(status=401, body='{}', delay=0.1)
 
+  start = time.monotonic()
   with Stub(behave) as stub, pytest.raises(ValueError, match='answers 401'):
     make_panel(stub, concurrency=2, sleep=asyncio.sleep, timeout=5.0).judge_pairs(pairs(5))
+  assert time.monotonic() - start < 30
 
 
 # Budget, cache and key.
@@ -346,7 +349,8 @@ def test_budget_of_tokens_is_not_passed():
     panel = make_panel(stub, max_tokens_total=1000, concurrency=8)
     with pytest.raises(ValueError, match='budget of 1000 tokens is spent but for'):
       panel.judge_pairs(pairs(20))
-  assert 500 <= panel.spending.num_tokens <= 1000
+  text = panel.template.fill('prompt 1', 'x', 'yy')
+  assert 1000 - len(text) / 3 - 20 < panel.spending.num_tokens <= 1000
   assert panel.spending.num_tokens == 100 * stub.calls
 
 
@@ -481,8 +485,3 @@ def test_within_a_running_event_loop():
   with Stub(ALWAYS_FIRST) as stub:
     ((one, _),) = asyncio.run(in_notebook(stub))
   assert one.preference == 1
-
-
-def test_templates_are_files_of_the_package():
-  setup = (pathlib.Path(llm.__file__).parents[2] / 'setup.py').read_text()
-  assert "'nlhf_jax.judges': ['templates/*.txt']" in setup
