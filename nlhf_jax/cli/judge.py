@@ -74,12 +74,7 @@ def judge(args: argparse.Namespace) -> None:
   panel, output = _panel(args), pathlib.Path(args.output)
   contests = judge_files.contests(judge_files.responses(args.responses))
   _check_settings(panel, output)
-  wanted: dict[Any, list] = collections.defaultdict(list)
-  done = judge_files.done(output)
-  for labels, pair in contests:
-    for question in panel.questions([pair]):
-      if judge_files.key(question, *labels) not in done:
-        wanted[question].append(labels)
+  wanted, num_before = _wanted(panel, contests, judge_files.done(output))
   total, stopped = sum(map(len, wanted.values())), None
   failures: collections.Counter[str] = collections.Counter()
   with progress.bar('judgements', total) as advance, output.open('a', encoding='utf-8') as file:
@@ -96,7 +91,7 @@ def judge(args: argparse.Namespace) -> None:
       advance(len(labels))
 
     try:
-      panel.judge(list(wanted), record)
+      panel.judge(list(wanted), record, num_before)
     except ValueError as error:
       stopped = error
   num_votes = _print_summary(output, failures, panel.spending)
@@ -108,6 +103,21 @@ def judge(args: argparse.Namespace) -> None:
     raise ValueError(
       f'No judgement succeeded: {_counts(failures)}. Check the template and the model.'
     )
+
+
+def _wanted(panel, contests, done) -> tuple[dict[Any, list[tuple[str, str]]], int]:
+  """Whom each question that is still to be asked is about, and how many votes are there."""
+  from nlhf_jax.cli import judge_files
+
+  wanted: dict[Any, list[tuple[str, str]]] = collections.defaultdict(list)
+  num_before = 0
+  for labels, pair in contests:
+    for question in panel.questions([pair]):
+      if judge_files.key(question, *labels) in done:
+        num_before += 1
+      else:
+        wanted[question].append(labels)
+  return wanted, num_before
 
 
 def _panel(args: argparse.Namespace):

@@ -131,10 +131,10 @@ def done(path: pathlib.Path) -> set[tuple[str | None, ...]]:
   """
   if not path.exists():
     return set()
-  content = collections.deque(path.open('rb'), maxlen=1)
-  if content and not content[0].endswith(b'\n'):
-    with path.open('r+b') as file:
-      file.truncate(path.stat().st_size - len(content[0]))
+  with path.open('r+b') as file:
+    for last in collections.deque(file, maxlen=1):
+      if not last.endswith(b'\n'):
+        file.truncate(file.tell() - len(last))
   fields = ('judge', 'order', 'a', 'b', 'prompt', 'response_a', 'response_b')
   return {tuple(row[name] for name in fields) for row in votes(path)}
 

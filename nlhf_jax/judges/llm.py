@@ -114,12 +114,14 @@ class Panel:
     self,
     questions: Sequence[Question],
     on_judgement: Callable[[Judgement], None] = lambda judgement: None,
+    num_before: int = 0,
   ) -> list[Judgement]:
     """Asks all questions, several at a time.
 
     Args:
       questions: as of `questions`.
       on_judgement: called with each judgement, failed ones too, as soon as it is there.
+      num_before: judgements that succeeded in an earlier run; the share of failures is of these too.
 
     Returns:
       A judgement for each question, in their order.
@@ -128,7 +130,7 @@ class Panel:
       ValueError: the budget is spent, too many judgements fail, or the server refuses the key or the model. Calls under way
         are waited for before, and their judgements are passed to `on_judgement`.
     """
-    return _run(self._judge(questions, on_judgement))
+    return _run(self._judge(questions, on_judgement, num_before))
 
   def judge_pairs(self, pairs: Sequence[TextPair]) -> list[tuple[Judgement, ...]]:
     """The judgements of each pair, by every model in both orders. Raises as `judge` does."""
@@ -136,9 +138,9 @@ class Panel:
     size = len(self.models) * len(ORDERS)
     return [tuple(found[i : i + size]) for i in range(0, len(found), size)]
 
-  async def _judge(self, questions, on_judgement) -> list[Judgement]:
+  async def _judge(self, questions, on_judgement, num_before) -> list[Judgement]:
     results: list[Judgement | None] = [None] * len(questions)
-    numbered, counts = enumerate(questions), _Counts(self._failures)
+    numbered, counts = enumerate(questions), _Counts(self._failures, num_before)
     stops: list[ValueError] = []
     client = llm_client.Client(self._server, self._budget, self.spending, self._cache, self._sleep)
 
@@ -180,8 +182,8 @@ class Panel:
 class _Counts:
   """Failures by kind."""
 
-  def __init__(self, limit: FailureLimit):
-    self._limit, self._num = limit, 0
+  def __init__(self, limit: FailureLimit, num_before: int):
+    self._limit, self._num = limit, num_before
     self._failed: collections.Counter[str] = collections.Counter()
     self._messages: dict[str, str] = {}
 

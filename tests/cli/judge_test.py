@@ -151,6 +151,20 @@ def test_failures_are_no_votes_and_are_counted(answered, capsys, tmp_path):
     assert '0 calls, 0 tokens; 2 answers from the cache' in shown.out
 
 
+def test_failures_of_a_second_run_are_a_share_of_all_votes(capsys, tmp_path):
+  """12 of 120 prompts fail, and their 24 judgements are all that the second run asks for."""
+  rows = lambda text: [{'prompt': f'prompt {i}', 'response': f'{text} {i}'} for i in range(120)]
+  one, two = (write(tmp_path / name, rows(name)) for name in ('one', 'two'))
+  behave = lambda number, body: Reply('Hm.' if '9\n\n\n' in body_text(body) else 'A')
+  body_text = lambda body: llm_stub.question(body).replace('</prompt>', '')
+  with Stub(behave) as stub:
+    for _ in range(2):
+      flags = '--max_failed_share=0.2', '--concurrency=2'
+      status, shown, votes = run(capsys, stub, tmp_path, [f'a={one}', f'b={two}'], *flags)
+      assert (status, len(votes), stub.calls) == (0, 216, 240), shown.err
+      assert 'malformed answer 24' in shown.out
+
+
 def test_too_many_failures_stop_with_the_reason(answered, capsys, tmp_path):
   behave = lambda number, body: Reply('Hm.' if number % 3 == 0 else 'A')
   with Stub(behave) as stub:
