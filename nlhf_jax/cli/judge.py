@@ -121,14 +121,14 @@ def _wanted(panel, contests, done) -> tuple[dict[Any, list[tuple[str, str]]], in
 
 
 def _panel(args: argparse.Namespace):
-  from nlhf_jax.judges import llm, llm_client
+  from nlhf_jax.judges import llm, llm_settings
 
   try:
     given = dict(json.loads(args.parameters))
   except (ValueError, TypeError):
     raise ValueError(f'--parameters must be a JSON object, got {args.parameters!r}.') from None
   parameters = {k: v for k, v in (llm.PARAMETERS | given).items() if v is not None}
-  server = llm_client.Server(
+  server = llm_settings.Server(
     args.base_url, args.key_variable, args.concurrency, args.timeout, args.num_retries
   )
   return llm.Panel(
@@ -136,7 +136,7 @@ def _panel(args: argparse.Namespace):
     args.template,
     server=server,
     parameters=parameters,
-    budget=llm_client.Budget(args.max_calls, args.max_tokens_total),
+    budget=llm_settings.Budget(args.max_calls, args.max_tokens_total),
     cache_dir=args.cache_dir or str(pathlib.Path(args.output).parent / 'judge_cache'),
     failures=llm.FailureLimit(args.max_failed_share),
   )

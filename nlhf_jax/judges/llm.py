@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nlhf_jax.judges import llm_cache, llm_client, llm_prompts
+from nlhf_jax.judges import llm_cache, llm_client, llm_prompts, llm_settings
 from nlhf_jax.judges.text import Decode, decode_rows
 from nlhf_jax.types import PreferenceFn
 
@@ -59,7 +59,7 @@ class FailureLimit(NamedTuple):
 
   # Of judgements.
   max_share: float = 0.1
-  # Before these many judgements, any share may fail.
+  # Of fewer judgements, any share may fail.
   min_judgements: int = 20
 
 
@@ -71,9 +71,9 @@ class Panel:
     models: Sequence[str],
     template: str | llm_prompts.PromptTemplate = 'chat',
     *,
-    server: llm_client.Server = llm_client.Server(),  # noqa: B008
+    server: llm_settings.Server = llm_settings.Server(),  # noqa: B008
     parameters: Mapping[str, Any] = PARAMETERS,
-    budget: llm_client.Budget = llm_client.Budget(),  # noqa: B008
+    budget: llm_settings.Budget = llm_settings.Budget(),  # noqa: B008
     cache_dir: str | pathlib.Path | None = None,
     failures: FailureLimit = FailureLimit(),  # noqa: B008
     sleep: llm_client.Sleep = asyncio.sleep,
@@ -98,7 +98,7 @@ class Panel:
       raise ValueError(f'models must be one or several different names, got {list(models)}.')
     if not 0 <= failures.max_share <= 1:
       raise ValueError(f'max_share must be within [0, 1], got {failures.max_share}.')
-    llm_client.validate(server)
+    llm_settings.validate(server)
     self.models = tuple(models)
     self.template = llm_prompts.load(template) if isinstance(template, str) else template
     self.parameters = dict(parameters)

@@ -8,29 +8,11 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from nlhf_jax.judges.llm_answers import Answer, Position
 
 _NAME = 'answers.jsonl'
-
-
-class Position(NamedTuple):
-  """A token of an answer, and what might have stood in its place."""
-
-  token: str
-  # Tokens, and their log-probs in nats.
-  choices: tuple[tuple[str, float], ...]
-
-
-class Answer(NamedTuple):
-  """What a model answered."""
-
-  text: str
-  # Of its last tokens; empty where the server gives no log-probs.
-  positions: tuple[Position, ...]
-  # Of question and answer.
-  num_tokens: int
-  # Seconds since 1970.
-  time: float
 
 
 def content_key(model: str, text: str, parameters: Mapping[str, Any]) -> str:

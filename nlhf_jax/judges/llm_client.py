@@ -10,15 +10,14 @@ import dataclasses
 import email.utils
 import json
 import math
-import os
 import random
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from nlhf_jax.judges import llm_cache
-from nlhf_jax.judges.llm_cache import Answer, Position
+from nlhf_jax.judges import llm_answers, llm_cache, llm_settings
+from nlhf_jax.judges.llm_answers import Answer
+from nlhf_jax.judges.llm_settings import Budget, Server
 
 Sleep = Callable[[float], Awaitable[Any]]
 
@@ -26,33 +25,8 @@ Sleep = Callable[[float], Awaitable[Any]]
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
 _LONGEST_RETRY_AFTER = 300.0
-# Only the end of an answer can hold the verdict.
-_NUM_POSITIONS = 32
 # A server echoes a key at times; a shorter one, such as EMPTY, is no secret, and may be a word of an answer.
 _SHORTEST_SECRET = 8
-
-
-class Server(NamedTuple):
-  """Where models are asked, and how patiently."""
-
-  base_url: str = 'https://api.openai.com/v1'
-  # The environment variable that holds the key; where it is not set, none is sent.
-  key_variable: str = 'OPENAI_API_KEY'
-  # Calls at a time.
-  concurrency: int = 8
-  # Seconds for one call.
-  timeout: float = 60.0
-  # Of a call that met a rate limit, an error of the server, no connection or no answer in time.
-  num_retries: int = 5
-
-
-class Budget(NamedTuple):
-  """What may be spent; None: no limit."""
-
-  # Requests, retries among them.
-  max_calls: int | None = None
-  # Of questions and answers, as the server counts them; one for every three characters where it does not.
-  max_tokens_total: int | None = None
 
 
 @dataclasses.dataclass
@@ -105,8 +79,8 @@ class Client:
       import httpx
     except ModuleNotFoundError:
       raise ValueError("LLM judges need one more package: pip install 'nlhf_jax[judge]'.") from None
-    validate(server)
-    self._key = _read_key(server.key_variable)
+    llm_settings.validate(server)
+    self._key = llm_settings.read_key(server.key_variable)
     self._server, self._budget, self._spending, self._cache = server, budget, spending, cache
     headers = {'Authorization': f'Bearer {self._key}'} if self._key else {}
     limits = httpx.Limits(max_connections=server.concurrency)
@@ -241,11 +215,11 @@ class Client:
     except TimeoutError:
       message = f'no answer within {self._server.timeout:g} s'
       raise CallError('timeout', message, retry=True) from None
-    except self._httpx.RequestError as error:
+    except (self._httpx.RequestError, self._httpx.InvalidURL) as error:
       message = self._clean(f'{type(error).__name__}: {error}')
       raise CallError('connection', message, retry=True) from None
     if response.status_code != 200:
-      message = _error_message(response.text)
+      message = llm_answers.error_message(response.text)
       raise self._refusal(response.status_code, message, response.headers)
     return response.text
 
@@ -267,21 +241,13 @@ class Client:
 
   def _answer(self, text: str, estimate: int) -> Answer:
     try:
-      row = json.loads(text)
-      choice = row['choices'][0]
-      content = choice['message'].get('content') or ''
-      if not isinstance(content, str):
-        raise TypeError('content')
-      usage = row.get('usage') or {}
-      num_tokens = usage.get('total_tokens')
-    except (ValueError, LookupError, TypeError, AttributeError):
+      answer = llm_answers.from_completion(text, estimate)
+    except ValueError:
       message = f'no chat completion: {self._clean(text)}'
       raise CallError('no completion', message, retry=True) from None
-    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or num_tokens < 0:
-      num_tokens = estimate
-    cleaned = self._redacted(content)
-    positions = _positions(choice.get('logprobs')) if cleaned == content else ()
-    return Answer(cleaned, positions, num_tokens, time.time())
+    cleaned = self._redacted(answer.text)
+    # Its tokens may hold the key in pieces.
+    return answer if cleaned == answer.text else answer._replace(text=cleaned, positions=())
 
   def _redacted(self, text: str) -> str:
     return text.replace(self._key, '[key]') if len(self._key) >= _SHORTEST_SECRET else text
@@ -290,25 +256,6 @@ class Client:
     """One short line, without the key."""
     text = ' '.join(self._redacted(text).split())
     return text if len(text) <= 200 else f'{text[:200]} …'
-
-
-def validate(server: Server) -> None:
-  """Checks a server's settings.
-
-  Raises:
-    ValueError: names the setting.
-  """
-  if not re.fullmatch(r'https?://[^\s/?#@]+(/[^\s?#@]*)?', server.base_url):
-    raise ValueError(
-      'base_url must be http:// or https://, a host and a path such as /v1, without a password or a query, got '
-      f'{re.sub(r"//.*@|[?#].*", "…", server.base_url)!r}.'
-    )
-  if server.concurrency < 1:
-    raise ValueError(f'concurrency must be at least 1, got {server.concurrency}.')
-  if not 0 < server.timeout < math.inf:
-    raise ValueError(f'timeout must be a positive number of seconds, got {server.timeout}.')
-  if server.num_retries < 0:
-    raise ValueError(f'num_retries must be 0 or more, got {server.num_retries}.')
 
 
 def backoff(number: int) -> float:
@@ -326,35 +273,3 @@ def retry_after(header: str | None, now: float) -> float:
     except (TypeError, ValueError, OverflowError):
       return 0.0
   return max(wait, 0.0) if math.isfinite(wait) else 0.0
-
-
-def _read_key(variable: str) -> str:
-  key = os.environ.get(variable, '').strip()
-  if not re.fullmatch(r'[\x21-\x7e]*', key):
-    raise ValueError(f'The key in {variable} holds spaces or characters that no header can hold.')
-  return key
-
-
-def _error_message(text: str) -> str:
-  """What a server says of an error: OpenAI's field, or all of it."""
-  try:
-    error = json.loads(text)['error']
-    return str(error['message'] if isinstance(error, dict) else error)
-  except (ValueError, LookupError, TypeError):
-    return text
-
-
-def _positions(log_probs: Any) -> tuple[Position, ...]:
-  """Of OpenAI's field; nothing where it is none, or malformed."""
-  try:
-    content = (log_probs or {}).get('content') or []
-    return tuple(Position(str(x['token']), _choices(x)) for x in content[-_NUM_POSITIONS:])
-  except (LookupError, TypeError, ValueError, AttributeError):
-    return ()
-
-
-def _choices(entry: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-  """A token and its alternatives, without those of no probability."""
-  every = [entry, *(entry.get('top_logprobs') or [])]
-  found = [(str(x['token']), float(x['logprob'])) for x in every]
-  return tuple((token, value) for token, value in found if math.isfinite(value))

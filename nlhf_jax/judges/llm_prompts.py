@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nlhf_jax.judges.llm_cache import Answer, Position
+from nlhf_jax.judges.llm_answers import Answer, Position
 
 _DIRECTORY = pathlib.Path(__file__).parent / 'templates'
 _FIELDS = ('prompt', 'first', 'second')

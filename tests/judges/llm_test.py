@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from nlhf_jax.judges import llm, llm_cache, llm_client, llm_prompts
+from nlhf_jax.judges import llm, llm_answers, llm_cache, llm_client, llm_prompts, llm_settings
 from nlhf_jax.types import PreferenceFn, Prompts
 from tests.judges import llm_stub
 from tests.judges.llm_stub import KEY, Reply, Stub
@@ -29,15 +29,15 @@ async def no_sleep(seconds: float) -> None:
 
 def make_panel(stub, *, models=('m',), sleep=no_sleep, cache_dir=None, template='chat', **settings):
   parts = {}
-  for part in (llm_client.Server, llm_client.Budget, llm.FailureLimit):
+  for part in (llm_settings.Server, llm_settings.Budget, llm.FailureLimit):
     own = {name: settings.pop(name) for name in part._fields if name in settings}
     parts[part] = own
   assert not settings
   return llm.Panel(
     models,
     template,
-    server=llm_client.Server(stub.url, **parts[llm_client.Server]),
-    budget=llm_client.Budget(**parts[llm_client.Budget]),
+    server=llm_settings.Server(stub.url, **parts[llm_settings.Server]),
+    budget=llm_settings.Budget(**parts[llm_settings.Budget]),
     failures=llm.FailureLimit(**parts[llm.FailureLimit]),
     cache_dir=cache_dir,
     sleep=sleep,
@@ -80,7 +80,7 @@ def preferences(judgements):
   ],
 )
 def test_answers_are_read_strictly(text, expected):
-  answer = llm_cache.Answer(text, (), 1, 0.0)
+  answer = llm_answers.Answer(text, (), 1, 0.0)
   found = llm_prompts.read_answer(answer, ('A', 'B', 'C'))
   assert (None if found is None else found.preference) == expected
 
@@ -88,16 +88,16 @@ def test_answers_are_read_strictly(text, expected):
 def test_log_probs_of_the_letters_give_the_preference():
   """P = (p(A) + p(C)/2) / (p(A) + p(B) + p(C)), over all spellings of a letter; other tokens count for nothing."""
   shares = {'A': 0.3, ' A': 0.1, 'B': 0.2, 'C': 0.2, 'The': 0.1, 'a': 0.1, 'AB': 0.0001}
-  position = llm_cache.Position('A', tuple((t, math.log(p)) for t, p in shares.items()))
-  answer = llm_cache.Answer('Answer: A', (llm_cache.Position('Answer', ()), position), 1, 0.0)
+  position = llm_answers.Position('A', tuple((t, math.log(p)) for t, p in shares.items()))
+  answer = llm_answers.Answer('Answer: A', (llm_answers.Position('Answer', ()), position), 1, 0.0)
   found = llm_prompts.read_answer(answer, ('A', 'B', 'C'))
   assert found.from_log_probs
   assert found.preference == pytest.approx((0.4 + 0.1) / 0.8)
 
 
 def test_log_probs_do_not_save_a_malformed_answer():
-  position = llm_cache.Position('A', (('A', -0.1),))
-  answer = llm_cache.Answer('A good question', (position,), 1, 0.0)
+  position = llm_answers.Position('A', (('A', -0.1),))
+  answer = llm_answers.Answer('A good question', (position,), 1, 0.0)
   assert llm_prompts.read_answer(answer, ('A', 'B')) is None
 
 
@@ -293,6 +293,8 @@ def test_dying_server_is_asked_again():
     (Reply(close=True), 'connection', 2),
     (Reply(status=503, body='busy'), 'server error (503)', 2),
     (Reply(body='{"choices": []}'), 'no completion', 2),
+    (Reply(body='[' * 100_000), 'no completion', 2),
+    (Reply(status=307, headers={'Location': 'http://elsewhere'}), 'refused (307)', 1),
     (Reply(status=400, body='{"error": {"message": "too long"}}'), 'refused (400)', 1),
   ],
 )
@@ -367,7 +369,7 @@ def test_cache_outlives_the_panel(tmp_path):
 def test_torn_line_of_a_cache_is_passed_over(tmp_path):
   """The next answer does not end up on the same line."""
   cache = llm_cache.AnswerCache(tmp_path)
-  answer = llm_cache.Answer('A', (llm_cache.Position('A', (('A', -0.5),)),), 9, 1.0)
+  answer = llm_answers.Answer('A', (llm_answers.Position('A', (('A', -0.5),)),), 9, 1.0)
   cache.put('one', answer)
   file = tmp_path / 'answers.jsonl'
   file.write_bytes(file.read_bytes() + b'{"key": "two", "te')
@@ -416,6 +418,8 @@ def test_no_key_is_sent_where_none_is_set(monkeypatch):
     ({'base_url': 'localhost:8000'}, "base_url must be .* got 'localhost:8000'"),
     ({'base_url': 'http://me:secret@host/v1'}, '^(?!.*secret).*without a password'),
     ({'base_url': 'http://host/v1?key=secret'}, '^(?!.*secret).*or a query'),
+    ({'base_url': 'http://host:port/v1'}, "base_url must be .* got 'http://host:port/v1'"),
+    ({'key_variable': 'sk-secret'}, '^(?!.*secret)key_variable must be the name'),
     ({'concurrency': 0}, 'concurrency must be at least 1'),
     ({'timeout': 0.0}, 'timeout must be a positive'),
     ({'num_retries': -1}, 'num_retries must be 0 or more'),
@@ -423,7 +427,7 @@ def test_no_key_is_sent_where_none_is_set(monkeypatch):
 )
 def test_settings_that_make_no_sense(settings, message):
   with pytest.raises(ValueError, match=message):
-    llm.Panel(['m'], server=llm_client.Server(**settings))
+    llm.Panel(['m'], server=llm_settings.Server(**settings))
 
 
 @pytest.mark.parametrize(
