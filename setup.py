@@ -26,6 +26,7 @@ setuptools.setup(
     'nlhf_jax.cli': ['*.html'],
     'nlhf_jax.configs': ['**/*.gin', '**/*.txt'],
     'nlhf_jax.evaluation': ['*.html'],
+    'nlhf_jax.judges': ['templates/*.txt'],
   },
   entry_points={'console_scripts': ['nlhf = nlhf_jax.cli.main:main']},
   install_requires=[
@@ -58,6 +59,8 @@ setuptools.setup(
     'hf': ['torch', 'transformers'],
     'gguf': ['gguf>=0.17'],
     'annotate': ['starlette>=1,<2', 'uvicorn>=0.34,<1'],
+    # LLM judges.
+    'judge': ['httpx>=0.28,<1'],
     # ziamath draws equations while the site is built; ruff lays signatures out.
     'docs': [
       'mkdocs>=1.6,<2',
@@ -74,6 +77,7 @@ setuptools.setup(
       'mypy>=2.0',
       'ruff>=0.12',
       'gguf>=0.17',
+      'httpx>=0.28,<1',
       'pyyaml>=6',
       'starlette>=1.10,<2',
       'uvicorn>=0.34,<1',

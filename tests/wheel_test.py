@@ -74,6 +74,7 @@ def test_wheel_holds_every_configuration(wheel):
     if path.suffix in ('.gin', '.txt'):
       assert f'nlhf_jax/{path.relative_to(ROOT).as_posix()}' in names
   assert {'nlhf_jax/py.typed', 'nlhf_jax/evaluation/report.html'} <= names
+  assert {f'nlhf_jax/judges/templates/{name}.txt' for name in ('chat', 'summary')} <= names
 
 
 def test_demo_of_an_installed_wheel(nlhf):

@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from nlhf_jax.cli import annotate, games, votes
+from nlhf_jax.cli import annotate, games, judge, votes
 
 # The experiment that `nlhf demo` runs if none is named.
 DEMO = 'builtin'
@@ -38,6 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   games.add_solve(commands, _command)
   votes.add_rank(commands, _command)
   annotate.add(commands, _command)
+  judge.add_judge(commands, _command)
   # Flags may be written with hyphens or underscores.
   args = parser.parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
   args.bindings = bindings

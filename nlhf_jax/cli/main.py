@@ -12,6 +12,7 @@
   nlhf solve       exact preference games on tables
   nlhf rank        rankings of alternatives
   nlhf annotate    a page on which people compare two responses
+  nlhf judge       votes of LLMs on responses
 
 Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_paths.
 """
@@ -26,7 +27,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from nlhf_jax.cli import annotate, flags, games, votes
+from nlhf_jax.cli import annotate, flags, games, judge, votes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -352,6 +353,7 @@ _COMMANDS = {
   'solve': games.solve,
   'rank': votes.rank,
   'annotate': annotate.annotate,
+  'judge': judge.judge,
 }
 
 

@@ -1,0 +1,226 @@
+"""The command line of LLM judges: `nlhf judge`, responses in, votes out."""
+
+import argparse
+import collections
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
+  """Adds `nlhf judge`."""
+  parser = command(
+    commands,
+    'judge',
+    'Lets LLMs behind an OpenAI-compatible server compare responses, and writes their votes.',
+    'Every two labels are compared on the prompts that both answer, in both orders, by every model. A judgement that fails is '
+    'no vote, and is counted. A run that ended early goes on where it stopped, and repeats no call that was answered.',
+  )
+  parser.add_argument(
+    '--responses',
+    nargs='+',
+    required=True,
+    metavar='LABEL=FILE',
+    help='rows of {prompt, response} and perhaps an id, one file or several for each label; or FILE, samples.jsonl of `nlhf win-rates`',
+  )
+  parser.add_argument('--output', required=True, help='file for the votes, such as votes.jsonl')
+  _add_server(parser.add_argument_group('server'))
+  group = parser.add_argument_group('limits')
+  group.add_argument('--max_calls', type=int, help='requests, retries among them')
+  group.add_argument('--max_tokens_total', type=int, help='tokens of questions and answers')
+  group.add_argument(
+    '--max_failed_share',
+    type=float,
+    default=0.1,
+    help='of judgements, once there are 20; more end the run (default: 0.1)',
+  )
+
+
+def _add_server(group) -> None:
+  group.add_argument('--model', action='append', required=True, help='a judge (repeatable)')
+  group.add_argument(
+    '--base_url',
+    default='https://api.openai.com/v1',
+    help='of the server (default: https://api.openai.com/v1)',
+  )
+  group.add_argument(
+    '--key_variable',
+    default='OPENAI_API_KEY',
+    help='environment variable that holds the key, if the server wants one (default: OPENAI_API_KEY)',
+  )
+  group.add_argument(
+    '--template', default='chat', help='chat, summary, or a file (default: chat; docs/votes.md)'
+  )
+  group.add_argument(
+    '--parameters',
+    default='{}',
+    metavar='JSON',
+    help='fields of the requests, such as {"max_tokens": 1, "top_logprobs": 5}; null leaves one out',
+  )
+  group.add_argument('--concurrency', type=int, default=8, help='calls at a time (default: 8)')
+  group.add_argument('--timeout', type=float, default=60.0, help='seconds a call (default: 60)')
+  group.add_argument('--num_retries', type=int, default=5, help='of a call (default: 5)')
+  group.add_argument(
+    '--cache_dir', help='directory of answers (default: judge_cache beside the output)'
+  )
+
+
+def judge(args: argparse.Namespace) -> None:
+  """Runs `nlhf judge`."""
+  from nlhf_jax.cli import judge_files
+  from nlhf_jax.runtime import progress
+
+  panel, output = _panel(args), pathlib.Path(args.output)
+  contests = judge_files.contests(judge_files.responses(args.responses))
+  _check_settings(panel, output)
+  wanted, num_before = _wanted(panel, contests, judge_files.done(output))
+  total, stopped = sum(map(len, wanted.values())), None
+  failures: collections.Counter[str] = collections.Counter()
+  with progress.bar('judgements', total) as advance, output.open('a', encoding='utf-8') as file:
+
+    def record(judgement) -> None:
+      labels = wanted[judgement.question]
+      if judgement.failure is not None:
+        failures[judgement.failure] += len(labels)
+      else:
+        for a, b in labels:
+          row = judge_files.vote(judgement, a, b)
+          file.write(json.dumps(row, ensure_ascii=False) + '\n')
+        file.flush()
+      advance(len(labels))
+
+    try:
+      panel.judge(list(wanted), record, num_before)
+    except ValueError as error:
+      stopped = error
+  num_votes = _print_summary(output, failures, panel.spending)
+  if stopped is not None:
+    raise ValueError(
+      f'{stopped} {num_votes} votes are in {output}; the same command goes on from there.'
+    )
+  if failures and not num_votes:
+    raise ValueError(
+      f'No judgement succeeded: {_counts(failures)}. Check the template and the model.'
+    )
+
+
+def _wanted(panel, contests, done) -> tuple[dict[Any, list[tuple[str, str]]], int]:
+  """Whom each question that is still to be asked is about, and how many votes are there."""
+  from nlhf_jax.cli import judge_files
+
+  wanted: dict[Any, list[tuple[str, str]]] = collections.defaultdict(list)
+  num_before = 0
+  for labels, pair in contests:
+    for question in panel.questions([pair]):
+      if judge_files.key(question, *labels) in done:
+        num_before += 1
+      else:
+        wanted[question].append(labels)
+  return wanted, num_before
+
+
+def _panel(args: argparse.Namespace):
+  from nlhf_jax.judges import llm, llm_settings
+
+  try:
+    given = dict(json.loads(args.parameters))
+  except (ValueError, TypeError):
+    raise ValueError(f'--parameters must be a JSON object, got {args.parameters!r}.') from None
+  parameters = {k: v for k, v in (llm.PARAMETERS | given).items() if v is not None}
+  server = llm_settings.Server(
+    args.base_url, args.key_variable, args.concurrency, args.timeout, args.num_retries
+  )
+  return llm.Panel(
+    args.model,
+    args.template,
+    server=server,
+    parameters=parameters,
+    budget=llm_settings.Budget(args.max_calls, args.max_tokens_total),
+    cache_dir=args.cache_dir or str(pathlib.Path(args.output).parent / 'judge_cache'),
+    failures=llm.FailureLimit(args.max_failed_share),
+  )
+
+
+def _check_settings(panel, output: pathlib.Path) -> None:
+  """Votes of one file are answers to one question: its template and parameters stand beside it."""
+  path = output.with_suffix('.settings.json')
+  template = panel.template
+  settings = {
+    'template': ''.join(f'{{{x}}}' if i % 2 else x for i, x in enumerate(template.pieces)),
+    'answers': list(template.answers),
+    'parameters': panel.parameters,
+  }
+  output.parent.mkdir(parents=True, exist_ok=True)
+  if output.exists() and path.exists():
+    before = json.loads(path.read_text(encoding='utf-8'))
+    for name, value in settings.items():
+      if before.get(name) != value:
+        raise ValueError(
+          f'{output} holds votes by other settings: its {name} is not the one given. Name another --output.'
+        )
+  path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def _print_summary(output: pathlib.Path, failures, spending) -> int:
+  """Votes, failures, and how reliable each judge is; the number of votes in the file."""
+  from nlhf_jax.cli import judge_files
+  from nlhf_jax.evaluation import report
+  from nlhf_jax.votes import agreement, table
+
+  rows = list(judge_files.votes(output))
+  out = report.console()
+  out.print(
+    f'{len(rows)} votes in {output}.\nFailed judgements: {_counts(failures) or "none"}.\n'
+    f'{spending.num_calls} calls, {spending.num_tokens:,} tokens; {spending.num_cached} answers from the cache.',
+    markup=False,
+    highlight=False,
+    soft_wrap=True,
+  )
+  if rows:
+    out.print(_judges_table(agreement.judges(table.columns(rows)), flips(rows)))
+  return len(rows)
+
+
+def _counts(failures) -> str:
+  return ', '.join(f'{kind} {count}' for kind, count in failures.most_common())
+
+
+def flips(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+  """By judge: pairs whose winner changes with the order, and pairs that have a winner in both orders."""
+  winners: dict[tuple, dict[str, bool]] = collections.defaultdict(dict)
+  for row in rows:
+    p = row['probability']
+    for_a = {'a': 1.0, 'b': 0.0}.get(row['verdict'], 0.5) if p is None else p
+    if row['order'] is not None and for_a != 0.5:
+      fields = ('judge', 'prompt', 'a', 'b', 'response_a', 'response_b')
+      winners[tuple(row[name] for name in fields)][row['order']] = for_a > 0.5
+  result: dict[str, tuple[int, int]] = {}
+  for (name, *_), by_order in winners.items():
+    if len(by_order) == 2:
+      flipped, both = result.get(name or '', (0, 0))
+      result[name or ''] = flipped + (len(set(by_order.values())) == 2), both + 1
+  return result
+
+
+def _judges_table(judges, flipped: dict[str, tuple[int, int]]):
+  import math
+
+  import rich.table
+  from rich import markup
+
+  result = rich.table.Table(title='Judges')
+  for name in ('judge', 'votes', 'ties', 'first shown wins', 'flips', 'agrees with others'):
+    result.add_column(name, justify='left' if name == 'judge' else 'right')
+  for one in judges:
+    first = agrees = flips_shown = '–'
+    if not math.isnan(one.first_wins):
+      first = f'{one.first_wins:.3f} [{one.first_wins_low:.3f}, {one.first_wins_high:.3f}]'
+    if not math.isnan(one.agreement):
+      agrees = f'{one.agreement:.3f} of {one.num_compared:,}'
+    if one.name in flipped:
+      count, both = flipped[one.name]
+      flips_shown = f'{count / both:.3f} of {both:,}'
+    numbers = f'{one.num_votes:,.0f}', f'{one.tie_share:.3f}'
+    result.add_row(markup.escape(one.name or 'not named'), *numbers, first, flips_shown, agrees)
+  return result

@@ -1,0 +1,268 @@
+"""LLMs as judges: models behind an OpenAI-compatible server compare texts, each pair in both orders.
+
+What a model answers is a letter; where the server gives log-probs, P(first ≻ second) comes from those of the letters.
+A malformed answer, or none, is a failed judgement and no vote.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nlhf_jax.judges import llm_cache, llm_client, llm_prompts, llm_settings
+from nlhf_jax.judges.text import Decode, decode_rows
+from nlhf_jax.types import PreferenceFn
+
+# Fields of a request.
+PARAMETERS = {'temperature': 0, 'max_tokens': 16, 'logprobs': True, 'top_logprobs': 20}
+ORDERS = ('ab', 'ba')
+
+
+class TextPair(NamedTuple):
+  """Two responses to one prompt."""
+
+  prompt: str
+  a: str
+  b: str
+
+
+class Question(NamedTuple):
+  """A pair, put to one model in one order."""
+
+  pair: TextPair
+  model: str
+  # 'ab': a is shown first; 'ba': b is.
+  order: str = 'ab'
+
+
+class Judgement(NamedTuple):
+  """What came of a question."""
+
+  question: Question
+  # P(a ≻ b); None: the judgement failed.
+  preference: float | None
+  # Whether the preference comes from log-probs; else it is 1, 0 or 1/2.
+  from_log_probs: bool = False
+  # Kind of failure, to count, and what happened.
+  failure: str | None = None
+  message: str = ''
+  # Of the answer, in seconds since 1970.
+  time: float | None = None
+
+
+class FailureLimit(NamedTuple):
+  """When a run stops because too much fails."""
+
+  # Of judgements.
+  max_share: float = 0.1
+  # Of fewer judgements, any share may fail.
+  min_judgements: int = 20
+
+
+class Panel:
+  """One or several models behind a server, with a template, a budget and a cache."""
+
+  def __init__(
+    self,
+    models: Sequence[str],
+    template: str | llm_prompts.PromptTemplate = 'chat',
+    *,
+    server: llm_settings.Server = llm_settings.Server(),  # noqa: B008
+    parameters: Mapping[str, Any] = PARAMETERS,
+    budget: llm_settings.Budget = llm_settings.Budget(),  # noqa: B008
+    cache_dir: str | pathlib.Path | None = None,
+    failures: FailureLimit = FailureLimit(),  # noqa: B008
+    sleep: llm_client.Sleep = asyncio.sleep,
+  ):
+    """A panel; nothing is asked yet.
+
+    Args:
+      models: names, each a judge of its own.
+      template: a name or a file (`llm_prompts.load`), or the template.
+      server: where they are.
+      parameters: further fields of the requests. Servers differ in how many `top_logprobs` they give.
+      budget: of all that this panel is ever asked.
+      cache_dir: a directory for answers; None: they are kept in memory.
+      failures: when to stop.
+      sleep: what waits between tries.
+
+    Raises:
+      FileNotFoundError: there is no such template.
+      ValueError: a setting makes no sense.
+    """
+    if not models or len(set(models)) < len(models):
+      raise ValueError(f'models must be one or several different names, got {list(models)}.')
+    if not 0 <= failures.max_share <= 1:
+      raise ValueError(f'max_share must be within [0, 1], got {failures.max_share}.')
+    llm_settings.validate(server)
+    self.models = tuple(models)
+    self.template = llm_prompts.load(template) if isinstance(template, str) else template
+    self.parameters = dict(parameters)
+    self.spending = llm_client.Spending()
+    self._server, self._budget, self._failures, self._sleep = server, budget, failures, sleep
+    self._cache = llm_cache.AnswerCache(cache_dir)
+
+  def questions(self, pairs: Iterable[TextPair], orders: Sequence[str] = ORDERS) -> list[Question]:
+    """Every pair in every order to every model; those of one pair follow each other."""
+    return [Question(pair, m, order) for pair in pairs for m in self.models for order in orders]
+
+  def judge(
+    self,
+    questions: Sequence[Question],
+    on_judgement: Callable[[Judgement], None] = lambda judgement: None,
+    num_before: int = 0,
+  ) -> list[Judgement]:
+    """Asks all questions, several at a time.
+
+    Args:
+      questions: as of `questions`.
+      on_judgement: called with each judgement, failed ones too, as soon as it is there.
+      num_before: judgements that succeeded in an earlier run; the share of failures is of these too.
+
+    Returns:
+      A judgement for each question, in their order.
+
+    Raises:
+      ValueError: the budget is spent, too many judgements fail, or the server refuses the key or the model. Calls under way
+        are waited for before, and their judgements are passed to `on_judgement`.
+    """
+    return _run(self._judge(questions, on_judgement, num_before))
+
+  def judge_pairs(self, pairs: Sequence[TextPair]) -> list[tuple[Judgement, ...]]:
+    """The judgements of each pair, by every model in both orders. Raises as `judge` does."""
+    found = self.judge(self.questions(pairs))
+    size = len(self.models) * len(ORDERS)
+    return [tuple(found[i : i + size]) for i in range(0, len(found), size)]
+
+  async def _judge(self, questions, on_judgement, num_before) -> list[Judgement]:
+    results: list[Judgement | None] = [None] * len(questions)
+    numbered, counts = enumerate(questions), _Counts(self._failures, num_before)
+    stops: list[ValueError] = []
+    client = llm_client.Client(self._server, self._budget, self.spending, self._cache, self._sleep)
+
+    async def work() -> None:
+      for number, question in numbered:
+        if stops:
+          return
+        try:
+          results[number] = await self._ask(client, question)
+          on_judgement(results[number])
+          counts.add(results[number])
+        except ValueError as error:
+          stops.append(error)
+          client.stop()
+
+    async with client:
+      await asyncio.gather(*(work() for _ in range(min(self._server.concurrency, len(questions)))))
+    if stops:
+      raise stops[0]
+    return results
+
+  async def _ask(self, client: llm_client.Client, question: Question) -> Judgement:
+    pair = question.pair
+    shown = (pair.a, pair.b) if question.order == 'ab' else (pair.b, pair.a)
+    try:
+      text = self.template.fill(pair.prompt, *shown)
+      answer = await client.ask(question.model, text, self.parameters)
+    except llm_client.CallError as error:
+      return Judgement(question, None, failure=error.kind, message=str(error))
+    reading = llm_prompts.read_answer(answer, self.template.answers)
+    if reading is None:
+      expected = ', '.join(self.template.answers)
+      message = f'{answer.text[:60]!r} is none of {expected}'
+      return Judgement(question, None, failure='malformed answer', message=message)
+    for_a = reading.preference if question.order == 'ab' else 1 - reading.preference
+    return Judgement(question, for_a, reading.from_log_probs, time=answer.time)
+
+
+class _Counts:
+  """Failures by kind."""
+
+  def __init__(self, limit: FailureLimit, num_before: int):
+    self._limit, self._num = limit, num_before
+    self._failed: collections.Counter[str] = collections.Counter()
+    self._messages: dict[str, str] = {}
+
+  def add(self, judgement: Judgement) -> None:
+    """Raises ValueError where too many have failed."""
+    self._num += 1
+    if judgement.failure is None:
+      return
+    self._failed[judgement.failure] += 1
+    self._messages[judgement.failure] = judgement.message
+    failed = self._failed.total()
+    enough = self._num >= max(self._limit.min_judgements, 1)
+    if enough and failed > self._limit.max_share * self._num:
+      kind, count = self._failed.most_common(1)[0]
+      raise ValueError(
+        f'{failed} of {self._num} judgements failed, more than {self._limit.max_share:.0%}; most often ({count}) by '
+        f'{kind}: {self._messages[kind]}.'
+      )
+
+
+def mean_preference(judgements: Sequence[Judgement]) -> float:
+  """P(a ≻ b) over the orders and models that judged one pair.
+
+  Raises:
+    ValueError: one of them failed.
+  """
+  for judgement in judgements:
+    if judgement.preference is None:
+      question = judgement.question
+      raise ValueError(
+        f'{question.model} failed in order {question.order} by {judgement.failure}: {judgement.message}'
+      )
+  return sum(x.preference for x in judgements) / len(judgements)
+
+
+def from_panel(panel: Panel, decode_prompt: Decode, decode_response: Decode) -> PreferenceFn:
+  """A panel as a judge of tokens: P(y ≻ y'|x) is the mean of its models' in both orders; runs on the host.
+
+  All pairs of a batch are asked at a time, equal pairs once. Equal responses are as good as each other, unasked.
+
+  Args:
+    panel: who judges.
+    decode_prompt: tokens of a prompt to its text.
+    decode_response: the same of a response.
+
+  Returns:
+    A judge that raises ValueError, with the pair's number in the batch, where a model gives no vote.
+  """
+
+  def judge(prompts, response, alternative):
+    texts = decode_rows(decode_prompt, prompts.tokens)
+    first, second = (decode_rows(decode_response, x) for x in (response, alternative))
+    per_prompt = len(first) // len(texts)
+    pairs = [
+      TextPair(texts[i // per_prompt], *pair)
+      for i, pair in enumerate(zip(first, second, strict=True))
+    ]
+    different = list(dict.fromkeys(pair for pair in pairs if pair.a != pair.b))
+    found = dict(zip(different, panel.judge_pairs(different), strict=True))
+    votes = [_vote(number, found.get(pair)) for number, pair in enumerate(pairs)]
+    return np.array(votes, np.float32)
+
+  return judge
+
+
+def _vote(number: int, judgements: Sequence[Judgement] | None) -> float:
+  if judgements is None:  # Of equal responses.
+    return 0.5
+  try:
+    return mean_preference(judgements)
+  except ValueError as error:
+    raise ValueError(f'No vote on pair {number} of the batch: {error}.') from None
+
+
+def _run(coroutine):
+  """The result of a coroutine, within a running event loop (of a notebook) too."""
+  try:
+    asyncio.get_running_loop()
+  except RuntimeError:
+    return asyncio.run(coroutine)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(asyncio.run, coroutine).result()

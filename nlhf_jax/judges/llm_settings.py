@@ -1,0 +1,65 @@
+"""Where LLM judges are, with which key, and what may be spent on them."""
+
+import math
+import os
+import re
+from typing import NamedTuple
+
+_HOST = r'(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)'
+
+
+class Server(NamedTuple):
+  """Where models are asked, and how patiently."""
+
+  base_url: str = 'https://api.openai.com/v1'
+  # The environment variable that holds the key; where it is not set, none is sent.
+  key_variable: str = 'OPENAI_API_KEY'
+  # Calls at a time.
+  concurrency: int = 8
+  # Seconds for one call.
+  timeout: float = 60.0
+  # Of a call that met a rate limit, an error of the server, no connection or no answer in time.
+  num_retries: int = 5
+
+
+class Budget(NamedTuple):
+  """What may be spent; None: no limit."""
+
+  # Requests, retries among them.
+  max_calls: int | None = None
+  # Of questions and answers, as the server counts them; one for every three characters where it does not.
+  max_tokens_total: int | None = None
+
+
+def validate(server: Server) -> None:
+  """Checks a server's settings.
+
+  Raises:
+    ValueError: names the setting.
+  """
+  if not re.fullmatch(rf'https?://{_HOST}(:\d+)?(/[^\s?#@]*)?', server.base_url):
+    raise ValueError(
+      'base_url must be http:// or https://, a host and a path such as /v1, without a password or a query, got '
+      f'{re.sub(r"//.*@|[?#].*", "…", server.base_url)!r}.'
+    )
+  if not re.fullmatch(r'[A-Za-z_]\w*', server.key_variable):
+    # Not shown: it may be the key itself.
+    raise ValueError('key_variable must be the name of an environment variable, and is none.')
+  if server.concurrency < 1:
+    raise ValueError(f'concurrency must be at least 1, got {server.concurrency}.')
+  if not 0 < server.timeout < math.inf:
+    raise ValueError(f'timeout must be a positive number of seconds, got {server.timeout}.')
+  if server.num_retries < 0:
+    raise ValueError(f'num_retries must be 0 or more, got {server.num_retries}.')
+
+
+def read_key(variable: str) -> str:
+  """The key in an environment variable; empty where it is not set.
+
+  Raises:
+    ValueError: no header can hold it; the message does not show it.
+  """
+  key = os.environ.get(variable, '').strip()
+  if not re.fullmatch(r'[\x21-\x7e]*', key):
+    raise ValueError(f'The key in {variable} holds spaces or characters that no header can hold.')
+  return key
