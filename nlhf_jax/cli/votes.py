@@ -44,6 +44,11 @@ def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     metavar='NAME',
     help='features held constant, such as tokens (default: all that the votes have)',
   )
+  parser.add_argument(
+    '--ignore_order',
+    action='store_true',
+    help='do not hold constant who was shown first, as where a judge always prefers the same side',
+  )
   parser.add_argument('--num_resamples', type=int, default=200, help='of the bootstrap')
   parser.add_argument(
     '--num_simulations', type=int, default=199, help='of the test for circles; 0: no test'
@@ -82,7 +87,7 @@ def _ranking(args: argparse.Namespace):
   if isinstance(votes, sources.Table):
     return ranking.of_shares(votes)
   features = None if args.features is None else tuple(args.features)
-  model = bradley_terry.Model(args.ties, args.both_bad, features=features)
+  model = bradley_terry.Model(args.ties, args.both_bad, not args.ignore_order, features)
   total = args.num_resamples + args.num_simulations
   with progress.bar('resamples', total) as advance:
     return ranking.of_votes(

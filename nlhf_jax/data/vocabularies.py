@@ -18,7 +18,7 @@ from nlhf_jax.data import chat_templates
 from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
 from nlhf_jax.data.word_vocabulary import WordVocabulary
 from nlhf_jax.formats import hf
-from nlhf_jax.judges import text
+from nlhf_jax.judges import llm, text
 from nlhf_jax.types import EOS, PAD, PreferenceFn
 
 
@@ -116,7 +116,23 @@ def text_judge(
     vocabulary: of prompts and responses.
     render: what judges read for a response, as raters do, where that is not the response itself.
   """
-  judge = text.from_text(function, decoder(vocabulary), vocabulary.decode)
+  return _reading(text.from_text(function, decoder(vocabulary), vocabulary.decode), render)
+
+
+def panel_judge(
+  panel: llm.Panel, vocabulary: seqio.Vocabulary, render: Callable | None = None
+) -> PreferenceFn:
+  """LLMs behind a server as a judge for policies of a vocabulary; a batch's pairs are asked at a time, in both orders.
+
+  Args:
+    panel: who judges.
+    vocabulary: of prompts and responses.
+    render: what judges read for a response, as raters do, where that is not the response itself.
+  """
+  return _reading(llm.from_panel(panel, decoder(vocabulary), vocabulary.decode), render)
+
+
+def _reading(judge: PreferenceFn, render: Callable | None) -> PreferenceFn:
   if render is None:
     return judge
 

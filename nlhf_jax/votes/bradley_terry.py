@@ -386,7 +386,8 @@ def minimise(
       break
   worst = problem.names[int(np.abs(phi).argmax())]
   raise ValueError(
-    f'The votes have no most likely {worst!r}: it goes to infinity, as a feature does that always decides. Leave it out.'
+    f'The votes have no most likely {worst!r}: it goes to infinity, as a feature, or who is shown first, does where it '
+    'always decides. Leave it out of features, or order.'
   )
 
 

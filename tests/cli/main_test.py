@@ -11,6 +11,7 @@ from nlhf_jax.cli import gin_config, main
 from nlhf_jax.formats import hf, t5x
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
+from tests.judges.llm_stub import Stub, longer
 
 SFT = '--experiment=builtin/sft'
 MD = '--experiment=builtin/nash_md_pg'
@@ -295,15 +296,27 @@ def test_reference_bound_on_the_command_line(runs, capsys, tmp_path):
   assert status == 0, (output.err, names)
 
 
-@pytest.mark.parametrize('judge', ['electorate', 'preference_model', 'rule'])
-def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, tmp_path):
+@pytest.fixture
+def llm_stub():
+  """A server that prefers longer responses."""
+  with Stub(longer) as stub:
+    yield stub
+
+
+@pytest.mark.parametrize('judge', ['electorate', 'preference_model', 'rule', 'llm'])
+def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, llm_stub):
   """One file binds it for both."""
-  gin_file = f'--gin_file=configs/judges/{judge}.gin'
+  bound = [f'--gin_file=configs/judges/{judge}.gin']
+  if judge == 'llm':
+    bound += ["--gin.llm.Panel.models=('stub',)", '--gin.llm.Panel.cache_dir=None']
+    bound += [f"--gin.llm_settings.Server.base_url='{llm_stub.url}'"]
   run_dir = runs / f'judged_by_{judge}'
-  argv = ['train', MD, gin_file, f'--run_dir={run_dir}', '--gin.NUM_STEPS=1', *SMALL]
+  argv = ['train', MD, *bound, f'--run_dir={run_dir}', '--gin.NUM_STEPS=1', *SMALL]
   status, output = run(capsys, *argv)
   assert status == 0, output.err
-  flags = [EVALUATION, gin_file, *(f for f in SMALL if 'corpora' in f)]
+  calls = llm_stub.calls
+  assert (calls > 0) == (judge == 'llm')
+  flags = [EVALUATION, *bound, *(f for f in SMALL if 'corpora' in f)]
   flags += [
     '--gin.sizes.network.num_layers=1',
     '--gin.sizes.network.emb_dim=16',
@@ -327,7 +340,9 @@ def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, tmp
     'electorate',
     'preference',
     'shorter',
+    'LLM',
   )
+  assert (llm_stub.calls > calls) == (judge == 'llm')
 
 
 def test_run_of_version_0_1_is_refused_by_name(runs, capsys, tmp_path):

@@ -89,3 +89,20 @@ def test_mistake_is_one_line(argv, message, capsys):
   assert status == 2
   assert message in shown.err
   assert len([x for x in shown.err.splitlines() if x.startswith('nlhf')]) == 1
+
+
+def test_a_judge_of_one_side(capsys, tmp_path):
+  """Who is shown first always wins: that has no finite worth, and without it no one is better."""
+  rows = [
+    {'a': 'm', 'b': 'n', 'verdict': verdict, 'order': order}
+    for verdict, order in (('a', 'ab'), ('b', 'ba')) * 10
+  ]
+  content = '\n'.join(map(json.dumps, rows))
+  (tmp_path / 'biased.jsonl').write_text(content)
+  status, shown = run(capsys, 'rank', f'--votes={tmp_path / "biased.jsonl"}')
+  assert status == 2
+  assert "no most likely 'first'" in shown.err
+  assert 'Leave it out of features, or order.' in shown.err
+  found, _ = rank(capsys, tmp_path, content, 'biased.jsonl', '--ignore_order')
+  assert found['judges'][0]['first_wins'] == 1
+  assert found['scores']['elo'] == pytest.approx([1500, 1500])
