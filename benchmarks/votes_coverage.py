@@ -16,7 +16,7 @@ from rich import table as rich_table
 from scipy import special, stats
 
 from nlhf_jax.votes import bradley_terry, cycles, resampling, table
-from nlhf_jax.votes.bradley_terry import Model
+from nlhf_jax.votes.likelihood import Model
 
 NUM_MODELS, NUM_VOTERS, NUM_PROMPTS = 8, 60, 60
 NUM_VOTES = 3000

@@ -21,7 +21,7 @@ from rich import table as rich_table
 from timing import seconds
 
 from nlhf_jax.votes import bradley_terry, certainty, resampling, table
-from nlhf_jax.votes.bradley_terry import Model
+from nlhf_jax.votes.likelihood import Model
 
 PEERS = {
   'choix': ('.venv-votes', ('choix==0.4.1', 'evalica==0.4.2', 'leaderbot==0.4.3')),
@@ -88,7 +88,7 @@ def _with_voters(votes: table.Votes) -> table.Votes:
   """Every vote as a row, given to one of the voters at random: the file does not say whose they were."""
   each = np.repeat(np.arange(len(votes.a)), votes.counts.astype(int))
   voter = np.random.default_rng(0).integers(NUM_VOTERS, size=len(each)).astype(np.int32)
-  rows = bradley_terry.rows(votes, each)
+  rows = table.select(votes, each)
   return rows._replace(counts=np.ones(len(each)), voter=voter)
 
 

@@ -36,7 +36,7 @@ Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7; of each of the 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -314,12 +314,36 @@ def _policy_gradient(
       preference = preference_fn(*responses)
     return comparison._replace(preference=preference)
 
+  # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
+  leave_one_out = not each_other and num_samples > 1
+  loss = _policy_gradient_loss(policy, tau, num_samples, leave_one_out, reuse)
+  sets = {'reference': parameter_sets.reference()} | dict(sets or {})
+  return Algorithm(
+    policy.init,
+    sample,
+    score,
+    loss,
+    sets,
+    mixtures=mixtures,
+    anchor=anchor,
+    reusable=reuse is not None,
+    fixed_point=fixed_point,
+  )
+
+
+def _policy_gradient_loss(
+  policy: Policy,
+  tau: float,
+  num_samples: int,
+  leave_one_out: bool,
+  reuse: losses.Reuse | None,
+) -> Callable[[Params, Comparison], Losses]:
+  """The loss of `_policy_gradient`; the baseline is the mean of a prompt's other responses, or 1/2."""
+
   def loss(params: Params, comparison: Comparison) -> Losses:
     token_logp = policy.log_prob(params, comparison.prompts, comparison.response.tokens)
     p, mask = comparison.preference, comparison.response.mask
-    # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
-    constant = each_other or num_samples == 1
-    advantage = p - 0.5 if constant else losses.leave_one_out(p, num_samples)
+    advantage = losses.leave_one_out(p, num_samples) if leave_one_out else p - 0.5
     anchor_logp = comparison.anchor_token_logp
     if anchor_logp is None:
       anchor_logp = comparison.reference_token_logp
@@ -336,18 +360,7 @@ def _policy_gradient(
     kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
     return _with_metrics(result, kl_to_reference=kl, preference=p)
 
-  sets = {'reference': parameter_sets.reference()} | dict(sets or {})
-  return Algorithm(
-    policy.init,
-    sample,
-    score,
-    loss,
-    sets,
-    mixtures=mixtures,
-    anchor=anchor,
-    reusable=reuse is not None,
-    fixed_point=fixed_point,
-  )
+  return loss
 
 
 def online_ipo(

@@ -81,13 +81,13 @@ def rank(args: argparse.Namespace) -> None:
 def _ranking(args: argparse.Namespace):
   from nlhf_jax.games import sources
   from nlhf_jax.runtime import progress
-  from nlhf_jax.votes import bradley_terry, ranking
+  from nlhf_jax.votes import likelihood, ranking
 
   votes = _votes(args)
   if isinstance(votes, sources.Table):
     return ranking.of_shares(votes)
   features = None if args.features is None else tuple(args.features)
-  model = bradley_terry.Model(args.ties, args.both_bad, not args.ignore_order, features)
+  model = likelihood.Model(args.ties, args.both_bad, not args.ignore_order, features)
   total = args.num_resamples + args.num_simulations
   with progress.bar('resamples', total) as advance:
     return ranking.of_votes(

@@ -10,7 +10,9 @@ from votes before it can learn a taste; on a few thousand texts it does not get 
 Source: Zaheer et al. (2017), arXiv:1703.06114 (sums over the elements of a set).
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,20 +59,8 @@ def rater(
   own = jnp.asarray(np.where(frequent, np.cumsum(frequent) - 1, num_own), jnp.int32)
   features_of = jnp.asarray(token_features, jnp.float32)
 
-  def init(rng: PRNGKey) -> Params:
-    rngs = jax.random.split(rng, 5)
-    normal = lambda key, *shape, scale=1.0: scale * jax.random.normal(key, shape)
-    size = 2 * embedding_size + _NUM_PLACES + token_features.shape[1]
-    return {
-      'token': normal(rngs[0], num_own + 1, embedding_size, scale=0.1),
-      'segment': normal(rngs[1], num_own + 1, embedding_size, scale=0.3),
-      'hidden': {
-        'kernel': normal(rngs[2], size, hidden_size, scale=size**-0.5),
-        'bias': jnp.zeros(hidden_size),
-      },
-      'output': normal(rngs[3], hidden_size, width, scale=hidden_size**-0.5),
-      'lengths': normal(rngs[4], _NUM_LENGTHS, width, scale=0.3),
-    }
+  sizes = _Sizes(num_own, embedding_size, token_features.shape[1], hidden_size, width)
+  init = functools.partial(_init, sizes)
 
   def score(params: Params, prompts: Prompts, *responses: Int[Array, 'N R']):
     (tokens,) = responses
@@ -95,6 +85,30 @@ def rater(
     return jax.tree.map(lambda x: (None,) * x.ndim, shapes)
 
   return Rater(init, score, axes, render, num_responses=1)
+
+
+class _Sizes(NamedTuple):
+  num_own: int
+  embedding: int
+  features: int
+  hidden: int
+  width: int
+
+
+def _init(sizes: _Sizes, rng: PRNGKey) -> Params:
+  rngs = jax.random.split(rng, 5)
+  normal = lambda key, *shape, scale=1.0: scale * jax.random.normal(key, shape)
+  size = 2 * sizes.embedding + _NUM_PLACES + sizes.features
+  return {
+    'token': normal(rngs[0], sizes.num_own + 1, sizes.embedding, scale=0.1),
+    'segment': normal(rngs[1], sizes.num_own + 1, sizes.embedding, scale=0.3),
+    'hidden': {
+      'kernel': normal(rngs[2], size, sizes.hidden, scale=size**-0.5),
+      'bias': jnp.zeros(sizes.hidden),
+    },
+    'output': normal(rngs[3], sizes.hidden, sizes.width, scale=sizes.hidden**-0.5),
+    'lengths': normal(rngs[4], _NUM_LENGTHS, sizes.width, scale=0.3),
+  }
 
 
 def _look_up(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, stats
 
-from nlhf_jax.votes import bradley_terry, table
+from nlhf_jax.votes import bradley_terry, likelihood, table
 
 _LEVEL = 0.95
 # Of max |t|, whose quantile has a standard error of .02 then.
@@ -45,7 +45,7 @@ class Scores(NamedTuple):
 
 
 def scores(
-  votes: table.Votes, model: bradley_terry.Model = bradley_terry.DEFAULT, *, seed: int = 0
+  votes: table.Votes, model: likelihood.Model = likelihood.DEFAULT, *, seed: int = 0
 ) -> tuple[bradley_terry.Fit, Scores]:
   """The fit, 95 % intervals and rank ranges.
 
@@ -85,7 +85,7 @@ def _cores(group: Int[np.ndarray, 'n'], component: Int[np.ndarray, 'n']) -> Int[
 
 def _bound(
   votes: table.Votes,
-  model: bradley_terry.Model,
+  model: likelihood.Model,
   i: int,
   core: Int[np.ndarray, 'c'],
   least: float,
@@ -131,7 +131,7 @@ def _critical(fit: bradley_terry.Fit, error: Float[np.ndarray, 'n n'], seed: int
 
 def _above(
   votes: table.Votes,
-  model: bradley_terry.Model,
+  model: likelihood.Model,
   fit: bradley_terry.Fit,
   error: Float[np.ndarray, 'n n'],
   critical: float,
@@ -145,7 +145,7 @@ def _above(
   return result
 
 
-def _loss_as_one(votes: table.Votes, model: bradley_terry.Model, i: int, j: int) -> float:
+def _loss_as_one(votes: table.Votes, model: likelihood.Model, i: int, j: int) -> float:
   """Of the best fit in which i and j are equal."""
   a, b = (np.where(side == j, i, side) for side in (votes.a, votes.b))
   return bradley_terry.least_loss(votes._replace(a=a, b=b), model)

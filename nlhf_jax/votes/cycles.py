@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from scipy import optimize, sparse, special, stats
 
 from nlhf_jax.votes import bradley_terry, table
-from nlhf_jax.votes.bradley_terry import Model
+from nlhf_jax.votes.likelihood import Model
 
 
 class Shares(NamedTuple):

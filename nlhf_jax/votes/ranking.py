@@ -12,7 +12,15 @@ from jaxtyping import Bool, Float
 from scipy.sparse import csgraph
 
 from nlhf_jax.games import fits, solve, sources
-from nlhf_jax.votes import agreement, bradley_terry, certainty, cycles, resampling, table
+from nlhf_jax.votes import (
+  agreement,
+  bradley_terry,
+  certainty,
+  cycles,
+  likelihood,
+  resampling,
+  table,
+)
 
 Matrix = Float[np.ndarray, 'Y Y']
 Scores = Float[np.ndarray, 'Y']
@@ -114,7 +122,7 @@ def of_shares(shares: sources.Table) -> Ranking:
 
 def of_votes(
   votes: table.Votes,
-  model: bradley_terry.Model = bradley_terry.DEFAULT,
+  model: likelihood.Model = likelihood.DEFAULT,
   *,
   cluster: resampling.Cluster | None = None,
   num_resamples: int = 200,

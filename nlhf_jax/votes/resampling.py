@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from nlhf_jax.votes import bradley_terry, table
-from nlhf_jax.votes.bradley_terry import Model, Problem
+from nlhf_jax.votes import bradley_terry, likelihood, table
+from nlhf_jax.votes.likelihood import Model, Problem
 
 Cluster = Literal['voter', 'prompt', 'vote']
 # Numbers of a chunk of resamples that are in memory at once.
@@ -21,7 +21,7 @@ _CHUNK = 2e6
 
 def resample(
   votes: table.Votes,
-  model: Model = bradley_terry.DEFAULT,
+  model: Model = likelihood.DEFAULT,
   *,
   cluster: Cluster = 'voter',
   num_resamples: int = 1000,
@@ -45,13 +45,13 @@ def resample(
   Raises:
     ValueError: there are several groups, whose distances are infinite.
   """
-  votes = bradley_terry.as_modelled(votes, model)
+  votes = likelihood.as_modelled(votes, model)
   if bradley_terry.groups(votes)[1].max():
     raise ValueError('Some differences are infinite: resample the votes of one group alone.')
   kinds, verdicts = _kinds(votes)
-  problem = bradley_terry.make_problem(kinds, model, level_matters=True)
-  pins = bradley_terry.pins(np.zeros(len(votes.labels), np.int64), len(problem.names))
-  start = bradley_terry.minimise(problem, pins)
+  problem = likelihood.make_problem(kinds, model, level_matters=True)
+  pins = likelihood.pins(np.zeros(len(votes.labels), np.int64), len(problem.names))
+  start = likelihood.minimise(problem, pins)
   curvature = _curvature(problem, start)
   draw = _drawing(votes, _codes(votes, cluster), verdicts)
   rng = np.random.default_rng(seed)
@@ -94,7 +94,7 @@ def _kinds(votes: table.Votes) -> tuple[table.Votes, sparse.csr_matrix]:
   """The G kinds of comparisons that the likelihood tells apart, with all their verdicts, and [N, 4G] what each vote is of that."""
   unknown = np.full_like(votes.voter, table.UNKNOWN)
   alike = votes._replace(voter=unknown, prompt=unknown, verdict=np.ones_like(votes.verdict))
-  kinds, kind = bradley_terry.counted_together(alike)
+  kinds, kind = table.counted_together(alike)
   number = len(table.VERDICTS)
   row, verdict = np.nonzero(votes.verdict)
   entries = votes.verdict[row, verdict], (row, kind[row] * number + verdict)
@@ -134,7 +134,7 @@ def _curvature(problem: Problem, phi: Float[np.ndarray, 'P']) -> sparse.csr_matr
   result = []
   for verdict in np.eye(number):
     votes = problem.votes._replace(verdict=np.tile(verdict, (len(problem.votes.a), 1)))
-    second = bradley_terry.local(problem._replace(votes=votes), phi)[2]
+    second = likelihood.local(problem._replace(votes=votes), phi)[2]
     result.append(
       sum(
         _outer(left, right).multiply(second[:, k, other])
@@ -173,7 +173,7 @@ def _fit(
 ) -> Float[np.ndarray, 'R P']:
   phi = np.tile(start, (len(verdicts), 1))
   for _ in range(num_steps):
-    step = np.einsum('rpq,rq->rp', inverse, bradley_terry.gradients(problem, phi, verdicts))
+    step = np.einsum('rpq,rq->rp', inverse, likelihood.gradients(problem, phi, verdicts))
     phi -= step
     if np.abs(step).max() < tolerance:
       break

@@ -244,3 +244,24 @@ def wins(votes: Votes) -> Float[np.ndarray, 'Y Y']:
   np.add.at(result, (votes.a, votes.b), for_a + tie / 2)
   np.add.at(result, (votes.b, votes.a), for_b + tie / 2)
   return result
+
+
+def counted_together(votes: Votes) -> tuple[Votes, Int[np.ndarray, 'N']]:
+  """Equal votes as one with their count, and which of them each was."""
+  columns = [votes.a, votes.b, votes.voter, votes.prompt, votes.judge, votes.order]
+  number = np.zeros(len(votes.a), np.int64)
+  # Column by column, for a sort of rows takes ten times as long.
+  for column in (*columns, *votes.verdict.T, *votes.x.T):
+    _, code = np.unique(column, return_inverse=True)
+    if code.max(initial=0):
+      _, number = np.unique(number * (code.max() + 1) + code, return_inverse=True)
+  _, first, inverse = np.unique(number, return_index=True, return_inverse=True)
+  inverse = inverse.ravel()
+  counts = np.bincount(inverse, weights=votes.counts)
+  return select(votes, first)._replace(counts=counts), inverse
+
+
+def select(votes: Votes, chosen: np.ndarray) -> Votes:
+  """Some of them, by mask or by number."""
+  columns = ('a', 'b', 'verdict', 'counts', 'voter', 'prompt', 'judge', 'order', 'x')
+  return votes._replace(**{name: getattr(votes, name)[chosen] for name in columns})

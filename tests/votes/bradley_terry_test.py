@@ -7,7 +7,8 @@ import pytest
 from scipy import optimize, special
 
 from nlhf_jax.votes import bradley_terry, table
-from nlhf_jax.votes.bradley_terry import ELO, Model
+from nlhf_jax.votes.bradley_terry import ELO
+from nlhf_jax.votes.likelihood import Model
 
 A, B, TIE, BAD = np.eye(4)
 
@@ -90,7 +91,7 @@ def test_a_vote_cast_ten_times_is_one():
   )
   single = of([(i, j, np.eye(4)[v], 1.0) for i, j, v in zip(a, b, rng.choice(3, 60), strict=True)])
   own = single._replace(voter=np.arange(60))
-  ten = bradley_terry.rows(own, np.repeat(np.arange(60), 10))
+  ten = table.select(own, np.repeat(np.arange(60), 10))
   once, copied = bradley_terry.fit(single), bradley_terry.fit(ten)
   np.testing.assert_allclose(copied.covariance, once.covariance * 60 / 59, atol=1e-9)
   assert (copied.degrees, once.degrees) == (59, np.inf)

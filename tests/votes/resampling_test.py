@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.votes import bradley_terry, resampling, table
-from nlhf_jax.votes.bradley_terry import Model
+from nlhf_jax.votes.likelihood import Model
 
 
 def votes(size=600, n=5, voters=30, seed=0):
