@@ -36,6 +36,7 @@ from nlhf_jax.types import (
   PAD,
   Algorithm,
   AllPairsJudge,
+  Batch,
   Demonstration,
   Params,
   Policy,
@@ -90,7 +91,7 @@ def diagnose(
     What `summary` gives, and `last_quarter`: how much of the gap the last quarter of the steps took off with everything away.
 
   Raises:
-    ValueError: the run trains no policy, measures nothing, or its method has no fixed point.
+    ValueError: the run trains no policy, measures nothing, its method has no fixed point, or fresh prompts are its own.
   """
   measured = experiment.measured
   if measured is None:
@@ -105,6 +106,7 @@ def diagnose(
   point = measured.fixed_point or resolve.fixed_point(experiment)
   if point is None:
     raise ValueError('The method of this run has no fixed point that could be found.')
+  _check_fresh(experiment)
   experiment = experiment._replace(measured=measured._replace(fixed_point=point))
   runs = run_dir.parent
   reference = weights.load_params(experiment.model, experiment.start_from, runs)
@@ -123,6 +125,23 @@ def diagnose(
   result = summary(found) | {'last_quarter': _last_quarter(_directory(output_dir, ALL_AWAY))}
   (output_dir / 'diagnosis.json').write_text(json.dumps(result, indent=2) + '\n')
   return result
+
+
+def _check_fresh(experiment: Experiment) -> None:
+  """Raises ValueError where the fresh prompts are the run's own: taking them away would be measured as no obstacle."""
+  fresh = experiment.measured.fresh_batches
+  if fresh is None:
+    return
+  first, own = (next(batches(start=0)) for batches in (fresh, experiment.batches))
+  if np.array_equal(_prompts(first).tokens, _prompts(own).tokens):
+    raise ValueError(
+      'Measured.fresh_batches gives the prompts of Experiment.batches: bind it to another corpus, every scope of it named, '
+      'or to None.'
+    )
+
+
+def _prompts(batch: Batch) -> Prompts:
+  return batch if isinstance(batch, Prompts) else batch.prompts
 
 
 def _directory(output_dir: pathlib.Path, trial: str) -> pathlib.Path:

@@ -58,3 +58,12 @@ def test_run_that_is_not_measured(experiment, tmp_path):
     diagnosis.diagnose(
       experiment._replace(measured=None), tmp_path / 'run', tmp_path / 'out', algorithms.sft
     )
+
+
+def test_fresh_prompts_that_are_the_runs_own(experiment, tmp_path):
+  """An obstacle that is never taken away would be measured as none."""
+  measured = experiment.measured._replace(fresh_batches=experiment.batches)
+  with pytest.raises(ValueError, match=r'fresh_batches gives the prompts of Experiment\.batches'):
+    diagnosis.diagnose(
+      experiment._replace(measured=measured), tmp_path / 'run', tmp_path / 'out', algorithms.sft
+    )
