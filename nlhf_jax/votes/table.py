@@ -13,7 +13,7 @@ one JSON object a line:
 | voter, judge           | who voted; which kind of judge: 'human', a model's name                                    |
 | order                  | 'ab' or 'ba': who was shown first                                                          |
 | x                      | numbers by name: a's features less b's, such as {"tokens": 120}                            |
-| time, seed, weight     | seconds since 1970; of whatever drew the responses; how many equal votes the row stands for |
+| time, seed, weight     | seconds since 1970; of what was drawn, responses or their order; how many equal votes it is      |
 | split                  | 'train' or another: what the vote is meant for                                             |
 
 A verdict or a probability is needed, and what it is about: `a` and `b`, both responses, or all four. The rest is null or
