@@ -221,21 +221,35 @@ def _interval(interval: ranking.Interval, i: int, digits: int) -> str:
 
 def judges_table(found: ranking.Ranking) -> rich.table.Table | None:
   """One row for each judge; None where votes do not tell judges apart and no order is known."""
-  if len(found.judges) < 2 and all(np.isnan(judge.first_wins) for judge in found.judges):
+  known = [(judge.first_wins, judge.own_agreement) for judge in found.judges]
+  if len(found.judges) < 2 and np.isnan(known).all():
     return None
   result = rich.table.Table(title='Judges')
-  for name in ('judge', 'votes', 'ties', 'both bad', 'first shown wins', 'agrees with others'):
+  for name in (
+    'judge',
+    'votes',
+    'ties',
+    'both bad',
+    'first shown wins',
+    'agrees with others',
+    'with itself',
+  ):
     result.add_column(name, justify='left' if name == 'judge' else 'right')
   for judge in found.judges:
     first = '–'
     if not np.isnan(judge.first_wins):
       first = f'{judge.first_wins:.3f} [{judge.first_wins_low:.3f}, {judge.first_wins_high:.3f}]'
-    agrees = (
-      '–' if np.isnan(judge.agreement) else f'{judge.agreement:.3f} of {judge.num_compared:,}'
-    )
+    with_others = _agreement(judge.agreement, judge.num_compared)
+    with_itself = _agreement(judge.own_agreement, judge.num_own)
     numbers = f'{judge.num_votes:,.0f}', f'{judge.tie_share:.3f}', f'{judge.both_bad_share:.3f}'
-    result.add_row(markup.escape(judge.name or 'not named'), *numbers, first, agrees)
+    result.add_row(
+      markup.escape(judge.name or 'not named'), *numbers, first, with_others, with_itself
+    )
   return result
+
+
+def _agreement(share: float, number: int) -> str:
+  return '–' if np.isnan(share) else f'{share:.3f} of {number:,}'
 
 
 def to_json(found: ranking.Ranking, source: str) -> dict[str, Any]:

@@ -23,29 +23,36 @@ class Judge(NamedTuple):
   # Share of decisive votes that agree with another judge's on the same prompt and pair; NaN where there is none.
   agreement: float
   num_compared: int
+  # The same of two votes of its own: by two voters, or in two orders.
+  own_agreement: float
+  num_own: int
 
 
 def judges(votes: table.Votes) -> tuple[Judge, ...]:
   """Of each judge in the votes."""
   side = votes.verdict[:, 0] - votes.verdict[:, 1]
-  agreed, compared = _agreement(votes, side)
+  with_others, with_own = _agreement(votes, side)
   return tuple(
-    _judge(name, votes, votes.judge == number, side, agreed[number], compared[number])
+    _judge(name, votes, votes.judge == number, side, with_others[number], with_own[number])
     for number, name in enumerate(votes.judges)
   )
 
 
-def _judge(name, votes: table.Votes, own, side, agreed: float, compared: float) -> Judge:
+def _judge(name, votes: table.Votes, own, side, with_others, with_own) -> Judge:
   count = votes.counts[own]
   total = count.sum()
   shown = own & (votes.order != 0) & (side != 0)
   first = float(votes.counts[shown & (np.sign(side) == votes.order)].sum())
   decided = float(votes.counts[shown].sum())
   interval = _clopper_pearson(first, decided)
-  agreement = agreed / compared if compared else np.nan
   ties, bad = (float(count @ votes.verdict[own, k] / total) for k in (2, 3))
   share = first / decided if decided else np.nan
-  return Judge(name, float(total), ties, bad, share, *interval, agreement, int(compared))
+  alike, alike_own = _share(*with_others), _share(*with_own)
+  return Judge(name, float(total), ties, bad, share, *interval, *alike, *alike_own)
+
+
+def _share(agreed: float, compared: float) -> tuple[float, int]:
+  return (agreed / compared if compared else np.nan), int(compared)
 
 
 def _clopper_pearson(won: float, played: float) -> tuple[float, float]:
@@ -58,15 +65,15 @@ def _clopper_pearson(won: float, played: float) -> tuple[float, float]:
 
 def _agreement(
   votes: table.Votes, side: Float[np.ndarray, 'N']
-) -> tuple[Float[np.ndarray, 'J'], Float[np.ndarray, 'J']]:
-  """Pairs of votes by two judges on one question that agree, and all such pairs, for each judge."""
+) -> tuple[Float[np.ndarray, 'J 2'], Float[np.ndarray, 'J 2']]:
+  """Pairs of decisive votes on one question that agree, and all such pairs: with other judges, and of the judge's own."""
   number = len(votes.judges)
   chosen = (votes.prompt >= 0) & (side != 0)
   swapped = votes.a > votes.b
   low, high = np.where(swapped, votes.b, votes.a), np.where(swapped, votes.a, votes.b)
   question = np.column_stack([votes.prompt, low, high])[chosen]
-  if number < 2 or not len(question):
-    return np.zeros(number), np.zeros(number)
+  if not len(question):
+    return np.zeros((number, 2)), np.zeros((number, 2))
   _, question = np.unique(question, axis=0, return_inverse=True)
   for_low = (np.where(swapped, -side, side) > 0)[chosen]
   won = np.zeros((question.max() + 1, number))
@@ -76,5 +83,8 @@ def _agreement(
   np.add.at(lost, (question.ravel(), judge), count * ~for_low)
   others_won = won.sum(axis=1, keepdims=True) - won
   others_lost = lost.sum(axis=1, keepdims=True) - lost
-  agreed = won * others_won + lost * others_lost
-  return agreed.sum(axis=0), ((won + lost) * (others_won + others_lost)).sum(axis=0)
+  agreed = (won * others_won + lost * others_lost).sum(axis=0)
+  compared = ((won + lost) * (others_won + others_lost)).sum(axis=0)
+  pairs_of = lambda x: (x * np.maximum(x - 1, 0) / 2).sum(axis=0)
+  own = pairs_of(won) + pairs_of(lost), pairs_of(won + lost)
+  return np.stack([agreed, compared], axis=1), np.stack(own, axis=1)

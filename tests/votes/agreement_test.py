@@ -28,6 +28,19 @@ def test_counts():
   assert (gpt.first_wins_low, gpt.first_wins_high) == (pytest.approx(0.025**0.5), 1)
   assert (human.agreement, human.num_compared) == (0.5, 2)
   assert gpt.agreement == 0.5
+  assert np.isnan(human.own_agreement) and human.num_own == 0
+
+
+def test_people_and_orders():
+  """Three voters on one question agree in one pair of three; a judge that flips with the order never does."""
+  votes = rows(
+    *(('m', 'n', verdict, 'human', None, 'p') for verdict in ('a', 'a', 'b')),
+    ('m', 'n', 'a', 'gpt', 'ab', 'q'),
+    ('m', 'n', 'b', 'gpt', 'ba', 'q'),
+  )
+  human, gpt = agreement.judges(votes)
+  assert (human.own_agreement, human.num_own) == (pytest.approx(1 / 3), 3)
+  assert (gpt.own_agreement, gpt.num_own) == (0, 1)
 
 
 def test_alone():
