@@ -1,8 +1,8 @@
 """Rankings from votes beside those of choix, evalica, leaderbot and arena-rank: the same scores, and the time of each.
 
-  python benchmarks/votes_speed.py --data ../shared/data/arena/chatbotarena_20240814.json --output out.json
+  python benchmarks/votes_speed.py --data chatbotarena_20240814.json --output out.json
 
-The file is leaderbot's of Chatbot Arena (models, X pairs, Y counts). Peers are installed from the package index into
+The file is the one of Chatbot Arena in the wheel of leaderbot 0.4.3 (models, X pairs, Y counts). Peers are installed from the package index into
 environments of their own (benchmarks/.venv-votes, benchmarks/.venv-arena-rank), since arena-rank pins its jax.
 """
 
