@@ -204,23 +204,19 @@ def flips(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
 
 
 def _judges_table(judges, flipped: dict[str, tuple[int, int]]):
-  import math
-
   import rich.table
   from rich import markup
+
+  from nlhf_jax.evaluation import ranking_report
 
   result = rich.table.Table(title='Judges')
   for name in ('judge', 'votes', 'ties', 'first shown wins', 'flips', 'agrees with others'):
     result.add_column(name, justify='left' if name == 'judge' else 'right')
   for one in judges:
-    first = agrees = flips_shown = '–'
-    if not math.isnan(one.first_wins):
-      first = f'{one.first_wins:.3f} [{one.first_wins_low:.3f}, {one.first_wins_high:.3f}]'
-    if not math.isnan(one.agreement):
-      agrees = f'{one.agreement:.3f} of {one.num_compared:,}'
-    if one.name in flipped:
-      count, both = flipped[one.name]
-      flips_shown = f'{count / both:.3f} of {both:,}'
+    first = ranking_report.first_wins(one)
+    agrees = ranking_report.share_of(one.agreement, one.num_compared)
+    count, both = flipped.get(one.name, (0, 0))
+    flips_shown = ranking_report.share_of(count / both if both else float('nan'), both)
     numbers = f'{one.num_votes:,.0f}', f'{one.tie_share:.3f}'
     result.add_row(markup.escape(one.name or 'not named'), *numbers, first, flips_shown, agrees)
   return result

@@ -1,20 +1,15 @@
 """A ranking in words, as a table, as JSON and as a page. Labels are untrusted text: the template escapes everything."""
 
-import base64
-import io
 import pathlib
 from typing import Any
 
-import jinja2
-import matplotlib
 import matplotlib.figure
 import numpy as np
 import rich.table
 from rich import markup
 
-from nlhf_jax.votes import bradley_terry, certainty, ranking
-
-matplotlib.use('Agg')
+from nlhf_jax.evaluation import report
+from nlhf_jax.votes import agreement, bradley_terry, certainty, ranking
 
 MEAN = 1500
 # Alternatives on a page's heat map.
@@ -236,11 +231,9 @@ def judges_table(found: ranking.Ranking) -> rich.table.Table | None:
   ):
     result.add_column(name, justify='left' if name == 'judge' else 'right')
   for judge in found.judges:
-    first = '–'
-    if not np.isnan(judge.first_wins):
-      first = f'{judge.first_wins:.3f} [{judge.first_wins_low:.3f}, {judge.first_wins_high:.3f}]'
-    with_others = _agreement(judge.agreement, judge.num_compared)
-    with_itself = _agreement(judge.own_agreement, judge.num_own)
+    first = first_wins(judge)
+    with_others = share_of(judge.agreement, judge.num_compared)
+    with_itself = share_of(judge.own_agreement, judge.num_own)
     numbers = f'{judge.num_votes:,.0f}', f'{judge.tie_share:.3f}', f'{judge.both_bad_share:.3f}'
     result.add_row(
       markup.escape(judge.name or 'not named'), *numbers, first, with_others, with_itself
@@ -248,7 +241,15 @@ def judges_table(found: ranking.Ranking) -> rich.table.Table | None:
   return result
 
 
-def _agreement(share: float, number: int) -> str:
+def first_wins(judge: agreement.Judge) -> str:
+  """How often who was shown first wins, with its interval."""
+  if np.isnan(judge.first_wins):
+    return '–'
+  return f'{judge.first_wins:.3f} [{judge.first_wins_low:.3f}, {judge.first_wins_high:.3f}]'
+
+
+def share_of(share: float, number: int) -> str:
+  """A share of a number of comparisons; a dash where there are none."""
   return '–' if np.isnan(share) else f'{share:.3f} of {number:,}'
 
 
@@ -308,13 +309,9 @@ def _plain(value: Any) -> Any:
 
 def write_page(found: ranking.Ranking, source: str, path: pathlib.Path) -> None:
   """One self-contained page."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('nlhf_jax.evaluation', '.'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-  )
   columns = _columns(found)
-  page = environment.get_template('ranking.html').render(
+  page = report.render(
+    'ranking.html',
     source=source,
     sentences=sentences(found),
     columns=list(columns),
@@ -350,9 +347,7 @@ def _scores_plot(found: ranking.Ranking) -> str | None:
   axes.set_ylim(len(shown) - 0.5, -0.5)
   axes.set_xlabel('Elo, 95 % interval')
   axes.grid(axis='x', alpha=0.3)
-  data = io.BytesIO()
-  figure.savefig(data, format='png', dpi=120)
-  return base64.b64encode(data.getvalue()).decode()
+  return report.data_uri(figure, 'png', 'image/png', dpi=120)
 
 
 def _matrix(found: ranking.Ranking) -> dict[str, Any]:

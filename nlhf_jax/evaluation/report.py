@@ -72,13 +72,8 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     raise FileNotFoundError(
       f'No directory {directory}: name one that `nlhf demo` or `nlhf win-rates` wrote.'
     )
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('nlhf_jax.evaluation', '.'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {'heat': _heat, 'number': _number}
-  page = environment.get_template('report.html').render(
+  page = render(
+    'report.html',
     name=directory.resolve().name,
     versions=_versions(),
     rates=_read_json(directory / 'win_rates.json'),
@@ -93,6 +88,31 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
   path = directory / 'report.html'
   path.write_text(page, encoding='utf-8')
   return path
+
+
+def render(template: str, **context: Any) -> str:
+  """A page of this room; what it shows is escaped."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('nlhf_jax.evaluation', '.'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {'heat': _heat, 'number': _number}
+  return environment.get_template(template).render(**context)
+
+
+def data_uri(figure: matplotlib.figure.Figure, kind: str, mime: str, **settings: Any) -> str:
+  """A figure as an image within a page.
+
+  Args:
+    figure: what is drawn.
+    kind: 'svg' or 'png'.
+    mime: its type, such as 'image/png'.
+    **settings: further ones of `savefig`.
+  """
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format=kind, **settings)
+  return f'data:{mime};base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
 def print_tables(directory: pathlib.Path) -> None:
@@ -232,6 +252,4 @@ def _plot(lines: dict[tuple[str, str], list[tuple[int, float]]], colours: dict[s
   axes.grid(alpha=0.25)
   axes.spines[['top', 'right']].set_visible(False)
   axes.legend(frameon=False, fontsize=8)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='svg', metadata={'Date': None})
-  return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
+  return data_uri(figure, 'svg', 'image/svg+xml', metadata={'Date': None})

@@ -158,9 +158,12 @@ def _lines(path: pathlib.Path) -> list[list[str]]:
   with path.open(newline='', encoding='utf-8-sig') as file:
     header = file.readline()
     file.seek(0)
-    # The one that the first line has most of.
-    delimiter = max(',;\t', key=header.count)
-    return [line for line in csv.reader(file, delimiter=delimiter) if line]
+    return [line for line in csv.reader(file, delimiter=delimiter(header)) if line]
+
+
+def delimiter(header: str) -> str:
+  """What stands between the fields of a CSV: the one of , ; and tab that its first line has most of."""
+  return max(',;\t', key=header.count)
 
 
 def read_table(path: pathlib.Path) -> Table:

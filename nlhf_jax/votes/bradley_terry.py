@@ -77,8 +77,7 @@ def _fitted(
 
 
 def least_loss(votes: table.Votes, model: Model) -> float:
-  """Nats of all votes at the greatest likelihood, where "both bad" says nothing of scores."""
-  votes = likelihood.as_modelled(votes, model)
+  """Nats of all votes, as modelled, at the greatest likelihood, where "both bad" says nothing of scores."""
   problem, held = _within_groups(votes, groups(votes)[1], model)
   return likelihood.evaluate(problem, likelihood.minimise(problem, held))[0]
 
@@ -87,7 +86,6 @@ def least_loss_at(
   votes: table.Votes, model: Model, i: int, core: Int[np.ndarray, 'c'], distance: float
 ) -> float:
   """The same where alternative i is so many nats above the mean of the core."""
-  votes = likelihood.as_modelled(votes, model)
   bound = votes._replace(a=np.where(votes.a == i, core[0], votes.a))
   bound = bound._replace(b=np.where(votes.b == i, core[0], votes.b))
   group = groups(bound)[1]

@@ -58,6 +58,7 @@ def scores(
   """
   fit = bradley_terry.fit(votes, model)
   component = bradley_terry.components(votes)
+  votes = likelihood.as_modelled(votes, model)
   core = _cores(fit.group, component)
   within = _quantile(fit.degrees) * np.sqrt(np.diag(fit.covariance)[: len(core)])
   score, low, high = fit.scores.copy(), fit.scores - within, fit.scores + within

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, cast
 
+from nlhf_jax.games import sources
 from nlhf_jax.votes.table import FieldError, Row
 
 Parse = Callable[[Row], Any]
@@ -109,7 +110,7 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, Row | FieldError]]:
   with _binary(path) as binary:
     file = io.TextIOWrapper(cast(IO[bytes], binary), encoding='utf-8-sig', newline='')
     try:
-      reader = csv.DictReader(file, delimiter=delimiter(file.readline()))
+      reader = csv.DictReader(file, delimiter=sources.delimiter(file.readline()))
       file.seek(0)
       for row in reader:
         if None in row or None in row.values():
@@ -118,11 +119,6 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, Row | FieldError]]:
           yield reader.line_num, {key: value if value != '' else None for key, value in row.items()}
     except UnicodeDecodeError as error:
       raise ValueError(f'{path}: not UTF-8 (at byte {error.start}).') from None
-
-
-def delimiter(header: str) -> str:
-  """What stands between the fields of a CSV: the one of , ; and tab that its first line has most of."""
-  return max(',;\t', key=header.count)
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
