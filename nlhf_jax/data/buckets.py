@@ -58,6 +58,11 @@ def choose(
   return Buckets(shapes, [min(n, len(shapes)) for n in overflow], row * num_columns + column)
 
 
+def smallest(buckets: Buckets, prompt_length: int, response_length: int) -> tuple[int, int]:
+  """The smallest shape that holds a prompt and a response of these lengths."""
+  return min((s, t) for s, t in buckets.shapes if s >= prompt_length and t >= response_length)
+
+
 def best_lengths(lengths: Int[np.ndarray, 'N'], number: int, longest: int) -> list[int]:
   """The few lengths that leave the least padding, when each sequence is padded to the next of them.
 

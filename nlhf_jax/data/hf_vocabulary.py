@@ -1,5 +1,6 @@
 """Hugging Face's tokenizers as seqio vocabularies."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import seqio
 import tensorflow as tf
 import tokenizers
 
+from nlhf_jax.data import chat_templates
 from nlhf_jax.formats import hf_models
 from nlhf_jax.types import EOS
 
@@ -17,13 +19,20 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
   Text is text: '<|im_end|>' in a prompt is encoded as letters, and cannot end a turn of the chat.
   """
 
-  def __init__(self, tokenizer: tokenizers.Tokenizer, ids: tuple[int, int], frame: tuple[str, str]):
+  def __init__(
+    self,
+    tokenizer: tokenizers.Tokenizer,
+    ids: tuple[int, int],
+    frame: tuple[str, str],
+    template: chat_templates.ChatTemplate | None = None,
+  ):
     """Made by `vocabularies.hugging_face`.
 
     Args:
       tokenizer: theirs.
       ids: of padding and end, in theirs.
       frame: what stands before and after each text, special tokens included.
+      template: what conversations go through; its frame is `frame`.
     """
     super().__init__(extra_ids=0)
     self._tokenizer = tokenizer
@@ -33,7 +42,8 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     for ours, theirs in hf_models.moved_ids(*ids).items():
       self._theirs[ours] = theirs
     self._ours = {theirs: ours for ours, theirs in enumerate(self._theirs)}
-    self._frame, self._key = frame, (tokenizer.to_str(), ids, frame)
+    self._frame, self._template = frame, template
+    self._key = tokenizer.to_str(), ids, frame
     self.for_prompts = self
 
   @property
@@ -53,10 +63,47 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
   def _base_vocab_size(self) -> int:
     return len(self._theirs)
 
+  def encode_prompt(
+    self,
+    prompt: str,
+    messages: chat_templates.Messages | None = None,
+    max_length: int | None = None,
+  ) -> tuple[list[int], bool]:
+    """A prompt's tokens, and whether it had to be shortened.
+
+    What stands around texts is kept. They lose their ends: first all but the last, the oldest first, then the last, then
+    the system's.
+
+    Args:
+      prompt: its text.
+      messages: its turns, where it is a conversation; without a chat template its text is read.
+      max_length: in tokens; None: it may have any.
+
+    Raises:
+      ValueError: the chat template refuses, or does not fit into `max_length` by itself.
+    """
+    parts: list[str | int]
+    if messages is None or self._template is None:
+      messages, parts = [{'role': 'user', 'content': prompt}], [self._frame[0], 0, self._frame[1]]
+    else:
+      parts = self._template.parts(messages)
+    tokens = [
+      self._encode_words(messages[part]['content'])
+      if isinstance(part, int)
+      else self._encode_special(part)
+      for part in parts
+    ]
+    excess = 0 if max_length is None else sum(map(len, tokens)) - max_length
+    if excess > 0:
+      _shorten(tokens, parts, messages, excess)
+    return list(itertools.chain.from_iterable(tokens)), excess > 0
+
   def _encode(self, s: str) -> list[int]:
-    before, after = (self._encode_special(piece) for piece in self._frame)
+    return self.encode_prompt(s)[0]
+
+  def _encode_words(self, text: str) -> list[int]:
     self._tokenizer.encode_special_tokens = True
-    return [*before, *self._encode_text(s), *after]
+    return self._encode_text(text)
 
   def _encode_special(self, piece: str) -> list[int]:
     self._tokenizer.encode_special_tokens = False
@@ -101,3 +148,22 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
 
   def __hash__(self) -> int:
     return hash(self._key)
+
+
+def _shorten(
+  tokens: list[list[int]],
+  parts: Sequence[str | int],
+  messages: chat_templates.Messages,
+  excess: int,
+) -> None:
+  """Takes as many tokens off the ends of messages."""
+  system = {n for n, message in enumerate(messages) if message['role'] == 'system'}
+  places = {part: place for place, part in enumerate(parts) if isinstance(part, int)}
+  for number in sorted(places, key=lambda n: (n in system, n)):
+    lost = min(excess, len(tokens[places[number]]))
+    del tokens[places[number]][len(tokens[places[number]]) - lost :]
+    excess -= lost
+  if excess:
+    raise ValueError(
+      f'What the chat template itself says is {excess} tokens longer than a prompt may be: raise prompt_length.'
+    )

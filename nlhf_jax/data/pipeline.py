@@ -1,6 +1,6 @@
 """Batches of fixed shape from a seqio task, or from a stream. Batch number n is a function of task, seed and n alone.
 
-A task is tokenised once and held in memory; each epoch goes through it in an order of its own. So a run that resumes
+A task is tokenised as its rows are needed; each epoch goes through them in an order of its own. So a run that resumes
 at batch n gets exactly what it would have got, on any number of devices and hosts: each host has the same batches, and
 gives its own devices their rows. Prompts of like length may share a batch (`buckets`). A stream makes its rows when they
 are asked for, and its training prompts have no end.
@@ -17,13 +17,11 @@ import numpy as np
 import seqio
 from jaxtyping import Int
 
-from nlhf_jax.data import buckets, vocabularies
-from nlhf_jax.types import EOS, PAD, Comparison, Demonstration, Prompts, Rollout
+from nlhf_jax.data import buckets, encoded
+from nlhf_jax.types import PAD, Comparison, Demonstration, Prompts, Rollout
 from nlhf_jax.votes import readers
 
 Batch = Prompts | Demonstration | Comparison
-# One text's.
-Tokens = np.ndarray | list[int]
 
 
 class Stream(NamedTuple):
@@ -57,43 +55,74 @@ def batches(
     task: of `data.tasks`, `data.corpora` or `data.written`.
     split: such as 'train'.
     batch_size: prompts of a batch, on all devices together.
-    prompt_length: S; longer prompts lose their end.
+    prompt_length: S; longer prompts lose their end, or what a chat template leaves to the user's words theirs.
     response_length: T; longer responses lose their end, EOS included.
     responses_per_prompt: k consecutive rows of the task that share a prompt, which is then encoded once for all.
     num_prompt_lengths: how many lengths the prompts of a batch may have, those that leave the least padding; 1: all have
       `prompt_length`.
     num_response_lengths: the same, of responses in the data.
     start: number of the first batch.
-    seed: of the order.
+    seed: of the order; a stream has its own.
 
   Raises:
-    ValueError: the split has fewer prompts than a batch, rows that were to share a prompt do not, or there is no length.
+    ValueError: the split has fewer prompts than a batch, rows that were to share a prompt do not, or there is no length;
+      a stream was to have several.
   """
-  if num_prompt_lengths < 1 or num_response_lengths < 1:
+  lengths, numbers = (prompt_length, response_length), (num_prompt_lengths, num_response_lengths)
+  if min(numbers) < 1:
     raise ValueError(
       'num_prompt_lengths and num_response_lengths must be at least 1, got '
       f'{num_prompt_lengths} and {num_response_lengths}.'
     )
   if isinstance(task, Stream):
-    yield from _fresh_batches(
-      task, split, batch_size, prompt_length, response_length, responses_per_prompt, start
-    )
-    return
-  rows = load_split(task, split=split, prompt_length=prompt_length, response_length=response_length)
-  groups = _group(rows, responses_per_prompt, task.name)
-  per_epoch = len(groups) // batch_size
-  if per_epoch == 0:
-    raise ValueError(
-      f'Split {split!r} of {task.name} has {len(groups)} prompts: batch_size must not exceed them, got {batch_size}.'
-    )
-  found = _choose_buckets(rows, groups, (num_prompt_lengths, num_response_lengths))
-  plan = functools.lru_cache(maxsize=2)(functools.partial(buckets.plan_epoch, found))
-  number = start
-  while True:
-    epoch, place = divmod(number, per_epoch)
-    batch = plan(batch_size, seed, epoch)[place]
-    yield _trim(_select(rows, groups[batch.groups]), *batch.shape)
-    number += 1
+    if max(numbers) > 1:
+      raise ValueError(
+        f'{task.name} makes its rows when they are asked for, so that its batches have one length: num_prompt_lengths and '
+        f'num_response_lengths must be 1, got {num_prompt_lengths} and {num_response_lengths}.'
+      )
+    found = _fresh_batches(task, split, batch_size, lengths, responses_per_prompt, start)
+  else:
+    rows = encoded.open_split(task, split, prompt_length)
+    groups = _group(rows.index, responses_per_prompt, task.name)
+    if len(groups) < batch_size:
+      raise ValueError(
+        f'Split {split!r} of {task.name} has {len(groups)} prompts: batch_size must not exceed them, got {batch_size}.'
+      )
+    found = _epochs(rows, groups, batch_size, lengths, numbers, start, seed)
+  yield from _warning_once(task.name, prompt_length, found)
+
+
+def _epochs(
+  rows: encoded.Rows,
+  groups: Int[np.ndarray, 'G k'],
+  batch_size: int,
+  lengths: tuple[int, int],
+  numbers: tuple[int, int],
+  start: int,
+  seed: int,
+) -> Iterator[tuple[Batch, bool]]:
+  """Batches, and whether one of their prompts was too long."""
+  chosen = _choose_buckets(rows, groups, lengths, numbers)
+  plan = functools.lru_cache(maxsize=2)(functools.partial(buckets.plan_epoch, chosen))
+  for number in itertools.count(start):
+    epoch, place = divmod(number, len(groups) // batch_size)
+    of_batch = groups[plan(batch_size, seed, epoch)[place].groups]
+    examples = [rows.example(n) for n in of_batch.reshape(-1).tolist()]
+    batch = _select(_collate(examples, *lengths), np.arange(len(examples)).reshape(batch_size, -1))
+    shape = buckets.smallest(chosen, *_longest(batch))
+    yield _trim(batch, *shape), any(x['is_long'] for x in examples)
+
+
+def _warning_once(
+  name: str, prompt_length: int, batches: Iterable[tuple[Batch, bool]]
+) -> Iterator[Batch]:
+  warned = False
+  for batch, has_long in batches:
+    if has_long and not warned:
+      message = '%s: some prompts are longer than %d tokens and lose their end.'
+      logging.warning(message, name, prompt_length)
+      warned = True
+    yield batch
 
 
 def shapes(
@@ -125,13 +154,12 @@ def _fresh_batches(
   stream: Stream,
   split: str,
   batch_size: int,
-  prompt_length: int,
-  response_length: int,
+  lengths: tuple[int, int],
   responses_per_prompt: int,
   start: int,
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Batch, bool]]:
   """Batch n has the n-th `batch_size` prompts of the split, with the first rows of each."""
-  numbers = stream.splits[split]
+  numbers = _numbers(stream, split)
   for first in range(start * batch_size, len(numbers) - batch_size + 1, batch_size):
     examples = []
     for number in numbers[first : first + batch_size]:
@@ -140,18 +168,11 @@ def _fresh_batches(
         raise ValueError(
           f'{stream.name} has {len(rows)} rows to prompt {number}: lower responses_per_prompt.'
         )
-      examples += [_encode(row, stream.vocabulary) for row in rows[:responses_per_prompt]]
-    batch = _collate(stream.name, examples, prompt_length, response_length)
-    yield _select(batch, np.arange(len(examples)).reshape(batch_size, -1))
-
-
-def _encode(row: readers.Row, vocabulary: seqio.Vocabulary) -> dict[str, Any]:
-  """The features that seqio would make of a row."""
-  example = {'inputs': vocabularies.for_prompts(vocabulary).encode(row['prompt'])}
-  for field, feature in [('response', 'targets'), ('alternative', 'alternative')]:
-    if field in row:
-      example[feature] = [*vocabulary.encode(row[field]), EOS]
-  return example | {key: row[key] for key in ('index', 'preference') if key in row}
+      for row in rows[:responses_per_prompt]:
+        examples.append(encoded.encode(row, stream.vocabulary, lengths[0]))
+    batch = _collate(examples, *lengths)
+    groups = np.arange(len(examples)).reshape(batch_size, -1)
+    yield _select(batch, groups), any(x['is_long'] for x in examples)
 
 
 def load_split(
@@ -171,30 +192,24 @@ def load_split(
   Raises:
     ValueError: the task has no such split, or it has no rows.
   """
-  if split not in task.splits:
-    raise ValueError(
-      f'{task.name} has no split {split!r}, but {", ".join(map(repr, task.splits))}.'
-    )
+  lengths = prompt_length, response_length
   if isinstance(task, Stream):
-    found = (row for number in task.splits[split] for row in task.rows(number))
-    examples = [_encode(row, task.vocabulary) for row in itertools.islice(found, limit)]
+    found = (row for number in _numbers(task, split) for row in task.rows(number))
+    some = itertools.islice(found, limit)
+    examples = [encoded.encode(row, task.vocabulary, prompt_length) for row in some]
   else:
-    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
-    if limit is not None:
-      dataset = dataset.take(limit)
-    examples = list(dataset.as_numpy_iterator())
-  if not examples:
-    raise ValueError(f'Split {split!r} of {task.name} has no rows: give it some, or name another.')
-  return _collate(task.name, examples, prompt_length, response_length)
+    rows = encoded.open_split(task, split, prompt_length)
+    examples = [rows.example(n) for n in range(len(rows.index))[:limit]]
+  if number := sum(x['is_long'] for x in examples):
+    message = '%s: %d of %d prompts are longer than %d tokens and lose their end.'
+    logging.warning(message, task.name, number, len(examples), prompt_length)
+  return _collate(examples, *lengths)
 
 
-def _collate(
-  name: str, examples: list[dict[str, Any]], prompt_length: int, response_length: int
-) -> Batch:
+def _collate(examples: list[encoded.Example], prompt_length: int, response_length: int) -> Batch:
   """Examples as arrays of fixed width."""
   column = lambda name: [example[name] for example in examples]
   numbers: Callable[..., Any] = lambda name, dtype: np.array(column(name), dtype)
-  _warn_of_long_prompts(name, column('inputs'), prompt_length)
   prompts = Prompts(_pad(column('inputs'), prompt_length), numbers('index', np.int32))
   if 'targets' not in examples[0]:
     return prompts
@@ -205,13 +220,7 @@ def _collate(
   return Comparison(prompts, response, alternative, numbers('preference', np.float32))
 
 
-def _warn_of_long_prompts(name: str, prompts: list[Tokens], length: int) -> None:
-  if number := sum(len(tokens) > length for tokens in prompts):
-    message = '%s: %d of %d prompts are longer than %d tokens and lose their end.'
-    logging.warning(message, name, number, len(prompts), length)
-
-
-def _pad(sequences: list[Tokens], length: int) -> Any:
+def _pad(sequences: list[np.ndarray], length: int) -> Any:
   """NumPy's, [N, length]."""
   padded = np.full((len(sequences), length), PAD, np.int32)
   for row, tokens in zip(padded, sequences, strict=True):
@@ -219,14 +228,22 @@ def _pad(sequences: list[Tokens], length: int) -> Any:
   return padded
 
 
-def _rollout(sequences: list[Tokens], length: int) -> Rollout:
+def _rollout(sequences: list[np.ndarray], length: int) -> Rollout:
   tokens = _pad(sequences, length)
   return Rollout(tokens, tokens != PAD)
 
 
-def _group(rows: Batch, size: int, name: str) -> Int[np.ndarray, 'G k']:
+def _numbers(stream: Stream, split: str) -> range:
+  """The prompts of a split."""
+  if split not in stream.splits:
+    raise ValueError(
+      f'{stream.name} has no split {split!r}, but {", ".join(map(repr, stream.splits))}.'
+    )
+  return stream.splits[split]
+
+
+def _group(index: Int[np.ndarray, 'N'], size: int, name: str) -> Int[np.ndarray, 'G k']:
   """Row numbers of every group of rows that share a prompt."""
-  index = _prompts(rows).index
   numbers = np.arange(len(index) // size * size).reshape(-1, size)
   if not (index[numbers] == index[numbers[:, :1]]).all():
     raise ValueError(f'Rows of {name} do not come {size} to a prompt: lower responses_per_prompt.')
@@ -234,15 +251,26 @@ def _group(rows: Batch, size: int, name: str) -> Int[np.ndarray, 'G k']:
 
 
 def _choose_buckets(
-  rows: Batch, groups: Int[np.ndarray, 'G k'], numbers: tuple[int, int]
+  rows: encoded.Rows,
+  groups: Int[np.ndarray, 'G k'],
+  lengths: tuple[int, int],
+  numbers: tuple[int, int],
 ) -> buckets.Buckets:
-  count = lambda tokens: (tokens != PAD).sum(axis=-1)
-  prompts, responses = _prompts(rows).tokens, [x.tokens for x in rows if isinstance(x, Rollout)]
-  longest_response = np.zeros(len(groups), int)
-  for tokens in responses:
-    longest_response = np.maximum(longest_response, count(tokens[groups]).max(axis=-1))
-  longest = prompts.shape[1], responses[0].shape[1] if responses else 0
-  return buckets.choose(count(prompts[groups[:, 0]]), longest_response, longest, numbers)
+  if max(numbers) == 1:
+    none = np.zeros(len(groups), int)
+    return buckets.choose(none, none, lengths, numbers)
+  prompts, responses = rows.count_tokens()
+  longest_response = lengths[1] if responses.any() else 0
+  shortened = np.minimum(prompts[groups[:, 0]], lengths[0])
+  longest = np.minimum(responses[groups].max(axis=-1), longest_response)
+  return buckets.choose(shortened, longest, (lengths[0], longest_response), numbers)
+
+
+def _longest(batch: Batch) -> tuple[int, int]:
+  """Tokens of the longest prompt and response of a batch."""
+  count = lambda tokens: int((tokens != PAD).sum(axis=-1).max())
+  responses = [count(x.tokens) for x in batch if isinstance(x, Rollout)]
+  return count(_prompts(batch).tokens), max(responses, default=0)
 
 
 def _select(rows: Batch, groups: Int[np.ndarray, 'B k']) -> Batch:

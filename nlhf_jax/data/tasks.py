@@ -1,18 +1,21 @@
 """seqio tasks: rows in, tokens out. One general constructor, and one function for each file format.
 
+A task keeps its rows in columns (`data.columns`), which the pipeline tokenises when it needs them.
+
 Features: `inputs` prompt, `targets` response with EOS, `alternative` likewise, `preference` share of votes for the
 response, `index` number of the prompt in its task. A task has those that its rows give it.
 """
 
 import functools
+import itertools
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
 
-from nlhf_jax.data import vocabularies
+from nlhf_jax.data import columns, vocabularies
 from nlhf_jax.votes import readers
 
 Rows = Callable[[], Iterable[readers.Row]]
@@ -21,7 +24,36 @@ TLDR_MAX_TOKENS = 512
 DEFAULT_FRACTIONS = {'train': 0.9, 'validation': 0.05, 'test': 0.05}
 
 # Field of a row → feature of the task.
-_TEXTS = {'prompt': 'inputs', 'response': 'targets', 'alternative': 'alternative'}
+RESPONSES = {'response': 'targets', 'alternative': 'alternative'}
+_TEXTS = {'prompt': 'inputs'} | RESPONSES
+
+
+class ColumnSource(seqio.FunctionDataSource):
+  """A seqio source whose rows can be read in any order, besides."""
+
+  def __init__(self, columns_by_split: Mapping[str, Callable[[], columns.Columns]], fields):
+    """Reads nothing yet.
+
+    Args:
+      columns_by_split: split → what gives its rows, when they are first asked for.
+      fields: what rows have, and of which type.
+    """
+    self._read = {split: functools.cache(read) for split, read in columns_by_split.items()}
+    signature = {field: tf.TensorSpec((), dtype) for field, dtype in fields.items()}
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+      del shuffle_files, seed  # The pipeline shuffles.
+      found = self.columns(split)
+      rows = lambda: (
+        {key: row[key] for key in signature} for row in map(found.row, range(len(found.index)))
+      )
+      return tf.data.Dataset.from_generator(rows, output_signature=signature)
+
+    super().__init__(dataset, splits=tuple(columns_by_split))
+
+  def columns(self, split: str) -> columns.Columns:
+    """The rows of a split."""
+    return self._read[split]()
 
 
 def from_rows(
@@ -37,17 +69,28 @@ def from_rows(
   Raises:
     ValueError: the first split has no rows, or the vocabulary has other ids for padding and EOS than 0 and 1.
   """
-  vocabularies.check(vocabulary)
   example = next(iter(next(iter(rows_by_split.values()))()), None)
   if example is None:
     raise ValueError(f'Task {name} has no rows in its first split.')
-  texts = {field: feature for field, feature in _TEXTS.items() if field in example}
-  numbers = {'index': tf.int32} | ({'preference': tf.float32} if 'preference' in example else {})
-  source = _source(rows_by_split, dict.fromkeys(texts, tf.string) | numbers)
+  read = lambda rows: columns.gather(rows()).columns
+  by_split = {split: functools.partial(read, rows) for split, rows in rows_by_split.items()}
+  return _from_columns(name, by_split, tuple(example), vocabulary)
+
+
+def _from_columns(
+  name: str,
+  columns_by_split: Mapping[str, Callable[[], columns.Columns]],
+  fields: Sequence[str],
+  vocabulary: seqio.Vocabulary,
+) -> seqio.Task:
+  """A task whose rows have these fields."""
+  vocabularies.check(vocabulary)
+  texts = {field: feature for field, feature in _TEXTS.items() if field in fields}
+  numbers = {'index': tf.int32} | ({'preference': tf.float32} if 'preference' in fields else {})
   key_map = {feature: field for field, feature in texts.items()} | {n: n for n in numbers}
   return seqio.Task(
     name,
-    source=source,
+    source=ColumnSource(columns_by_split, dict.fromkeys(texts, tf.string) | numbers),
     output_features=_features(texts.values(), numbers, vocabulary),
     preprocessors=[
       functools.partial(seqio.preprocessors.rekey, key_map=key_map),
@@ -55,20 +98,6 @@ def from_rows(
       seqio.preprocessors.append_eos,
     ],
   )
-
-
-def _source(
-  rows_by_split: Mapping[str, Rows], fields: Mapping[str, tf.DType]
-) -> seqio.FunctionDataSource:
-  """The rows of each split, of which these fields are kept."""
-  signature = {field: tf.TensorSpec((), dtype) for field, dtype in fields.items()}
-
-  def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    del shuffle_files, seed  # The pipeline shuffles.
-    keep = lambda: ({key: row[key] for key in signature} for row in rows_by_split[split]())
-    return tf.data.Dataset.from_generator(keep, output_signature=signature)
-
-  return seqio.FunctionDataSource(dataset, splits=tuple(rows_by_split))
 
 
 def _features(
@@ -87,11 +116,10 @@ def tldr_demonstrations(
   data_dir: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
 ) -> seqio.Task:
   """`tldr_3_filtered`: train.jsonl, valid.jsonl and test.jsonl of a directory."""
-  rows = {
-    path.stem: list(readers.demonstrations(path, readers.tldr, skip_malformed=skip_malformed))
-    for path in _files(data_dir, '*.jsonl')
-  }
-  return _from_checked_rows('tldr', rows, vocabulary)
+  read = functools.partial(
+    readers.demonstrations, parse=readers.tldr, skip_malformed=skip_malformed
+  )
+  return _from_files('tldr', _of_splits(_files(data_dir, '*.jsonl'), read), vocabulary)
 
 
 def comparisons(
@@ -112,16 +140,8 @@ def comparisons(
     soft_labels: merge the votes on a pair into one row, with their share as its label.
   """
   read = functools.partial(readers.comparisons, schema=schema, skip_malformed=skip_malformed)
-  merged = readers.merge if soft_labels else list
-  if _is_directory_of_splits(path):
-    rows = [
-      row | {'split': row['split'] or file.name.split('.')[0]}
-      for file in _files(path, '*.*')
-      for row in read(file)
-    ]
-  else:
-    rows = list(read(path))
-  return _from_checked_rows('comparisons', _by_split(merged(rows)), vocabulary)
+  rows = _of_splits(_files(path, '*.*'), read) if _is_directory_of_splits(path) else read(path)
+  return _from_files('comparisons', rows, vocabulary, soft_labels=soft_labels)
 
 
 def openai_comparisons(
@@ -132,13 +152,9 @@ def openai_comparisons(
   soft_labels: bool = True,
 ) -> seqio.Task:
   """OpenAI's `comparisons`: every *.json and *.jsonl of a directory, split as the rows say."""
-  rows = [
-    row
-    for path in _files(data_dir, '*.json*')
-    for row in readers.comparisons(path, 'openai', skip_malformed=skip_malformed)
-  ]
-  rows = readers.merge(rows) if soft_labels else rows
-  return _from_checked_rows('comparisons', _by_split(rows), vocabulary)
+  read = functools.partial(readers.comparisons, schema='openai', skip_malformed=skip_malformed)
+  rows = itertools.chain.from_iterable(map(read, _files(data_dir, '*.json*')))
+  return _from_files('comparisons', rows, vocabulary, soft_labels=soft_labels)
 
 
 def jsonl_demonstrations(
@@ -148,11 +164,9 @@ def jsonl_demonstrations(
   read = functools.partial(
     readers.demonstrations, parse=readers.prompt_response, skip_malformed=skip_malformed
   )
-  if pathlib.Path(path).is_dir():
-    rows = [row | {'split': file.stem} for file in _files(path, '*.jsonl') for row in read(file)]
-  else:
-    rows = list(read(path))
-  return _from_checked_rows('demonstrations', _by_split(rows), vocabulary)
+  is_directory = pathlib.Path(path).is_dir()
+  rows = _of_splits(_files(path, '*.jsonl'), read) if is_directory else read(path)
+  return _from_files('demonstrations', rows, vocabulary)
 
 
 def jsonl_comparisons(
@@ -163,20 +177,19 @@ def jsonl_comparisons(
 
 
 def prompts_of(task: seqio.Task) -> seqio.Task:
-  """The prompts of a task, each once."""
+  """The prompts of a task of this module, each once.
+
+  Raises:
+    ValueError: it is another's, whose prompts cannot be told apart.
+  """
+  if not isinstance(task.source, ColumnSource):
+    raise ValueError(
+      f'Task {task.name} is none of data.tasks: make one of its rows with tasks.from_rows.'
+    )
+  once = lambda split: task.source.columns(split).prompts_once()
+  by_split = {split: functools.partial(once, split) for split in task.splits}
   vocabulary = task.output_features['inputs'].vocabulary
-
-  def rows(split):
-    seen = set()
-    dataset = task.get_dataset(split=split, sequence_length=None, shuffle=False)
-    for example in dataset.as_numpy_iterator():
-      if int(example['index']) not in seen:
-        seen.add(int(example['index']))
-        prompt = vocabulary.decode(example['inputs'].tolist())
-        yield {'index': int(example['index']), 'prompt': prompt}
-
-  by_split = {split: functools.partial(rows, split) for split in task.splits}
-  return from_rows(f'{task.name}_prompts', by_split, vocabulary)
+  return _from_columns(f'{task.name}_prompts', by_split, ('index', 'prompt'), vocabulary)
 
 
 def registered(task: seqio.Task) -> seqio.Task:
@@ -191,33 +204,47 @@ def _is_directory_of_splits(path: str) -> bool:
   return pathlib.Path(path).is_dir() and not list(pathlib.Path(path).glob('*.arrow'))
 
 
-def _by_split(rows: list[readers.Row]) -> dict[str, list[readers.Row]]:
-  """Splits by post: as the rows say, or else by a hash. Rows of training whose post is held out are left out."""
-  result: dict[str, list[readers.Row]] = {}
-  for row in rows:
-    split = row.get('split') or readers.hash_split(row['id'], DEFAULT_FRACTIONS)
-    result.setdefault(split, []).append(row)
-  held_out = {row['id'] for split, rows in result.items() if split != 'train' for row in rows}
-  if 'train' in result:
-    kept = [row for row in result['train'] if row['id'] not in held_out]
-    if dropped := len(result['train']) - len(kept):
-      logging.warning('Left %d training rows out: their posts are held out.', dropped)
-    result['train'] = kept
-  return result
+def _of_splits(
+  files: Iterable[pathlib.Path], read: Callable[[pathlib.Path], Iterable[readers.Row]]
+) -> Iterator[readers.Row]:
+  """The rows of files that have the names of splits, where rows do not name theirs."""
+  for file in files:
+    for row in read(file):
+      yield row | {'split': row.get('split') or file.name.split('.')[0]}
 
 
-def _from_checked_rows(name: str, by_split, vocabulary: seqio.Vocabulary) -> seqio.Task:
-  """Numbers the prompts, fits them into TL;DR's limit, and makes the task."""
-  numbers: dict[str, int] = {}
+def _from_files(
+  name: str,
+  rows: Iterable[readers.Row],
+  vocabulary: seqio.Vocabulary,
+  *,
+  soft_labels: bool = False,
+) -> seqio.Task:
+  """A task of rows that are read once, one at a time.
+
+  They are split by post, as they say or else by a hash. Rows of training whose post is held out are left out.
+  """
+  gathered = columns.gather(map(_with_split, rows))
+  if soft_labels:
+    gathered = columns.merge_votes(gathered)
+  found, num_left_out = columns.by_split(gathered)
+  if num_left_out:
+    logging.warning('Left %d training rows out: their posts are held out.', num_left_out)
+  if not found:
+    raise ValueError(f'Task {name} has no rows in its first split.')
   count_tokens = lambda text: len(vocabularies.for_prompts(vocabulary).encode(text))
-  for rows in by_split.values():
-    for row in rows:
-      row['prompt'] = readers.fit_prompt(row['prompt'], count_tokens, TLDR_MAX_TOKENS)
-      row['index'] = numbers.setdefault(row['prompt'], len(numbers))
-  order = sorted(by_split, key=lambda split: split != 'train')
-  return from_rows(
-    name, {split: functools.partial(iter, by_split[split]) for split in order}, vocabulary
-  )
+  fit = functools.partial(readers.fit_prompt, count_tokens=count_tokens, max_tokens=TLDR_MAX_TOKENS)
+  fields = ('index', 'prompt', *gathered.columns.texts.column_names)
+  fields += ('preference',) if 'alternative' in fields else ()
+  by_split = {split: functools.partial(rows._replace, fit=fit) for split, rows in found.items()}
+  return _from_columns(name, by_split, fields, vocabulary)
+
+
+def _with_split(row: readers.Row) -> readers.Row:
+  """The row, its split chosen by a hash where it names none."""
+  if row.get('split'):
+    return row
+  return row | {'split': readers.hash_split(row['id'], DEFAULT_FRACTIONS)}
 
 
 def _files(data_dir: str, pattern: str) -> list[pathlib.Path]:

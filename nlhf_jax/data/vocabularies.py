@@ -68,8 +68,9 @@ def hugging_face(
       'as a reserved token, as ids.pad.'
     )
   vocabulary = HuggingFaceVocabulary(tokenizer, special, ('', ''))
-  frame = chat_templates.frame(directory, system) if chat else (_bos(tokenizer, special), '')
-  vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, frame)
+  template = chat_templates.load(directory, system) if chat else None
+  frame = template.frame() if template else (_bos(tokenizer, special), '')
+  vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, frame, template)
   return vocabulary
 
 
@@ -94,6 +95,30 @@ def check(vocabulary: seqio.Vocabulary) -> None:
 def for_prompts(vocabulary: seqio.Vocabulary) -> seqio.Vocabulary:
   """The vocabulary of prompts: itself where it puts no frame around them."""
   return getattr(vocabulary, 'for_prompts', vocabulary)
+
+
+def encode_prompt(
+  vocabulary: seqio.Vocabulary,
+  prompt: str,
+  messages: chat_templates.Messages | None = None,
+  max_length: int | None = None,
+) -> tuple[list[int], bool]:
+  """A prompt's tokens, and whether it is longer than `max_length`.
+
+  Then a plain prompt keeps its beginning. Of a chat template nothing is lost, so that the assistant still has its turn: the
+  texts within it are shortened (`HuggingFaceVocabulary.encode_messages`).
+
+  Args:
+    vocabulary: of the prompt; one with a chat template takes messages.
+    prompt: its text, which all others read.
+    messages: its turns, where it is a conversation.
+    max_length: in tokens.
+  """
+  vocabulary = for_prompts(vocabulary)
+  if isinstance(vocabulary, HuggingFaceVocabulary):
+    return vocabulary.encode_prompt(prompt, messages, max_length)
+  tokens = list(vocabulary.encode(prompt))
+  return tokens[:max_length], max_length is not None and len(tokens) > max_length
 
 
 def encoder(vocabulary: seqio.Vocabulary) -> Callable[[str], Sequence[int]]:

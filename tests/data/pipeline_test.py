@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data import corpora, pipeline, tasks, vocabularies
+from nlhf_jax.data import corpora, encoded, pipeline, tasks, vocabularies
 from nlhf_jax.types import Comparison, Demonstration, Prompts
 
 LENGTHS = {'prompt_length': 64, 'response_length': 4}
@@ -117,11 +117,13 @@ def test_no_length_at_all_is_refused(corpus):
     next(pipeline.batches(corpora.prompts(corpus), num_prompt_lengths=0, **options))
 
 
-def test_bucketed_batches_of_real_prompts(test_data, sentencepiece):
+@pytest.mark.parametrize(('num_kept', 'padding'), [(2**16, 0.15), (100, 0.3)])
+def test_bucketed_batches_of_real_prompts(test_data, sentencepiece, monkeypatch, num_kept, padding):
   """Five lengths of prompts and three of responses leave less than 15 % padding on SciTLDR's abstracts.
 
-  Every epoch still holds every row but the last few, and resumes anywhere.
+  Less than 30 % where lengths are estimated; with one length it is 64 %. Every epoch still holds every row but the last few, and resumes anywhere.
   """
+  monkeypatch.setattr(encoded, '_KEPT', num_kept)
   task = tasks.tldr_demonstrations(str(test_data / 'scitldr'), sentencepiece)
   lengths = {'prompt_length': 512, 'response_length': 128}
   options = {'split': 'train', 'batch_size': 16, **lengths}
@@ -137,12 +139,26 @@ def test_bucketed_batches_of_real_prompts(test_data, sentencepiece):
   tokens = lambda b: (b.prompts.tokens, b.response.tokens)
   assert 1 < len({tuple(x.shape for x in tokens(b)) for b in batches}) <= 15
   filled = sum(np.count_nonzero(x) for b in batches for x in tokens(b))
-  assert filled > 0.85 * sum(x.size for b in batches for x in tokens(b))
+  assert filled > (1 - padding) * sum(x.size for b in batches for x in tokens(b))
   texts = lambda b: {(tuple(p[p > 0]), tuple(r[r > 0])) for p, r in zip(*tokens(b), strict=True)}
   known = texts(rows)
   assert all(texts(batch) <= known for batch in batches)
   start = per_epoch + 5
   assert_same(next(pipeline.batches(task, seed=3, start=start, **options)), batches[start])
+
+
+def test_streams_have_one_length():
+  corpus = corpora.generated_extracts(num_test=4)
+  options = {'split': 'train', 'batch_size': 2, **LENGTHS}
+  with pytest.raises(ValueError, match='num_response_lengths must be 1, got 3 and 1'):
+    next(pipeline.batches(corpora.prompts(corpus), num_prompt_lengths=3, **options))
+
+
+def test_a_batch_with_long_prompts_warns_once(caplog):
+  options = {'split': 'train', 'batch_size': 3, 'prompt_length': 4, 'response_length': 5}
+  batches = pipeline.batches(_task(vocabularies.byte()), responses_per_prompt=2, **options)
+  next(batches), next(batches)
+  assert caplog.text.count('some prompts are longer than 4 tokens') == 1
 
 
 def test_prompts_are_prompts(corpus):

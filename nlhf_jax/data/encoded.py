@@ -1,0 +1,139 @@
+"""Rows of a split as tokens, encoded when they are asked for; of those asked for last, the tokens are kept."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import seqio
+from jaxtyping import Int
+
+from nlhf_jax.data import columns, tasks, vocabularies
+from nlhf_jax.types import EOS
+from nlhf_jax.votes import readers
+
+# Features of a row, as seqio names them: inputs, targets?, alternative?, index, preference?; and is_long: the prompt is
+# longer than it may be.
+Example = dict[str, Any]
+
+# Rows whose tokens are kept; of a split that has no more, token counts are exact.
+_KEPT = 2**16
+_SAMPLE = 2**10
+
+
+class Rows(NamedTuple):
+  """The N rows of a split."""
+
+  # Number of each row's prompt.
+  index: Int[np.ndarray, 'N']  # type: ignore[assignment]
+  # The features of a row, by its place.
+  example: Callable[[int], Example]
+  # Tokens of each row's prompt, and of the longer of its responses, 0 where it has none; of many rows about.
+  count_tokens: Callable[[], tuple[Int[np.ndarray, 'N'], Int[np.ndarray, 'N']]]
+
+
+def encode(row: readers.Row, vocabulary: seqio.Vocabulary, prompt_length: int) -> Example:
+  """A row's features; responses end with EOS.
+
+  Args:
+    row: {index, prompt, messages?, response?, alternative?, preference?}.
+    vocabulary: of prompt and responses.
+    prompt_length: tokens that a prompt may have.
+  """
+  responses = {
+    feature: _response(row[field], vocabulary)
+    for field, feature in tasks.RESPONSES.items()
+    if field in row
+  }
+  numbers = {key: row[key] for key in ('index', 'preference') if key in row}
+  return _prompt(row, vocabulary, prompt_length) | responses | numbers
+
+
+def open_split(task: seqio.Task, split: str, prompt_length: int) -> Rows:
+  """The rows of a split; those of a task that is none of `data.tasks` are all read at once.
+
+  Raises:
+    ValueError: there is no such split, or it has no rows.
+  """
+  if split not in task.splits:
+    raise ValueError(
+      f'{task.name} has no split {split!r}, but {", ".join(map(repr, task.splits))}.'
+    )
+  if isinstance(task.source, tasks.ColumnSource):
+    rows = _of_columns(task.source.columns(split), task.output_features, prompt_length)
+  else:
+    rows = _of_dataset(task, split, prompt_length)
+  if not len(rows.index):
+    raise ValueError(f'Split {split!r} of {task.name} has no rows: give it some, or name another.')
+  return rows
+
+
+def _prompt(row: readers.Row, vocabulary: seqio.Vocabulary, length: int) -> Example:
+  tokens, is_long = vocabularies.encode_prompt(
+    vocabulary, row['prompt'], row.get('messages'), length
+  )
+  return {'inputs': np.array(tokens, np.int32), 'is_long': is_long}
+
+
+def _response(text: str, vocabulary: seqio.Vocabulary) -> Int[np.ndarray, 'T']:
+  return np.array([*vocabulary.encode(text), EOS], np.int32)
+
+
+def _of_columns(
+  rows: columns.Columns, features: Mapping[str, seqio.Feature], prompt_length: int
+) -> Rows:
+  vocabulary = features.get('targets', features['inputs']).vocabulary
+  # Rows that share a prompt mostly come together.
+  prompt = functools.lru_cache(_KEPT)(
+    lambda number: _prompt(rows.prompt_text(number), vocabulary, prompt_length)
+  )
+
+  @functools.lru_cache(_KEPT)
+  def responses(place: int) -> Example:
+    texts = rows.responses_of(place)
+    return {tasks.RESPONSES[field]: _response(text, vocabulary) for field, text in texts.items()}
+
+  def example(place: int) -> Example:
+    numbers: Example = {'index': int(rows.index[place])}
+    if rows.preference is not None:
+      numbers['preference'] = float(rows.preference[place])
+    return prompt(int(rows.prompt[place])) | responses(place) | numbers
+
+  return Rows(rows.index, example, functools.partial(_count_tokens, rows, example))
+
+
+def _count_tokens(rows: columns.Columns, example: Callable[[int], Example]):
+  """By encoding them; of more rows than are kept, by the bytes of each and the tokens per byte of some."""
+  size = len(rows.index)
+  sample = np.arange(size) if size <= _KEPT else np.linspace(0, size - 1, _SAMPLE).astype(int)
+  counted = np.array([_lengths(example(n)) for n in sample.tolist()]).T
+  if len(sample) == size:
+    return tuple(counted)
+  return tuple(
+    _estimate(sizes, counts, sizes[sample])
+    for counts, sizes in zip(counted, rows.num_bytes(), strict=True)
+  )
+
+
+def _estimate(
+  sizes: Int[np.ndarray, 'N'], counts: Int[np.ndarray, 'n'], sizes_of_counted: Int[np.ndarray, 'n']
+) -> Int[np.ndarray, 'N']:
+  """Tokens of texts of these bytes; the ratio is that of the shorter ones, of which none was shortened."""
+  short = sizes_of_counted <= np.median(sizes_of_counted)
+  ratio = counts[short].sum() / max(sizes_of_counted[short].sum(), 1)
+  return np.minimum(np.ceil(sizes * ratio), counts.max()).astype(int)
+
+
+def _lengths(example: Example) -> tuple[int, int]:
+  responses = [len(example[x]) for x in tasks.RESPONSES.values() if x in example]
+  return len(example['inputs']), max(responses, default=0)
+
+
+def _of_dataset(task: seqio.Task, split: str, prompt_length: int) -> Rows:
+  dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+  examples = [
+    dict(x) | {'is_long': len(x['inputs']) > prompt_length} for x in dataset.as_numpy_iterator()
+  ]
+  index = np.array([x['index'] for x in examples], np.int32)
+  count_tokens = lambda: tuple(np.array([_lengths(x) for x in examples]).T)
+  return Rows(index, examples.__getitem__, count_tokens)
