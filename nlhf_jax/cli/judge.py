@@ -142,6 +142,8 @@ def _panel(args: argparse.Namespace):
 
 def _check_settings(panel, output: pathlib.Path) -> None:
   """Votes of one file are answers to one question: its template and parameters stand beside it."""
+  from nlhf_jax.runtime import atomic
+
   path = output.with_suffix('.settings.json')
   template = panel.template
   settings = {
@@ -157,7 +159,7 @@ def _check_settings(panel, output: pathlib.Path) -> None:
         raise ValueError(
           f'{output} holds votes by other settings: its {name} is not the one given. Name another --output.'
         )
-  path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+  atomic.write_json(path, settings, ensure_ascii=False)
 
 
 def _print_summary(output: pathlib.Path, failures, spending) -> int:
