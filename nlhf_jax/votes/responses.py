@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from nlhf_jax.votes import files, schemas, table
+from nlhf_jax.votes import fields, files, table
 from nlhf_jax.votes.table import FieldError, Row
 
 
@@ -85,7 +85,7 @@ def _read_file(label: str, name: str) -> dict[str, list[Response]]:
   def parse(row: Row) -> dict[str, str]:
     return {label: _response(row.get('response'), 'response')} if label else _samples(row)
 
-  for row in files.read(name, lambda row: (schemas.text(row, 'prompt'), _id(row), parse(row))):
+  for row in files.read(name, lambda row: (fields.text(row, 'prompt'), _id(row), parse(row))):
     prompt, identity, texts = row
     for who, text in texts.items():
       found.setdefault(who, []).append(Response(prompt, text, identity))
