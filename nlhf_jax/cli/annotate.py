@@ -16,7 +16,9 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+from nlhf_jax.cli import responses
 from nlhf_jax.votes import annotation
+from nlhf_jax.votes.responses import Pair
 
 _VERDICTS = ('first', 'second', 'tie', 'both_bad', 'skip')
 # A vote is a name, a token and a verdict.
@@ -33,23 +35,7 @@ def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     'Every two labels on one prompt are compared, blind and in random order, by every annotator. Votes are appended to --output; '
     'what is in it is not asked again.',
   )
-  parser.add_argument(
-    '--responses',
-    nargs='+',
-    default=[],
-    metavar='LABEL=FILE',
-    help='files of {prompt, response}, one label each',
-  )
-  parser.add_argument(
-    '--samples', nargs='+', default=[], metavar='FILE', help='samples.jsonl of a tournament'
-  )
-  parser.add_argument(
-    '--run_dirs',
-    nargs='+',
-    default=[],
-    metavar='DIR',
-    help='directories that hold a samples.jsonl, such as the --output_dir of `nlhf win-rates`',
-  )
+  responses.add(parser)
   parser.add_argument('--output', required=True, help='JSONL file of votes')
   parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: here)')
   parser.add_argument('--port', type=int, default=8000, help='0: any that is free')
@@ -63,7 +49,7 @@ def annotate(args: argparse.Namespace) -> None:
     import uvicorn
   except ImportError:
     raise ValueError("needs starlette and uvicorn: pip install 'nlhf_jax[annotate]'") from None
-  tasks = annotation.make_tasks(_responses(args))
+  tasks = responses.pairs(args)
   listener = _listen(args.host, args.port)
   votes = annotation.Annotations(pathlib.Path(args.output), tasks, args.seed)
   app = make_app(votes, allowed_hosts(args.host))
@@ -78,33 +64,6 @@ def annotate(args: argparse.Namespace) -> None:
   finally:
     votes.close()
   print(f'{votes.num_votes()} votes on these tasks: {args.output}')
-
-
-def _responses(args: argparse.Namespace) -> dict[str, annotation.Responses]:
-  """By label; a label comes from one file."""
-  found: dict[str, annotation.Responses] = {}
-  sources: dict[str, str] = {}
-
-  def add_label(label: str, responses: annotation.Responses, source: str) -> None:
-    if label in found:
-      raise ValueError(
-        f'The label {label!r} is in {sources[label]} and in {source}: give one another name with --responses LABEL=FILE.'
-      )
-    found[label], sources[label] = responses, source
-
-  for item in args.responses:
-    label, equals, file = item.partition('=')
-    if not (label and equals and file):
-      raise ValueError(f'--responses has {item!r}: write LABEL=FILE.')
-    add_label(label, annotation.read_responses(pathlib.Path(file)), file)
-  for path in (*args.samples, *(str(pathlib.Path(x, 'samples.jsonl')) for x in args.run_dirs)):
-    for label, responses in annotation.read_samples(pathlib.Path(path)).items():
-      add_label(label, responses, path)
-  if not found:
-    raise ValueError(
-      'Nothing to compare: name responses with --responses, --samples or --run_dirs.'
-    )
-  return found
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -258,12 +217,12 @@ class _Pages:
     )
 
   def _next(self, voter: str):
-    from starlette import responses
+    from starlette.responses import RedirectResponse
 
-    return responses.RedirectResponse(f'/task?{urllib.parse.urlencode({"voter": voter})}', 303)
+    return RedirectResponse(f'/task?{urllib.parse.urlencode({"voter": voter})}', 303)
 
   def _page(self, kind: str, status: int = 200, **context):
-    from starlette import responses
+    from starlette.responses import HTMLResponse
 
     nonce = secrets.token_urlsafe(16)
     policy = (
@@ -278,7 +237,7 @@ class _Pages:
       'X-Content-Type-Options': 'nosniff',
     }
     page = self._template.render(kind=kind, nonce=nonce, **context)
-    return responses.HTMLResponse(page, status, headers)
+    return HTMLResponse(page, status, headers)
 
   def _check_host(self, request) -> str:
     host = request.headers.get('host', '')
@@ -316,12 +275,12 @@ class _Pages:
     except ValueError as error:
       return self._refuse(400, str(error))
 
-  def _task(self, token: str) -> annotation.Task:
+  def _task(self, token: str) -> Pair:
     if token not in self._tasks:
       self._refuse(400, 'The page is older than the server: go on with the next task.')
     return self._tasks[token]
 
-  def _token(self, task: annotation.Task) -> str:
+  def _token(self, task: Pair) -> str:
     content = repr(tuple(task)).encode()
     return hashlib.blake2b(content, key=self._secret, digest_size=16).hexdigest()
 

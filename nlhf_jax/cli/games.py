@@ -47,7 +47,7 @@ def solve(args: argparse.Namespace) -> None:
 
   from nlhf_jax.games import game as games
   from nlhf_jax.games import solvers, study
-  from nlhf_jax.runtime import progress
+  from nlhf_jax.runtime import atomic, progress
 
   if args.votes and args.num_samples is None:
     raise ValueError('--votes needs --num_samples.')
@@ -70,9 +70,12 @@ def solve(args: argparse.Namespace) -> None:
   for shown in study.tables(found):
     console.Console().print(shown)
   if args.output:
-    study.write_json(pathlib.Path(args.output), {'game': args.game, **study.to_json(found)})
+    content = {'game': args.game, **study.to_json(found)}
+    atomic.write_json(pathlib.Path(args.output), content, indent=1)
   if args.plot:
-    study.plot(found, pathlib.Path(args.plot))
+    path = pathlib.Path(args.plot)
+    with atomic.replaced(path, 'wb') as file:
+      study.plot(found).savefig(file, format=path.suffix[1:] or None, dpi=150)
 
 
 def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[str, float | None]:

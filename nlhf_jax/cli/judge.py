@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from nlhf_jax.cli import responses
+
 
 def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   """Adds `nlhf judge`."""
@@ -17,13 +19,7 @@ def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     'Every two labels are compared on the prompts that both answer, in both orders, by every model. A judgement that fails is '
     'no vote, and is counted. A run that ended early goes on where it stopped, and repeats no call that was answered.',
   )
-  parser.add_argument(
-    '--responses',
-    nargs='+',
-    required=True,
-    metavar='LABEL=FILE',
-    help='rows of {prompt, response} and perhaps an id, one file or several for each label; or FILE, samples.jsonl of `nlhf win-rates`',
-  )
+  responses.add(parser)
   parser.add_argument('--output', required=True, help='file for the votes, such as votes.jsonl')
   _add_server(parser.add_argument_group('server'))
   group = parser.add_argument_group('limits')
@@ -72,9 +68,9 @@ def judge(args: argparse.Namespace) -> None:
   from nlhf_jax.runtime import progress
 
   panel, output = _panel(args), pathlib.Path(args.output)
-  contests = judge_files.contests(judge_files.responses(args.responses))
+  pairs = responses.pairs(args)
   _check_settings(panel, output)
-  wanted, num_before = _wanted(panel, contests, judge_files.done(output))
+  wanted, num_before = _wanted(panel, pairs, judge_files.done(output))
   total, stopped = sum(map(len, wanted.values())), None
   failures: collections.Counter[str] = collections.Counter()
   with progress.bar('judgements', total) as advance, output.open('a', encoding='utf-8') as file:
@@ -105,14 +101,16 @@ def judge(args: argparse.Namespace) -> None:
     )
 
 
-def _wanted(panel, contests, done) -> tuple[dict[Any, list[tuple[str, str]]], int]:
+def _wanted(panel, pairs, done) -> tuple[dict[Any, list[tuple[str, str]]], int]:
   """Whom each question that is still to be asked is about, and how many votes are there."""
   from nlhf_jax.cli import judge_files
+  from nlhf_jax.judges.llm import TextPair
 
   wanted: dict[Any, list[tuple[str, str]]] = collections.defaultdict(list)
   num_before = 0
-  for labels, pair in contests:
-    for question in panel.questions([pair]):
+  for pair in pairs:
+    labels = pair.a, pair.b
+    for question in panel.questions([TextPair(pair.prompt, pair.response_a, pair.response_b)]):
       if judge_files.key(question, *labels) in done:
         num_before += 1
       else:
@@ -144,6 +142,8 @@ def _panel(args: argparse.Namespace):
 
 def _check_settings(panel, output: pathlib.Path) -> None:
   """Votes of one file are answers to one question: its template and parameters stand beside it."""
+  from nlhf_jax.runtime import atomic
+
   path = output.with_suffix('.settings.json')
   template = panel.template
   settings = {
@@ -159,7 +159,7 @@ def _check_settings(panel, output: pathlib.Path) -> None:
         raise ValueError(
           f'{output} holds votes by other settings: its {name} is not the one given. Name another --output.'
         )
-  path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+  atomic.write_json(path, settings, ensure_ascii=False)
 
 
 def _print_summary(output: pathlib.Path, failures, spending) -> int:

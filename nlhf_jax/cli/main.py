@@ -171,7 +171,7 @@ def _plan(args: argparse.Namespace) -> None:
 
   from nlhf_jax.cli import gin_config
   from nlhf_jax.planning import plan
-  from nlhf_jax.runtime import partitioning
+  from nlhf_jax.runtime import atomic, partitioning
 
   configured = _configure_run(args)
   mesh = partitioning.make_mesh(partitioning.Devices(**sizes))
@@ -180,7 +180,7 @@ def _plan(args: argparse.Namespace) -> None:
   for table in plan.report(result, args.chips):
     rich.print(table)
   if args.output:
-    pathlib.Path(args.output).write_text(json.dumps(plan.as_json(result), indent=2) + '\n')
+    atomic.write_json(pathlib.Path(args.output), plan.as_json(result))
 
 
 def _mesh_sizes(text: str) -> dict[str, int]:

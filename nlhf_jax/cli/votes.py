@@ -61,7 +61,7 @@ def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
 def rank(args: argparse.Namespace) -> None:
   """Runs `nlhf rank`."""
   from nlhf_jax.evaluation import ranking_report, report
-  from nlhf_jax.games import study
+  from nlhf_jax.runtime import atomic
 
   found = _ranking(args)
   out = report.console()
@@ -72,7 +72,8 @@ def rank(args: argparse.Namespace) -> None:
     out.print(judges)
   source = ', '.join(args.votes)
   if args.output:
-    study.write_json(pathlib.Path(args.output), ranking_report.to_json(found, source))
+    content = ranking_report.to_json(found, source)
+    atomic.write_json(pathlib.Path(args.output), content, indent=1)
   if args.report:
     ranking_report.write_page(found, source, pathlib.Path(args.report))
     out.print(f'Report: {args.report}', markup=False)

@@ -5,7 +5,6 @@ policy's worst case on a prompt is what it gets against the response that beats 
 its policy be any distribution, is its fixed point: how far the policy stopped from it is the measure that theory names.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,7 +19,7 @@ from nlhf_jax.evaluation.win_rates import mean_with_interval
 from nlhf_jax.games import fits, solve, sources
 from nlhf_jax.games import game as games
 from nlhf_jax.judges import electorate
-from nlhf_jax.runtime import processes
+from nlhf_jax.runtime import atomic, processes
 from nlhf_jax.types import Enumeration, FixedPoint, Params, Policy, Prompts, RewardFn
 
 
@@ -262,4 +261,4 @@ def _without_nan(values: Any) -> Any:
 
 def write(directory: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes exact.json."""
-  (directory / 'exact.json').write_text(json.dumps(result, indent=2) + '\n')
+  atomic.write_json(directory / 'exact.json', result)

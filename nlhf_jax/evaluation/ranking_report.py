@@ -9,6 +9,7 @@ import rich.table
 from rich import markup
 
 from nlhf_jax.evaluation import report
+from nlhf_jax.runtime import atomic
 from nlhf_jax.votes import agreement, bradley_terry, certainty, ranking
 
 MEAN = 1500
@@ -320,7 +321,7 @@ def write_page(found: ranking.Ranking, source: str, path: pathlib.Path) -> None:
     matrix=_matrix(found),
     judges=found.judges if judges_table(found) is not None else (),
   )
-  path.write_text(page, encoding='utf-8')
+  atomic.write_text(path, page)
 
 
 def _scores_plot(found: ranking.Ranking) -> str | None:

@@ -18,7 +18,7 @@ import matplotlib.figure
 import rich.console
 import rich.table
 
-from nlhf_jax.runtime import metrics
+from nlhf_jax.runtime import atomic, metrics
 
 matplotlib.use('Agg')
 
@@ -86,7 +86,7 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     samples=_samples(directory / 'samples.jsonl'),
   )
   path = directory / 'report.html'
-  path.write_text(page, encoding='utf-8')
+  atomic.write_text(path, page)
   return path
 
 

@@ -5,7 +5,6 @@ for every entry, so that differences are paired.
 """
 
 import csv
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from nlhf_jax.runtime import atomic
 from nlhf_jax.types import PreferenceFn, Prompts
 
 # (i, j, P(i ≻ j), P(j ≻ i)).
@@ -116,7 +116,7 @@ def mean_with_interval(
 
 def write(directory: pathlib.Path, rates: WinRates) -> None:
   """Writes win_rates.csv, labels in the first row and column, and win_rates.json with the intervals."""
-  with (directory / 'win_rates.csv').open('w', newline='') as file:
+  with atomic.replaced(directory / 'win_rates.csv', newline='', encoding='utf-8') as file:
     writer = csv.writer(file)
     writer.writerow(['i_beats_j', *rates.labels])
     for label, row in zip(rates.labels, rates.mean, strict=True):
@@ -125,5 +125,4 @@ def write(directory: pathlib.Path, rates: WinRates) -> None:
     name: value.tolist() if isinstance(value, np.ndarray) else value
     for name, value in rates._asdict().items()
   }
-  text = json.dumps(fields | {'confidence': CONFIDENCE}, indent=2)
-  (directory / 'win_rates.json').write_text(text + '\n')
+  atomic.write_json(directory / 'win_rates.json', fields | {'confidence': CONFIDENCE})

@@ -1,7 +1,5 @@
 """Solvers side by side on one game: results, a readable table, JSON and convergence curves."""
 
-import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -189,13 +187,7 @@ def _finite(values) -> list[float | None]:
   return [float(x) if np.isfinite(x) else None for x in values]
 
 
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  """Writes a result for programs to read, and the directories above it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content, indent=1) + '\n')
-
-
-def plot(study: Study, path: pathlib.Path) -> None:
+def plot(study: Study) -> matplotlib.figure.Figure:
   """Duality gap, and KL to the equilibrium where there is one, against steps, on logarithmic axes."""
   shown = ['duality gap'] + ['KL(π*‖π), nats'] * study.nash_is_unique
   figure = matplotlib.figure.Figure(figsize=(5.5 * len(shown), 4), layout='constrained')
@@ -208,5 +200,4 @@ def plot(study: Study, path: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
   axes.legend(frameon=False)
   figure.suptitle(_title(study))
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=150)
+  return figure

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 import pathlib
 
 import tensorboardX
+
+from nlhf_jax.runtime import atomic
 
 
 class Writer:
@@ -21,9 +22,7 @@ class Writer:
     self._path = run_dir / 'metrics.jsonl'
     kept = [row for row in read_rows(self._path) if row['step'] <= resume_step]
     # A kill in between loses nothing.
-    partial = self._path.with_suffix('.partial')
-    partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    os.replace(partial, self._path)
+    atomic.write_text(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
     self._file = self._path.open('a')
     # A run killed before its first checkpoint starts anew, and left events too.
     self._events = tensorboardX.SummaryWriter(str(run_dir), purge_step=resume_step + 1)

@@ -7,13 +7,13 @@ that they came from.
 import contextlib
 import fnmatch
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import nlhf_jax
+from nlhf_jax.runtime import atomic
 
 _CONFIG, _RUN = 'config.gin', 'run.json'
 # Fields that say where a run runs and what it keeps, not what it computes: they may differ when it resumes.
@@ -72,8 +72,8 @@ def create(run_dir: pathlib.Path, config: str, fields: Mapping[str, Any]) -> Non
   run_dir.mkdir(parents=True, exist_ok=True)
   run = {'nlhf_jax': nlhf_jax.__version__, 'fields': dict(fields)}
   # The configuration comes last: a directory that has it has all.
-  _replace(run_dir / _RUN, json.dumps(run, indent=2, sort_keys=True) + '\n')
-  _replace(run_dir / _CONFIG, config)
+  atomic.write_json(run_dir / _RUN, run, sort_keys=True)
+  atomic.write_text(run_dir / _CONFIG, config)
 
 
 def read_config(run_dir: pathlib.Path) -> str:
@@ -141,9 +141,3 @@ def _may_change(name: str) -> bool:
   """By the class and the field alone: 'scope/module.Keep.last' is Keep.last."""
   field = '.'.join(name.rpartition('/')[2].split('.')[-2:])
   return any(fnmatch.fnmatchcase(field, pattern) for pattern in _MAY_CHANGE)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(text, encoding='utf-8')
-  os.replace(partial, path)

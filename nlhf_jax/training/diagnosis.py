@@ -14,7 +14,6 @@ obstacle costs is the gap that comes back with it. What the network cannot hold 
 
 import functools
 import inspect
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from jaxtyping import Float
 from nlhf_jax.evaluation import distance, exact
 from nlhf_jax.evaluation.win_rates import mean_with_interval
 from nlhf_jax.judges import electorate
-from nlhf_jax.runtime import checkpoints, metrics
+from nlhf_jax.runtime import atomic, checkpoints, metrics
 from nlhf_jax.training import resolve, run, steps, weights
 from nlhf_jax.training.experiment import Experiment, FeedbackSource
 from nlhf_jax.types import (
@@ -123,7 +122,7 @@ def diagnose(
     state = run.train(trial.experiment, directory, own, config, runs=runs)
     found[trial.name] = measure(resolve.merged_params(experiment.adapters, state.params))
   result = summary(found) | {'last_quarter': _last_quarter(_directory(output_dir, ALL_AWAY))}
-  (output_dir / 'diagnosis.json').write_text(json.dumps(result, indent=2) + '\n')
+  atomic.write_json(output_dir / 'diagnosis.json', result)
   return result
 
 

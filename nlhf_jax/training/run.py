@@ -5,7 +5,6 @@ A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and Tens
 
 import contextlib
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from nlhf_jax.runtime import (
+  atomic,
   checkpoints,
   metrics,
   partitioning,
@@ -178,12 +178,13 @@ def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any]
 
 def _write_judge_test(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
   if processes.is_primary():
-    (run_dir / _JUDGE).write_text(json.dumps(result, indent=2) + '\n')
+    atomic.write_json(run_dir / _JUDGE, result)
 
 
 def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Path:
   path = run_dir / f'not_finite_at_step_{error.step}.npz'
   leaves, _ = jax.tree_util.tree_flatten_with_path(processes.gather(error.batch))
   if processes.is_primary():
-    np.savez(path, **{jax.tree_util.keystr(key): leaf for key, leaf in leaves})
+    with atomic.replaced(path, 'wb') as file:
+      np.savez(file, **{jax.tree_util.keystr(key): leaf for key, leaf in leaves})
   return path

@@ -16,7 +16,8 @@ import time
 import pytest
 
 from nlhf_jax.cli import annotate, main
-from nlhf_jax.votes import annotation
+from nlhf_jax.votes import annotation, responses
+from nlhf_jax.votes.responses import Response
 
 testclient = pytest.importorskip('starlette.testclient', reason='needs the extra annotate')
 
@@ -33,7 +34,8 @@ BROWSER = next(
 
 @pytest.fixture
 def votes(tmp_path):
-  found = annotation.Annotations(tmp_path / 'votes.jsonl', annotation.make_tasks(RESPONSES))
+  rows = {m: [Response(p, r) for p, rs in x.items() for r in rs] for m, x in RESPONSES.items()}
+  found = annotation.Annotations(tmp_path / 'votes.jsonl', responses.pairs(rows))
   yield found
   found.close()
 
@@ -209,11 +211,11 @@ def write(path, responses):
   ('argv', 'message'),
   [
     ([], 'Nothing to compare: name responses'),
-    (['--responses', 'one.jsonl'], "'one.jsonl': write LABEL=FILE"),
+    (['--responses', 'one.jsonl'], "one.jsonl:1: field 'responses' must be"),
     (['--responses', 'm=one.jsonl'], 'needs two labels'),
     (['--responses', 'm=one.jsonl', 'm=one.jsonl'], "label 'm' is in one.jsonl and in one.jsonl"),
     (['--responses', 'm=one.jsonl', 'n=none.jsonl'], 'No file none.jsonl'),
-    (['--run_dirs', 'runs'], 'No file runs/samples.jsonl: `nlhf demo`'),
+    (['--run_dirs', 'runs'], 'No file runs/samples.jsonl: write'),
     (['--responses', 'm=one.jsonl', 'n=two.jsonl', '--port=-1'], 'choose others with --host'),
     (
       ['--responses', 'm=one.jsonl', 'n=two.jsonl', '--host=192.0.2.1'],
@@ -228,20 +230,6 @@ def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, argv, message):
   assert main.main(['annotate', '--output=votes.jsonl', *argv]) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('nlhf annotate: ') and message in line
-
-
-def test_responses_of_files_and_of_runs_are_tasks_together(tmp_path):
-  run = tmp_path / 'run'
-  run.mkdir()
-  sample = {'prompt': 'p', 'responses': {'sft': {'text': 's', 'preference': 0.5}}}
-  (run / 'samples.jsonl').write_text(json.dumps(sample))
-  file = write(tmp_path / 'one.jsonl', {'p': ['n']})
-  args = argparse.Namespace(responses=[f'nash={file}'], samples=[], run_dirs=[str(run)])
-  (task,) = annotation.make_tasks(annotate._responses(args))
-  assert task == annotation.Task('p', 'nash', 'sft', 'n', 's')
-  args.samples = [str(run / 'samples.jsonl')]
-  with pytest.raises(ValueError, match=r"label 'sft' is in .* and in"):
-    annotate._responses(args)
 
 
 @pytest.mark.parametrize(
@@ -360,8 +348,8 @@ def browsing(tmp_path):
 def test_browser(tmp_path):
   """Keys and clicks become votes; what the responses would run does not run; a restart goes on."""
   pytest.importorskip('websocket', reason='needs websocket-client')
-  for label, responses in RESPONSES.items():
-    write(tmp_path / f'{label}.jsonl', responses)
+  for label, answered in RESPONSES.items():
+    write(tmp_path / f'{label}.jsonl', answered)
   with browsing(tmp_path) as browser:
     with served(tmp_path) as (server, url):
       browser.call('Page.navigate', url=url)

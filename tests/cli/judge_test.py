@@ -66,13 +66,13 @@ def test_votes_of_every_pair_in_both_orders(answered, capsys, tmp_path):
     status, shown, votes = run(capsys, stub, tmp_path, answered)
   assert (status, len(votes), stub.calls) == (0, 3 * 2 * NUM_PROMPTS, 3 * 2 * NUM_PROMPTS)
   counts = collections.Counter((x['a'], x['b'], x['order'], x['verdict']) for x in votes)
-  expected = {('sft', 'nash'): 'b', ('sft', 'rlhf'): 'tie', ('nash', 'rlhf'): 'a'}
+  expected = {('nash', 'sft'): 'a', ('rlhf', 'sft'): 'tie', ('nash', 'rlhf'): 'a'}
   assert counts == {
     (*pair, order, verdict): NUM_PROMPTS
     for (pair, verdict), order in itertools.product(expected.items(), ('ab', 'ba'))
   }
   assert {x['judge'] for x in votes} == {'m'}
-  assert votes[0]['response_b'].startswith('word word')
+  assert all(x['response_a'].startswith('word word') for x in votes if x['a'] == 'nash')
   assert abs(votes[0]['time'] - time.time()) < 60
   assert '60 votes in' in shown.out
   assert 'Failed judgements: none' in shown.out
@@ -124,17 +124,33 @@ def test_samples_of_a_tournament(capsys, tmp_path):
   samples = str(write(tmp_path / 'samples.jsonl', rows))
   with Stub(llm_stub.longer) as stub:
     _, _, votes = run(capsys, stub, tmp_path, [samples])
-  assert [(x['a'], x['b'], x['verdict']) for x in votes] == [('SFT', 'Nash-MD', 'b')] * 6
+  assert [(x['a'], x['b'], x['verdict']) for x in votes] == [('Nash-MD', 'SFT', 'a')] * 6
 
 
-def test_prompts_meet_by_their_ids(capsys, tmp_path):
-  """And the k-th response by the k-th."""
-  one = write(tmp_path / '1', [{'id': i, 'prompt': 'p', 'response': f'one {i}'} for i in (1, 2, 2)])
-  two = write(tmp_path / '2', [{'id': i, 'prompt': 'p', 'response': f'two {i}'} for i in (2, 1, 3)])
+def test_uneven_and_equal_responses_are_left_out(capsys, tmp_path):
+  """As on the page of `nlhf annotate`: the n-th meets the n-th, and equal ones are not asked."""
+  rows = lambda *texts: [{'prompt': 'p', 'response': text} for text in texts]
+  one, two = write(tmp_path / '1', rows('x', 'same', 'z')), write(tmp_path / '2', rows('y', 'same'))
   with Stub(ALWAYS_FIRST) as stub:
     _, _, votes = run(capsys, stub, tmp_path, [f'a={one}', f'b={two}'])
-  pairs = {(x['response_a'], x['response_b']) for x in votes}
-  assert pairs == {('one 1', 'two 1'), ('one 2', 'two 2')}
+  assert stub.calls == 2
+  assert {(x['response_a'], x['response_b']) for x in votes} == {('x', 'y')}
+
+
+def test_labels_named_in_another_order_are_not_asked_again(answered, capsys, tmp_path):
+  """And votes of a file that has the labels the other way round count as done."""
+  path = tmp_path / 'out' / 'votes.jsonl'
+  exchange = {'a': 'b', 'b': 'a', 'response_a': 'response_b', 'response_b': 'response_a'}
+  with Stub(ALWAYS_FIRST) as stub:
+    _, _, votes = run(capsys, stub, tmp_path, answered[:2])
+    swapped = [
+      {exchange.get(name, name): value for name, value in row.items()}
+      | {'order': row['order'][::-1], 'verdict': exchange[row['verdict']]}
+      for row in votes
+    ]
+    write(path, swapped)
+    _, _, votes = run(capsys, stub, tmp_path, answered[1::-1])
+  assert (len(votes), stub.calls) == (20, 20)
 
 
 def test_failures_are_no_votes_and_are_counted(answered, capsys, tmp_path):
@@ -281,9 +297,9 @@ def test_flips_are_of_pairs_with_two_winners():
   ('change', 'message'),
   [
     (lambda x: [*x[:1]], 'A comparison needs two labels, got sft'),
-    (lambda x: [x[0], 'b=nowhere.jsonl'], 'No file b=nowhere.jsonl'),
-    (lambda x: [x[0], 'nowhere'], 'No file nowhere: write --responses LABEL=FILE'),
-    (lambda x: [x[0].partition('=')[2]], "sft.jsonl:1: field 'responses' must be responses by"),
+    (lambda x: [x[0], 'b=nowhere.jsonl'], 'No file nowhere.jsonl'),
+    (lambda x: [x[0], 'nowhere'], 'No file nowhere: write LABEL=FILE'),
+    (lambda x: [x[0].partition('=')[2]], "sft.jsonl:1: field 'responses' must be"),
   ],
 )
 def test_mistake_is_one_line(change, message, answered, capsys, tmp_path):

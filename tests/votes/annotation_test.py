@@ -8,6 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from nlhf_jax.votes import annotation, readers, table
+from nlhf_jax.votes import responses as votes_responses
+from nlhf_jax.votes.responses import Response
 
 RESPONSES = {
   'nash': {'p1': ['n1'], 'p2': ['n2'], 'p3': ['n3'], 'p4': ['n4']},
@@ -16,6 +18,15 @@ RESPONSES = {
 }
 # 3 pairs on p1 and p2, 2 on p3 (nash and rlhf agree), 1 on p4.
 NUM_TASKS = 9
+
+
+def make_tasks(by_label):
+  """Of responses by label and prompt."""
+  found = {
+    label: [Response(prompt, text) for prompt, texts in answered.items() for text in texts]
+    for label, answered in by_label.items()
+  }
+  return votes_responses.pairs(found)
 
 
 @pytest.fixture
@@ -31,7 +42,7 @@ def start(path):
   def make(seed=0, responses=RESPONSES):
     for earlier in started:
       earlier.close()
-    started.append(annotation.Annotations(path, annotation.make_tasks(responses), seed))
+    started.append(annotation.Annotations(path, make_tasks(responses), seed))
     return started[-1]
 
   yield make
@@ -59,33 +70,6 @@ def answer_all(votes, voter):
   return asked
 
 
-def test_tasks_are_all_pairs_of_labels_with_different_responses():
-  tasks = annotation.make_tasks(RESPONSES)
-  assert len(tasks) == len(set(tasks)) == NUM_TASKS
-  assert all(task.a < task.b and task.response_a != task.response_b for task in tasks)
-  assert {(t.a, t.b) for t in tasks if t.prompt == 'p3'} == {('nash', 'sft'), ('rlhf', 'sft')}
-  swapped = annotation.make_tasks(dict(reversed(RESPONSES.items())))
-  assert swapped == tasks
-
-
-def test_several_responses_are_all_asked():
-  tasks = annotation.make_tasks({'m': {'p': ['1', '2', '3']}, 'n': {'p': ['x', 'y'], 'q': ['z']}})
-  assert [(t.response_a, t.response_b) for t in tasks] == [('1', 'x'), ('2', 'y'), ('3', 'x')]
-
-
-@pytest.mark.parametrize(
-  ('responses', 'message'),
-  [
-    ({'m': {'p': ['x']}}, 'two labels'),
-    ({'m': {'p': ['x']}, 'n': {'q': ['x']}}, 'nothing to compare'),
-    ({'m': {'p': ['x']}, 'n': {'p': ['x']}}, 'nothing to compare'),
-  ],
-)
-def test_nothing_to_compare(responses, message):
-  with pytest.raises(ValueError, match=message):
-    annotation.make_tasks(responses)
-
-
 def test_vote_is_on_disk_and_says_what_was_preferred(path, start):
   votes = start(seed=3)
   for number, question in enumerate(answer_all(votes, 'Ada'), start=1):
@@ -100,7 +84,7 @@ def test_vote_is_on_disk_and_says_what_was_preferred(path, start):
 
 def test_orders_are_seeded_balanced_and_each_annotators_own():
   prompts = {f'p{n}': ['x'] for n in range(400)}
-  tasks = annotation.make_tasks({'m': prompts, 'n': {p: ['y'] for p in prompts}})
+  tasks = make_tasks({'m': prompts, 'n': {p: ['y'] for p in prompts}})
   asked = {}
   for key in (('Ada', 0), ('Bo', 0), ('Ada', 1), ('Ada', 0, 'again')):
     votes = annotation.Annotations.__new__(annotation.Annotations)
@@ -145,13 +129,6 @@ def test_restart_asks_only_what_has_no_vote(path, start):
   assert not {q.task for q in answer_all(votes, 'Ada')} & set(done)
   assert len({json.dumps([r[k] for k in ('prompt', 'a', 'b')]) for r in rows(path)}) == NUM_TASKS
   assert len(answer_all(votes, 'Bo')) == NUM_TASKS
-
-
-def test_last_line_without_newline_is_kept(path, start):
-  vote(start(), 'Ada', 'tie')
-  path.write_bytes(path.read_bytes().rstrip())
-  vote(start(), 'Ada', 'first')
-  assert [row['verdict'] == 'tie' for row in rows(path)] == [True, False]
 
 
 def test_vote_with_labels_swapped_is_known(path, start):
@@ -224,20 +201,12 @@ def test_vote_that_cannot_be_written_leaves_the_file_and_is_asked_again(path, st
   assert len(rows(path)) == 2
 
 
-def test_replaced_file_gets_no_vote(path, start):
-  votes = start()
-  path.rename(path.with_suffix('.old'))
-  path.write_text('')
-  with pytest.raises(OSError, match='start again'):
-    votes.vote('Ada', votes.question('Ada').task, 'tie')
-
-
 def test_second_server_is_refused(path, start):
   votes = start()
   vote(votes, 'Ada', 'tie')
   votes.undo('Ada')
   with pytest.raises(ValueError, match='Another server writes'):
-    annotation.Annotations(path, annotation.make_tasks(RESPONSES))
+    annotation.Annotations(path, make_tasks(RESPONSES))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +220,7 @@ def test_second_server_is_refused(path, start):
 def test_file_of_something_else_is_refused_and_kept(tmp_path, name, content, message):
   (tmp_path / name).write_text(content)
   with pytest.raises(ValueError, match=message):
-    annotation.Annotations(tmp_path / name, annotation.make_tasks(RESPONSES))
+    annotation.Annotations(tmp_path / name, make_tasks(RESPONSES))
   assert (tmp_path / name).read_text() == content
 
 
@@ -270,40 +239,6 @@ def test_votes_train_alike_from_the_page_jsonl_and_parquet(path, start, tmp_path
   assert len(expected) == len(content) > 20
   assert {row['preference'] for row in expected} == {0.0, 0.5, 1.0}
   assert list(readers.comparisons(jsonl)) == list(readers.comparisons(parquet)) == expected
-
-
-def test_responses_and_samples_are_read(tmp_path):
-  one, samples = tmp_path / 'one.jsonl', tmp_path / 'samples.jsonl'
-  one.write_text('{"prompt": "p", "response": "x"}\n{"prompt": "p", "response": ""}\n')
-  assert annotation.read_responses(one) == {'p': ['x', '']}
-  row = {'prompt': 'p', 'responses': {'m': {'text': 'y', 'preference': 0.5}, 'n': {'text': 'z'}}}
-  samples.write_text(json.dumps(row))
-  assert annotation.read_samples(samples) == {'m': {'p': ['y']}, 'n': {'p': ['z']}}
-
-
-@pytest.mark.parametrize(
-  ('line', 'message'),
-  [
-    ('{"prompt": "p"}', "one.jsonl:1: field 'response' must be a string, got NoneType"),
-    ('{"prompt": " ", "response": "x"}', "one.jsonl:1: field 'prompt' is empty"),
-    ('{"prompt": "p", "response": "\\ud800"}', 'half of a character'),
-    ('{"prompt": "p", "responses": {"m": "x"}}', "field 'responses' must be"),
-    ('{"prompt": "p", "responses": {"m": {}}}', "field 'responses.m.text' must be a string"),
-  ],
-)
-def test_malformed_responses_are_named(tmp_path, line, message):
-  path = tmp_path / 'one.jsonl'
-  path.write_text(line)
-  parse = annotation.read_samples if 'responses' in line else annotation.read_responses
-  with pytest.raises(ValueError, match=message):
-    parse(path)
-
-
-def test_missing_file_is_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match='name a file of'):
-    annotation.read_responses(tmp_path / 'none.jsonl')
-  with pytest.raises(FileNotFoundError, match='win-rates'):
-    annotation.read_samples(tmp_path / 'none.jsonl')
 
 
 def test_names_have_one_spelling():

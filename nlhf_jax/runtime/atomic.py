@@ -1,0 +1,56 @@
+"""Result files that are replaced in one step: a reader finds the old one or the new one, and what fails leaves the old."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[IO]:
+  """A file to write into, which takes its place once all is written and on disk.
+
+  Directories above it are made if need be. A link stays one; what is no file, such as /dev/stdout, is written as it is.
+
+  Args:
+    path: of the file.
+    mode: 'w' or 'wb'.
+    **settings: further ones of `open`.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.exists() and not path.is_file():
+    with path.open(mode, **settings) as file:
+      yield file
+    return
+  path = path.resolve()
+  partial = path.with_name(f'{path.name}.partial')
+  try:
+    with partial.open(mode, **settings) as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    if path.exists():
+      shutil.copymode(path, partial)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """The text in UTF-8, in place of what was there; see `replaced`."""
+  with replaced(path, encoding='utf-8') as file:
+    file.write(text)
+
+
+def write_json(path: pathlib.Path, content: Any, **settings: Any) -> None:
+  """A result for programs to read, in place of what was there; see `replaced`.
+
+  Args:
+    path: of the file.
+    content: nothing that JSON does not know.
+    **settings: further ones of `json.dumps`.
+  """
+  write_text(path, json.dumps(content, **{'indent': 2, **settings}) + '\n')
