@@ -1,7 +1,8 @@
 """What training reads: demonstrations from their files, and comparisons from votes of every public format.
 
 Plain Python, without TensorFlow. A row is a dictionary: {id, prompt, response} for a demonstration,
-{id, prompt, response, alternative, preference} for a comparison, with `split` where the file says it.
+{id, prompt, response, alternative, preference} for a comparison, with `split` where the file says it, and `messages` where
+the prompt is a conversation.
 """
 
 import itertools
@@ -69,7 +70,8 @@ def comparison(vote: Row) -> Row:
   response, alternative = responses
   pair = {'response': response, 'alternative': alternative, 'preference': preference}
   weight = 1.0 if vote['weight'] is None else vote['weight']
-  return {'id': prompt, 'prompt': prompt, 'split': vote['split'], 'weight': weight} | pair
+  row = {'id': prompt, 'prompt': prompt, 'split': vote['split'], 'weight': weight} | pair
+  return row if vote['messages'] is None else row | {'messages': vote['messages']}
 
 
 def _needed(vote: Row, name: str) -> str:

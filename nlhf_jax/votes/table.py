@@ -9,6 +9,7 @@ one JSON object a line:
 | verdict                | 'a', 'b', 'tie' or 'both_bad'                                                              |
 | probability            | in its place: P(a ≻ b), a judge's                                                          |
 | prompt                 | its text or its id                                                                         |
+| messages               | where it is a conversation: [{"role": "user", "content": …}, …], of which prompt is the transcript |
 | response_a, response_b | what was compared                                                                          |
 | voter, judge           | who voted; which kind of judge: 'human', a model's name                                    |
 | order                  | 'ab' or 'ba': who was shown first                                                          |
@@ -36,7 +37,16 @@ VERDICTS = ('a', 'b', 'tie', 'both_bad')
 ORDERS = ('ab', 'ba')
 _TEXTS = ('a', 'b', 'prompt', 'response_a', 'response_b', 'voter', 'judge', 'split')
 _NUMBERS = ('time', 'seed', 'weight')
-FIELDS = (*_TEXTS[:3], 'verdict', 'probability', 'order', 'x', *_TEXTS[3:], *_NUMBERS)
+FIELDS = (
+  *_TEXTS[:3],
+  'messages',
+  'verdict',
+  'probability',
+  'order',
+  'x',
+  *_TEXTS[3:],
+  *_NUMBERS,
+)
 # Of something that is not known.
 UNKNOWN = -1
 _SIGNS = {'ab': 1, 'ba': -1, None: 0}
@@ -100,7 +110,28 @@ def checked(row: Mapping[str, Any]) -> Row:
   _check_choice(result, 'order', ORDERS)
   _check_probability(result)
   result['x'] = _features(result['x'])
+  if result['messages'] is not None:
+    result['messages'] = messages_of(result['messages'], 'messages')
   return result
+
+
+def messages_of(value: Any, field: str) -> list[dict[str, str]]:
+  """The turns of a conversation, of each its role and its content alone.
+
+  Raises:
+    FieldError: it is no list of messages.
+  """
+  if not isinstance(value, list) or not value:
+    raise FieldError(f'field {field!r} must be a list of messages, got {type(value).__name__}')
+  found = []
+  for number, message in enumerate(value):
+    if not isinstance(message, Mapping):
+      raise FieldError(f'field {field!r} must be a list of messages, got {message!r} in it')
+    for name in ('role', 'content'):
+      if not isinstance(message.get(name), str) or not message[name].strip():
+        raise FieldError(f'field {field}.{number} must have a text as its {name!r}')
+    found.append({name: encodable(message[name], field) for name in ('role', 'content')})
+  return found
 
 
 def encodable(value: str, field: str) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +30,11 @@ _POST, _TLDR = '\n\nPOST: ', '\n\nTL;DR:'
 
 def chosen_rejected(row: Row) -> list[Row]:
   """Texts or messages, of which the first was chosen; UltraFeedback's scores, or `preference`, say how surely."""
-  prompts, responses = zip(
-    *(_conversation(row, field) for field in ('chosen', 'rejected')), strict=True
-  )
-  prompt = _messages_as_text(row['prompt']) if row.get('prompt') is not None else prompts[0]
-  if prompt is None:
+  before, responses = zip(*(_ending(row, field) for field in ('chosen', 'rejected')), strict=True)
+  prompt = _prompt(before[0]) if before[0] else {}
+  if row.get('prompt') is not None:
+    prompt |= _prompt(row['prompt'])
+  if not prompt:
     raise FieldError("field 'prompt' is missing, and 'chosen' holds no message before the last")
   return [_pair(prompt, responses, _certainty(row))]
 
@@ -48,40 +49,41 @@ def _certainty(row: Row) -> float:
   return 1.0
 
 
-def _pair(prompt: str, responses: Sequence[str], preference: float, **others) -> Row:
+def _pair(prompt: str | Row, responses: Sequence[str], preference: float, **others) -> Row:
   """Two responses without names, of which the first is preferred so surely; equal ones are a tie."""
   if responses[0] == responses[1]:
     preference = 0.5
   named = {0.0: 'b', 0.5: 'tie', 1.0: 'a'}.get(preference)
   said = {'verdict': named} if named else {'probability': preference}
   texts = {'response_a': responses[0], 'response_b': responses[1]}
-  return {'prompt': prompt, 'judge': 'human'} | said | texts | others
+  asked = {'prompt': prompt} if isinstance(prompt, str) else prompt
+  return {'judge': 'human'} | asked | said | texts | others
 
 
-def _conversation(row: Row, field: str) -> tuple[str | None, str]:
-  """What stands before the last message, and that."""
+def _ending(row: Row, field: str) -> tuple[list[Any] | None, str]:
+  """The messages before the last, if the field holds any, and the last one's text."""
   value = row.get(field)
   if isinstance(value, str):
     return None, text(row, field)
   messages = list_of(row, field)
   if not messages or not all(isinstance(message, dict) for message in messages):
     raise FieldError(f'field {field!r} must be a text or a list of messages')
-  before = _messages_as_text(messages[:-1]) if len(messages) > 1 else None
-  return before, text(messages[-1], 'content')
+  return messages[:-1], text(messages[-1], 'content')
 
 
-def _messages_as_text(messages: Any) -> str:
-  """One message as it is; several as a transcript."""
-  if isinstance(messages, str):
-    return table.encodable(messages, 'prompt')
-  if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-    raise FieldError("field 'prompt' must be a text or a list of messages")
-  if len(messages) == 1:
-    return text(messages[0], 'content')
-  return '\n\n'.join(f'{text(m, "role").capitalize()}: {text(m, "content")}' for m in messages)
+def _prompt(value: Any) -> Row:
+  """A text, or messages: a user's one as its text, others as a transcript and as they are."""
+  if isinstance(value, str):
+    return {'prompt': table.encodable(value, 'prompt')}
+  messages = table.messages_of(value, 'prompt')
+  if [message['role'] for message in messages] == ['user']:
+    return {'prompt': messages[0]['content']}
+  turns = (f'{message["role"].capitalize()}: {message["content"]}' for message in messages)
+  return {'prompt': '\n\n'.join(turns), 'messages': messages}
 
 
 _ASSISTANT = '\n\nAssistant:'
+_ROLES = {'Human': 'user', 'Assistant': 'assistant'}
 
 
 def hh_rlhf(row: Row) -> list[Row]:
@@ -96,7 +98,20 @@ def hh_rlhf(row: Row) -> list[Row]:
   if not shared:
     raise FieldError("fields 'chosen' and 'rejected' share no beginning that ends in 'Assistant:'")
   responses = [transcript[shared:].strip() for transcript in (chosen, rejected)]
-  return [_pair(chosen[:shared].strip(), responses, 1.0)]
+  prompt = {'prompt': chosen[:shared].strip(), 'messages': _turns(chosen[:shared])}
+  return [_pair(prompt, responses, 1.0)]
+
+
+def _turns(transcript: str) -> list[Row] | None:
+  """The messages of a transcript, those of one who goes on in one; None: it does not begin with a turn."""
+  before, *parts = re.split(r'(?:^|\n\n)(Human|Assistant):', transcript)
+  messages: list[Row] = []
+  for role, content in zip(parts[::2], map(str.strip, parts[1::2]), strict=True):
+    if messages and messages[-1]['role'] == _ROLES[role]:
+      messages[-1]['content'] += f'\n\n{content}'.rstrip()
+    elif content:
+      messages.append({'role': _ROLES[role], 'content': content})
+  return messages if messages and not before.strip() else None
 
 
 def _ends(transcript: str) -> list[int]:
@@ -137,7 +152,7 @@ def helpsteer2(row: Row) -> list[Row]:
 def helpsteer3(row: Row) -> list[Row]:
   """A vote for each annotator; the overall one where they are not told apart."""
   responses = text(row, 'response1'), text(row, 'response2')
-  prompt = _messages_as_text(row.get('context'))
+  prompt = _prompt(row.get('context'))
   overall = number_of(row, 'overall_preference')
   each = list_of(row, 'individual_preference') if row.get('individual_preference') else []
   scores = [number_of(one if isinstance(one, dict) else {}, 'score') for one in each] or [overall]

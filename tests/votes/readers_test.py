@@ -1,6 +1,7 @@
 """Files are checked strictly; rows of one post are in one split."""
 
 import json
+import re
 
 import pytest
 
@@ -90,6 +91,45 @@ def test_messages_with_and_without_a_prompt(tmp_path):
   rows = list(readers.comparisons(path))
   assert rows[0]['prompt'] == rows[1]['prompt'] == 'Q'
   assert rows[0]['preference'] == (rows[0]['response'] == 'A')
+
+
+def test_conversations_keep_their_turns(tmp_path):
+  """As messages, and as a transcript for who has no chat template."""
+  before = [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'Q'}]
+  said = lambda text: [*before, {'role': 'assistant', 'content': text}]
+  path = write(tmp_path / 'data.jsonl', {'chosen': said('A'), 'rejected': said('B')})
+  (row,) = readers.comparisons(path)
+  assert row['messages'] == before
+  assert row['prompt'] == 'System: S\n\nUser: Q'
+
+
+def test_turns_of_a_transcript(tmp_path):
+  """HH-RLHF's; who speaks twice speaks once, for templates take turns."""
+  asked = '\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Name\n\nHuman: a tree.\n\nAssistant:'
+  path = write(tmp_path / 'data.jsonl', {'chosen': f'{asked} Oak.', 'rejected': f'{asked} Car.'})
+  (row,) = readers.comparisons(path)
+  assert row['messages'] == [
+    {'role': 'user', 'content': 'Hi'},
+    {'role': 'assistant', 'content': 'Yes?'},
+    {'role': 'user', 'content': 'Name\n\na tree.'},
+  ]
+  assert row['prompt'] == asked.strip()
+  assert {row['response'], row['alternative']} == {'Oak.', 'Car.'}
+
+
+@pytest.mark.parametrize(
+  ('messages', 'error'),
+  [
+    ([{'role': 'user'}], "field prompt.0 must have a text as its 'content'"),
+    ([{'content': 'x'}, 3], "field prompt.0 must have a text as its 'role'"),
+    (['x'], "field 'prompt' must be a list of messages, got 'x' in it"),
+    (7, "field 'prompt' must be a list of messages, got int"),
+  ],
+)
+def test_malformed_messages_are_named(tmp_path, messages, error):
+  path = write(tmp_path / 'data.jsonl', {'prompt': messages, 'chosen': 'a', 'rejected': 'b'})
+  with pytest.raises(ValueError, match=f'data.jsonl:1: {re.escape(error)}'):
+    list(readers.comparisons(path))
 
 
 def test_side_of_the_chosen_tells_nothing(tmp_path):
