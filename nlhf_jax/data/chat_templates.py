@@ -1,17 +1,21 @@
-"""Chat templates of Hugging Face's models: what a template puts around the texts of a conversation."""
+"""Chat templates of Hugging Face's models: a conversation as one text, by the rules of `transformers`' own renderer."""
 
+import datetime
 import json
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jinja2
+import jinja2.ext
+import jinja2.nodes
 import jinja2.sandbox
 
 # Of a conversation: each has a role ('system', 'user', 'assistant') and a content.
 Messages = Sequence[Mapping[str, str]]
 
-_PLACEHOLDER = 'WORDS-OF-MESSAGE-{}-END'
+_FILE, _SETTINGS, _MAP = 'chat_template.jinja', 'tokenizer_config.json', 'special_tokens_map.json'
+_DEFAULT = 'default'
 
 
 class ChatTemplate(NamedTuple):
@@ -26,73 +30,99 @@ class ChatTemplate(NamedTuple):
   # Whose it is.
   directory: pathlib.Path
 
-  def frame(self) -> tuple[str, str]:
-    """What stands before and after the words of a user who begins, up to where the assistant does. Raises as `parts` does."""
-    parts = self.parts([{'role': 'user', 'content': ''}])
-    place = parts.index(0)
-    return ''.join(map(str, parts[:place])), ''.join(map(str, parts[place + 1 :]))
-
-  def parts(self, messages: Messages) -> list[str | int]:
-    """What a conversation becomes, up to where the assistant begins: the template's texts, and numbers of messages.
+  def render(self, messages: Messages) -> str:
+    """The text of a conversation, up to where the assistant begins.
 
     Raises:
-      ValueError: the template refuses, or leaves out a message.
+      ValueError: the template refuses, or is none.
     """
-    given = [] if self.system is None or _has_system(messages) else [self.system]
-    turns = [{'role': 'system', 'content': text} for text in given]
-    turns += [
-      {'role': message['role'], 'content': _PLACEHOLDER.format(number)}
-      for number, message in enumerate(messages)
-    ]
-    pieces = re.split(_PLACEHOLDER.format(r'(\d+)'), _render(self.source, turns, self.special))
-    numbers = list(map(int, pieces[1::2]))
-    for number, message in enumerate(messages):
-      if numbers.count(number) != 1:
-        times = 'repeats' if number in numbers else 'leaves out'
-        raise ValueError(
-          f"{self.directory}: the chat template {times} the {message['role']}'s words."
-        )
-    pieces[1::2] = numbers
-    return [piece for piece in pieces if piece != '']
+    own = any(message['role'] == 'system' for message in messages)
+    first = [] if own or self.system is None else [{'role': 'system', 'content': self.system}]
+    turns = [*first, *({key: m[key] for key in ('role', 'content')} for m in messages)]
+    try:
+      program = _SANDBOX.from_string(self.source)
+      return program.render(messages=turns, add_generation_prompt=True, **self.special)
+    except jinja2.TemplateError as error:
+      raise ValueError(
+        f'{self.directory}: the chat template fails ({type(error).__name__}: {error}).'
+      ) from error
 
 
 def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
-  """The template of a model.
+  """The template of a model; of several, the one named 'default'.
 
   Args:
     directory: a model's, with chat_template.jinja or tokenizer_config.json.
     system: the system's turn; None: what the template itself says.
 
   Raises:
-    ValueError: there is no template.
+    ValueError: there is no template, or it leaves out the user's words.
   """
-  settings = {}
-  if (directory / 'tokenizer_config.json').is_file():
-    settings = json.loads((directory / 'tokenizer_config.json').read_text(encoding='utf-8'))
-  template = settings.get('chat_template')
-  if (directory / 'chat_template.jinja').is_file():
-    template = (directory / 'chat_template.jinja').read_text(encoding='utf-8')
-  if not template:
+  settings, special = (_read(directory / name) for name in (_SETTINGS, _MAP))
+  source = settings.get('chat_template')
+  if (directory / _FILE).is_file():
+    source = (directory / _FILE).read_text(encoding='utf-8')
+  if isinstance(source, list):
+    named = {each['name']: each['template'] for each in source}
+    if _DEFAULT not in named:
+      raise ValueError(
+        f'{directory} has chat templates {", ".join(map(repr, named))}, and none named {_DEFAULT!r}: write the one to use into '
+        f'{_FILE}.'
+      )
+    source = named[_DEFAULT]
+  if not source:
     raise ValueError(f'{directory} has no chat template: set chat = False.')
-  special = {key: _token(settings.get(key)) for key in ('bos_token', 'eos_token')}
-  return ChatTemplate(template, system, special, directory)
+  tokens = {
+    key: _token(value) for key, value in (special | settings).items() if key.endswith('_token')
+  }
+  tokens = {key: text for key, text in tokens.items() if text is not None}
+  template = ChatTemplate(source, system, tokens, directory)
+  words = 'WORDS-OF-THE-USER'
+  if words not in template.render([{'role': 'user', 'content': words}]):
+    raise ValueError(f"{directory}: the chat template leaves out the user's words.")
+  return template
 
 
-def _has_system(messages: Messages) -> bool:
-  return any(message['role'] == 'system' for message in messages)
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
 
 
-def _render(template: str, turns: list[dict[str, str]], special: Mapping[str, str]) -> str:
-  # A template is foreign code: it runs where it can reach nothing.
-  sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-  sandbox.globals['raise_exception'] = _refuse
-  program = sandbox.from_string(template)
-  return program.render(messages=turns, add_generation_prompt=True, **special)
+def _token(value: Any) -> str | None:
+  value = value.get('content') if isinstance(value, dict) else value
+  return value if isinstance(value, str) else None
 
 
-def _token(value) -> str:
-  return value.get('content', '') if isinstance(value, dict) else value or ''
+class _Generation(jinja2.ext.Extension):
+  """{% generation %} … {% endgeneration %}, which marks what an assistant said and changes nothing of the text."""
+
+  tags = {'generation'}  # noqa: RUF012
+
+  def parse(self, parser) -> jinja2.nodes.Node:
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+  """Unlike Jinja's own, without escapes for HTML."""
+  return json.dumps(
+    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+  )
 
 
 def _refuse(message: str):
-  raise ValueError(f'The chat template refuses: {message}')
+  raise jinja2.TemplateError(message)
+
+
+def _sandbox() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+  """A template is foreign code: it runs where it can reach nothing."""
+  sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+  )
+  sandbox.filters['tojson'] = _to_json
+  sandbox.globals['raise_exception'] = _refuse
+  sandbox.globals['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
+  return sandbox
+
+
+_SANDBOX = _sandbox()

@@ -1,5 +1,7 @@
 """Hugging Face's tokenizers as seqio vocabularies."""
 
+import bisect
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +10,7 @@ import seqio
 import tensorflow as tf
 import tokenizers
 
-from nlhf_jax.data import chat_templates
+from nlhf_jax.data import chat_templates, special_tokens
 from nlhf_jax.formats import hf_models
 from nlhf_jax.types import EOS
 
@@ -23,7 +25,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     self,
     tokenizer: tokenizers.Tokenizer,
     ids: tuple[int, int],
-    frame: tuple[str, str],
+    before: Sequence[int] = (),
     template: chat_templates.ChatTemplate | None = None,
   ):
     """Made by `vocabularies.hugging_face`.
@@ -31,19 +33,20 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     Args:
       tokenizer: theirs.
       ids: of padding and end, in theirs.
-      frame: what stands before and after each text, special tokens included.
-      template: what conversations go through; its frame is `frame`.
+      before: their ids that stand before every text, such as that of '<s>'.
+      template: in its place, what a text goes through as a user's words.
     """
     super().__init__(extra_ids=0)
     self._tokenizer = tokenizer
+    self._unspellable = special_tokens.Unspellable(tokenizer)
     # An id that no text uses may be beyond the list.
     size = max(tokenizer.get_vocab_size(), 1 + max(ids))
     self._theirs = list(range(size))
     for ours, theirs in hf_models.moved_ids(*ids).items():
       self._theirs[ours] = theirs
     self._ours = {theirs: ours for ours, theirs in enumerate(self._theirs)}
-    self._frame, self._template = frame, template
-    self._key = tokenizer.to_str(), ids, frame
+    self._before, self._template = tuple(before), template
+    self._key = tokenizer.to_str(), ids, self._before, template
     self.for_prompts = self
 
   @property
@@ -71,7 +74,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
   ) -> tuple[list[int], bool]:
     """A prompt's tokens, and whether it had to be shortened.
 
-    What stands around texts is kept. They lose their ends: first all but the last, the oldest first, then the last, then
+    A chat template's own words are kept. Texts lose their ends: first all but the last, the oldest first, then the last, then
     the system's.
 
     Args:
@@ -82,53 +85,76 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     Raises:
       ValueError: the chat template refuses, or does not fit into `max_length` by itself.
     """
-    parts: list[str | int]
-    if messages is None or self._template is None:
-      messages, parts = [{'role': 'user', 'content': prompt}], [self._frame[0], 0, self._frame[1]]
-    else:
-      parts = self._template.parts(messages)
-    tokens = [
-      self._encode_words(messages[part]['content'])
-      if isinstance(part, int)
-      else self._encode_special(part)
-      for part in parts
-    ]
-    excess = 0 if max_length is None else sum(map(len, tokens)) - max_length
-    if excess > 0:
-      _shorten(tokens, parts, messages, excess)
-    return list(itertools.chain.from_iterable(tokens)), excess > 0
+    if self._template is None:
+      theirs = [*self._before, *self._unspellable.encode(prompt)]
+      is_long = max_length is not None and len(theirs) > max_length
+      return self._to_ours(theirs[:max_length]), is_long
+    turns = [{'role': 'user', 'content': prompt}] if messages is None else list(messages)
+    theirs = self._encode_turns(turns)
+    is_long = max_length is not None and len(theirs) > max_length
+    if is_long:
+      theirs = self._encode_turns(self._shortened(turns, max_length))
+    return self._to_ours(theirs), is_long
 
   def _encode(self, s: str) -> list[int]:
     return self.encode_prompt(s)[0]
 
-  def _encode_words(self, text: str) -> list[int]:
-    self._tokenizer.encode_special_tokens = True
-    return self._encode_text(text)
+  def _to_ours(self, theirs: Iterable[int]) -> list[int]:
+    return [self._ours[i] for i in theirs]
 
-  def _encode_special(self, piece: str) -> list[int]:
-    self._tokenizer.encode_special_tokens = False
-    return self._encode_text(piece)
+  def _encode_turns(self, turns: chat_templates.Messages) -> list[int]:
+    """Of a conversation, theirs."""
+    roles = [turn['role'] for turn in turns]
 
-  def _encode_text(self, text: str) -> list[int]:
-    return [self._ours[i] for i in self._tokenizer.encode(text, add_special_tokens=False).ids]
+    def render(contents):
+      pairs = zip(roles, contents, strict=True)
+      return self._template.render([{'role': role, 'content': text} for role, text in pairs])
+
+    return self._unspellable.encode_rendered(render, [turn['content'] for turn in turns])
+
+  def _shortened(self, turns: list, max_length: int) -> list:
+    """The turns with the longest contents that fit."""
+    fits = lambda turns: len(self._encode_turns(turns)) <= max_length
+    ends_at = lambda number, size: [
+      *turns[:number],
+      {**turns[number], 'content': turns[number]['content'][:size]},
+      *turns[number + 1 :],
+    ]
+    order = sorted(range(len(turns)), key=lambda n: (turns[n]['role'] == 'system', n))
+    for number in order:
+      if fits(ends_at(number, 0)):
+        too_long = range(1, len(turns[number]['content']) + 1)
+        size = bisect.bisect(too_long, 0, key=lambda size: not fits(ends_at(number, size)))
+        return ends_at(number, size)
+      turns = ends_at(number, 0)
+    raise ValueError(
+      f'What the chat template itself says has {len(self._encode_turns(turns))} tokens, but a prompt may have {max_length}: '
+      'raise prompt_length.'
+    )
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text, without its frame: a prompt's words."""
-    if not any(self._frame):
+    """The text, without what the template puts around it: a prompt's words."""
+    if self._template is None:
       return super().decode(ids)
-    return self._decode(list(ids))  # A frame may hold ends of turns: the text goes on after them.
+    return self._decode(
+      list(ids)
+    )  # A template may hold ends of turns: the text goes on after them.
 
   def _decode(self, ids: Sequence[int]) -> str:
-    before, after = (self._without_special(self._encode_special(piece)) for piece in self._frame)
-    kept = self._without_special(ids)
-    if kept[: len(before)] == before:
-      kept = kept[len(before) :]
-    if after and kept[-len(after) :] == after:
-      kept = kept[: -len(after)]
-    return self._tokenizer.decode([self._theirs[i] for i in kept], skip_special_tokens=False)
+    before, after = self._around
+    return self._text(ids).removeprefix(before).removesuffix(after)
 
-  def _without_special(self, ids: Iterable[int]) -> list[int]:
-    return [i for i in ids if EOS < i < len(self._theirs)]
+  @functools.cached_property
+  def _around(self) -> tuple[str, str]:
+    """What stands before and after every text when it is decoded."""
+    texts = [self._text(self._encode(words)) for words in ('a', '1')]
+    before = _shared_beginning(*texts)
+    after = _shared_beginning(*(text[len(before) :][::-1] for text in texts))[::-1]
+    return before, after
+
+  def _text(self, ids: Iterable[int]) -> str:
+    kept = [self._theirs[i] for i in ids if EOS < i < len(self._theirs)]
+    return self._tokenizer.decode(kept, skip_special_tokens=False)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     ids = tf.numpy_function(self._encode_bytes, [s], tf.int32)
@@ -150,20 +176,6 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     return hash(self._key)
 
 
-def _shorten(
-  tokens: list[list[int]],
-  parts: Sequence[str | int],
-  messages: chat_templates.Messages,
-  excess: int,
-) -> None:
-  """Takes as many tokens off the ends of messages."""
-  system = {n for n, message in enumerate(messages) if message['role'] == 'system'}
-  places = {part: place for place, part in enumerate(parts) if isinstance(part, int)}
-  for number in sorted(places, key=lambda n: (n in system, n)):
-    lost = min(excess, len(tokens[places[number]]))
-    del tokens[places[number]][len(tokens[places[number]]) - lost :]
-    excess -= lost
-  if excess:
-    raise ValueError(
-      f'What the chat template itself says is {excess} tokens longer than a prompt may be: raise prompt_length.'
-    )
+def _shared_beginning(one: str, other: str) -> str:
+  pairs = zip(one, other, strict=False)
+  return ''.join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

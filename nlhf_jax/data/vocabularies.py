@@ -67,19 +67,19 @@ def hugging_face(
       f'{path}: id {special[0]}, which is to mean padding, is the word {pad!r}: give one that text never uses, such '
       'as a reserved token, as ids.pad.'
     )
-  vocabulary = HuggingFaceVocabulary(tokenizer, special, ('', ''))
-  template = chat_templates.load(directory, system) if chat else None
-  frame = template.frame() if template else (_bos(tokenizer, special), '')
-  vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, frame, template)
+  vocabulary = HuggingFaceVocabulary(tokenizer, special)
+  if chat:
+    template = chat_templates.load(directory, system)
+    vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, template=template)
+  else:
+    before = _bos(tokenizer, special)
+    vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, before)
   return vocabulary
 
 
-def _bos(tokenizer: tokenizers.Tokenizer, special: tuple[int, int]) -> str:
+def _bos(tokenizer: tokenizers.Tokenizer, special: tuple[int, int]) -> list[int]:
   """What the tokenizer itself puts before a text, such as '<s>'."""
-  added = tokenizer.encode('', add_special_tokens=True)
-  return ''.join(
-    token for token, i in zip(added.tokens, added.ids, strict=True) if i not in special
-  )
+  return [i for i in tokenizer.encode('', add_special_tokens=True).ids if i not in special]
 
 
 def check(vocabulary: seqio.Vocabulary) -> None:
