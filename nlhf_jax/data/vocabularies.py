@@ -61,6 +61,12 @@ def hugging_face(
   tokenizer = tokenizers.Tokenizer.from_file(str(path))
   config = hf.read_config(directory, ids=ids)
   special = getattr(config, 'pad_id', PAD), getattr(config, 'eos_id', EOS)
+  largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+  if largest >= config.vocab_size:
+    raise ValueError(
+      f'{path}: {tokenizer.id_to_token(largest)!r} has id {largest}, but config.json says that the model has embeddings of 0 '
+      f'to {config.vocab_size - 1}: take the tokenizer that belongs to it.'
+    )
   pad = tokenizer.id_to_token(special[0])
   if not (tokenizer.get_added_tokens_decoder().get(special[0]) or pad in (None, '<pad>', '<unk>')):
     raise ValueError(

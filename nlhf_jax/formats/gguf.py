@@ -50,7 +50,7 @@ def load(path: str | pathlib.Path) -> tuple[llama.LlamaConfig, Params]:
       f'{path} is of architecture {fields["general.architecture"]!r}: only llama is supported.'
     )
   tensors = {tensor.name: tensor for tensor in reader.tensors}
-  config = _config(fields, tied='output.weight' not in tensors)
+  config = _config(path, fields, tied='output.weight' not in tensors)
   network = hf_models.network_from_config(config)
   dummy = jnp.ones((1, 2), jnp.int32)
   like = jax.eval_shape(lambda: network.init(jax.random.key(0), dummy, dummy, dummy)['params'])
@@ -107,12 +107,12 @@ def _fields(reader) -> dict[str, Any]:
   return {name: field.contents() for name, field in reader.fields.items()}
 
 
-def _config(fields: dict[str, Any], tied: bool) -> llama.LlamaConfig:
+def _config(path: str | pathlib.Path, fields: dict[str, Any], tied: bool) -> llama.LlamaConfig:
   at = lambda name: fields[f'llama.{name}']
   heads = at('attention.head_count')
   names = {'pad_token_id': 'padding', 'eos_token_id': 'eos'}
   given = {key: fields.get(f'tokenizer.ggml.{name}_token_id') for key, name in names.items()}
-  pad_id, eos_id = hf.special_ids(given)
+  special = hf.special_ids(given, name=str(path))
   return llama.LlamaConfig(
     vocab_size=len(fields['tokenizer.ggml.tokens']),
     dtype='float32',
@@ -126,8 +126,10 @@ def _config(fields: dict[str, Any], tied: bool) -> llama.LlamaConfig:
     # Stored in float32.
     norm_epsilon=float(f'{at("attention.layer_norm_rms_epsilon"):.6g}'),
     logits_via_embedding=tied,
-    pad_id=pad_id,
-    eos_id=eos_id,
+    pad_id=special.pad,
+    eos_id=special.eos,
+    bos_id=fields.get('tokenizer.ggml.bos_token_id'),
+    max_position_embeddings=fields.get('llama.context_length'),
   )
 
 

@@ -28,12 +28,13 @@ from nlhf_jax.types import Params
 
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+_GENERATION = 'generation_config.json'
 _TOKENIZER = (
   'tokenizer.json',
   'tokenizer_config.json',
   'special_tokens_map.json',
   'chat_template.jinja',
-  'generation_config.json',
+  _GENERATION,
   'spiece.model',
 )
 
@@ -65,21 +66,33 @@ def locate(name: str | pathlib.Path) -> pathlib.Path:
 
 
 class Ids(NamedTuple):
-  """Two ids of a vocabulary, where its config.json does not give them, or gives others than are of use here."""
+  """Two ids of a vocabulary, where a model does not give them, or gives others than are of use here."""
 
-  # Padding; None: that of config.json, and 0 where it gives none.
+  # Padding; None: that of the model, and 0 where it gives none.
   pad: int | None = None
-  # Ends a response; None: that of config.json, and the last where it gives several.
+  # Ends a response, and is written where it ends; None: the first that the model gives.
   eos: int | None = None
 
 
 AS_GIVEN = Ids()
 
 
+class SpecialIds(NamedTuple):
+  """What padding and ends are in a model's own vocabulary."""
+
+  pad: int
+  # Written where a response ends.
+  eos: int
+  # End a response too.
+  other_ends: tuple[int, ...] = ()
+
+
 def read_config(
   name: str | pathlib.Path, dtype: Any = 'float32', ids: Ids = AS_GIVEN
 ) -> hf_models.Config:
   """The configuration of the network that a model's config.json describes.
+
+  A response ends at any of the ids that config.json, generation_config.json and the tokenizer name.
 
   Args:
     name: a directory, or a repository on the hub.
@@ -88,29 +101,93 @@ def read_config(
 
   Raises:
     FileNotFoundError: there is no such model, or it has no config.json.
-    ValueError: it is of another family, or uses what the networks here do not have.
+    ValueError: it is of another family, or uses what the networks here do not have; it names no end.
   """
-  path = locate(name) / 'config.json'
+  directory = locate(name)
+  path = directory / 'config.json'
   if not path.is_file():
-    raise FileNotFoundError(f'No {path}: name the directory of a model.')
-  values = json.loads(path.read_text(encoding='utf-8'))
-  pad, eos = special_ids(values, ids)
-  return hf_models.config_from_json({**values, 'pad_token_id': pad, 'eos_token_id': eos}, dtype)
+    raise FileNotFoundError(f'No {path}: {_what_it_is(directory)}')
+  values = _read_json(path)
+  special = special_ids(_named_ids(directory, values), ids, str(directory))
+  values |= {'pad_token_id': special.pad, 'eos_token_id': [special.eos, *special.other_ends]}
+  return hf_models.config_from_json(values, dtype)
 
 
-def special_ids(values: Mapping[str, Any], ids: Ids = AS_GIVEN) -> tuple[int, int]:
-  """Ids of padding and end.
+def special_ids(
+  values: Mapping[str, Any], ids: Ids = AS_GIVEN, name: str = 'The model'
+) -> SpecialIds:
+  """Ids of padding and ends.
+
+  Padding may be what ends responses too, if it is not the first: then it ends none here.
 
   Args:
-    values: of config.json; what ends responses there is not taken for padding.
+    values: `pad_token_id` and `eos_token_id`, each an id, a list of them by rank, or null; below 0 is null.
     ids: given instead.
+    name: of the model, for errors.
+
+  Raises:
+    ValueError: there is no end, or padding is the first end.
   """
-  ends = np.atleast_1d(values.get('eos_token_id') or 1).tolist()
-  eos = ends[-1] if ids.eos is None else ids.eos
-  if ids.pad is not None:
-    return ids.pad, eos
-  given = values.get('pad_token_id')
-  return 0 if given is None or given in ends else given, eos
+  pads, ends = (_ids(values.get(f'{key}_token_id')) for key in ('pad', 'eos'))
+  if ids.eos is None and not ends:
+    raise ValueError(f'{name} names no token that ends a response: give its id as ids.eos.')
+  eos = ends[0] if ids.eos is None else ids.eos
+  pad = next((number for number in pads if number != eos), 0) if ids.pad is None else ids.pad
+  if pad == eos:
+    raise ValueError(
+      f'{name} ends responses with id {eos} and names no other for padding: give one that text never uses, such as a '
+      'reserved token, as ids.pad.'
+    )
+  others = (number for number in ends if number not in (pad, eos))
+  return SpecialIds(pad, eos, tuple(dict.fromkeys(others)))
+
+
+def _named_ids(directory: pathlib.Path, values: Mapping[str, Any]) -> dict[str, list[int]]:
+  """All that a model's files name for padding and for ends: config.json, generation_config.json, then the tokenizer."""
+  generation, settings = (
+    _read_json(directory / file) if (directory / file).is_file() else {}
+    for file in (_GENERATION, 'tokenizer_config.json')
+  )
+  of_tokens = _added_tokens(directory)
+  result = {}
+  for key in ('pad_token', 'eos_token'):
+    token = settings.get(key)
+    token = token.get('content') if isinstance(token, dict) else token
+    named = values.get(f'{key}_id'), generation.get(f'{key}_id'), of_tokens.get(token)
+    result[f'{key}_id'] = [number for each in named for number in _ids(each)]
+  return result
+
+
+def _ids(value: Any) -> list[int]:
+  return [number for number in np.atleast_1d(value).tolist() if number is not None and number >= 0]
+
+
+def _added_tokens(directory: pathlib.Path) -> dict[str, int]:
+  """Ids of a tokenizer's special words."""
+  path = directory / 'tokenizer.json'
+  tokens = _read_json(path).get('added_tokens', []) if path.is_file() else []
+  return {token['content']: token['id'] for token in tokens}
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    values = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:  # UnicodeDecodeError too.
+    raise ValueError(f'{path} is no JSON ({error}): download it again.') from None
+  if not isinstance(values, dict):
+    raise ValueError(f'{path} holds no JSON object: download it again.')
+  return values
+
+
+def _what_it_is(directory: pathlib.Path) -> str:
+  adapter = directory / 'adapter_config.json'
+  if not adapter.is_file():
+    return 'name the directory of a model.'
+  base = _read_json(adapter).get('base_model_name_or_path')
+  return (
+    f'{directory} holds a PEFT adapter of {base!r}. Merge it into that where peft is installed, with '
+    'PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW_DIR), and name NEW_DIR.'
+  )
 
 
 def network(
@@ -198,11 +275,12 @@ def write(
   max_shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes config.json and safetensors into an existing directory; arguments as of `save`."""
-  description = hf_models.config_to_json(network_config)
+  description = hf_models.config_to_json(network_config, _stored_type(params, dtype))
   tensor_for = hf_models.tensor_for(network_config)
   moved = moved_ids(network_config)
   leaves = {tensor_for(p): x for p, x in flax.traverse_util.flatten_dict(params).items()}
   (directory / 'config.json').write_text(description, encoding='utf-8')
+  (directory / _GENERATION).write_text(_generation_config(description), encoding='utf-8')
   shards = list(_shards(leaves, dtype, max_shard_bytes))
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, start=1):
@@ -214,6 +292,25 @@ def write(
     total = sum(_num_bytes(x, dtype) for x in leaves.values())
     index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
     (directory / _INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
+
+
+def _stored_type(params: Params, dtype: Any) -> str:
+  """Of the file; of several types, the one that most weights have."""
+  sizes: collections.Counter[str] = collections.Counter()
+  for leaf in jax.tree.leaves(params):
+    sizes[jnp.dtype(dtype or leaf.dtype).name] += leaf.size
+  return sizes.most_common(1)[0][0]
+
+
+def _generation_config(description: str) -> str:
+  """generation_config.json of a config.json: where a text begins and ends."""
+  values = json.loads(description)
+  ids = {
+    key: values[key]
+    for key in ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
+    if values.get(key) is not None
+  }
+  return json.dumps(ids, indent=2) + '\n'
 
 
 def moved_ids(network_config: hf_models.Config) -> dict[int, int]:

@@ -6,7 +6,7 @@ that holds it there.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -70,9 +70,16 @@ def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:
   return {ours: theirs for ours, theirs in ids.items() if ours != theirs}
 
 
-def config_to_json(config: Config) -> str:
-  """config.json for a network of ours."""
+def our_ids(theirs: Sequence[int], moved: Mapping[int, int]) -> tuple[int, ...]:
+  """Ours of some of their ids; `moved` is of `moved_ids`."""
+  ours = {their: our for our, their in moved.items()}
+  return tuple(ours.get(number, number) for number in theirs)
+
+
+def config_to_json(config: Config, dtype: str = 'float32') -> str:
+  """config.json for a network of ours whose weights are stored in this type."""
   values = _t5_json(config) if isinstance(config, t5.T5Config) else _llama_json(config)
+  values['torch_dtype'] = dtype
   return json.dumps(values, indent=2) + '\n'
 
 
@@ -173,6 +180,9 @@ def _llama_config(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
   else:
     _expect(values, 'attention_bias', False, False)
   rope = values.get('rope_parameters') or {}
+  pad_id = values.get('pad_token_id') or PAD
+  ends = values.get('eos_token_id')
+  eos_id, *other_ends = [EOS] if ends is None else ends if isinstance(ends, list) else [ends]
   return llama.LlamaConfig(
     vocab_size=values['vocab_size'],
     dtype=dtype,
@@ -188,8 +198,11 @@ def _llama_config(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
     qkv_bias=kind == 'qwen2',
     sliding_window=window,
     logits_via_embedding=values.get('tie_word_embeddings', False),
-    pad_id=values.get('pad_token_id') or PAD,
-    eos_id=EOS if values.get('eos_token_id') is None else values['eos_token_id'],
+    pad_id=pad_id,
+    eos_id=eos_id,
+    other_ends=our_ids(other_ends, moved_ids(pad_id, eos_id)),
+    bos_id=values.get('bos_token_id'),
+    max_position_embeddings=values.get('max_position_embeddings'),
   )
 
 
@@ -232,9 +245,13 @@ def _llama_json(config: llama.LlamaConfig) -> dict[str, Any]:
     # Qwen2's; Mistral's goes by its size alone.
     'use_sliding_window': False,
     'tie_word_embeddings': config.logits_via_embedding,
+    'max_position_embeddings': config.max_position_embeddings,
+    'bos_token_id': config.bos_id,
     'pad_token_id': config.pad_id,
-    'eos_token_id': config.eos_id,
+    'eos_token_id': _ends(config),
   }
+  if config.max_position_embeddings is None:
+    del values['max_position_embeddings']
   if config.rope_scaling:
     factor, low, high, length = config.rope_scaling
     values['rope_scaling'] = {
@@ -244,8 +261,15 @@ def _llama_json(config: llama.LlamaConfig) -> dict[str, Any]:
       'high_freq_factor': high,
       'original_max_position_embeddings': length,
     }
-    values['max_position_embeddings'] = int(length * factor)
+    values.setdefault('max_position_embeddings', int(length * factor))
   return values
+
+
+def _ends(config: llama.LlamaConfig) -> int | list[int]:
+  """Theirs; of several, the first is EOS."""
+  moved = moved_ids(config.pad_id, config.eos_id)
+  others = [moved.get(number, number) for number in config.other_ends]
+  return [config.eos_id, *others] if others else config.eos_id
 
 
 def _llama_tensor(path: Path) -> Tensor:

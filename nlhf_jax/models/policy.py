@@ -9,7 +9,10 @@ from jaxtyping import Array, Float, Int
 from nlhf_jax.models import mixture
 from nlhf_jax.networks import axes, decoding
 from nlhf_jax.networks.network import Decoder, Network, hidden_and_head, map_in_chunks
-from nlhf_jax.types import PAD, Params, Policy, PolicyParams, Prompts, Rollout
+from nlhf_jax.types import EOS, PAD, Params, Policy, PolicyParams, Prompts, Rollout
+
+# A logit.
+_NEVER = -1e10
 
 
 def from_network(network: Network, sampling: decoding.Sampling, max_logits: int = 2**28) -> Policy:
@@ -26,7 +29,8 @@ def from_network(network: Network, sampling: decoding.Sampling, max_logits: int 
     ValueError: a setting of `sampling` makes no sense.
   """
   decoding.validate(sampling)
-  decoder = _never_padding(network.incremental())
+  other_ends = network.config.other_ends
+  decoder = _of_responses(network.incremental(), other_ends, sampling.temperature)
 
   def log_prob(params: Params, prompts: Prompts, tokens: Int[Array, 'N T']) -> Float[Array, 'N T']:
     inputs = shift_right(tokens)
@@ -34,7 +38,7 @@ def from_network(network: Network, sampling: decoding.Sampling, max_logits: int 
     temperature = sampling.temperature or 1.0  # Greedy: as at 1.
     of_position = (tokens.shape[0], network.config.vocab_size)
     return map_in_chunks(
-      lambda hidden, tokens: token_log_probs(head(hidden), tokens, temperature),
+      lambda hidden, tokens: token_log_probs(head(hidden), tokens, temperature, other_ends),
       hidden,
       tokens,
       max(1, max_logits // axes.size_on_device(of_position, 'batch', 'vocab')),
@@ -64,10 +68,13 @@ def shift_right(tokens: Int[Array, 'N T']) -> Int[Array, 'N T']:
 
 
 def token_log_probs(
-  logits: Float[Array, 'N T V'], tokens: Int[Array, 'N T'], temperature: float
+  logits: Float[Array, 'N T V'],
+  tokens: Int[Array, 'N T'],
+  temperature: float | int,
+  other_ends: tuple[int, ...] = (),
 ) -> Float[Array, 'N T']:
-  """log softmax(logits / temperature) at `tokens`, in nats; 0 on padding."""
-  logits = _forbid_padding(logits.astype(jnp.float32)) / temperature
+  """log softmax(logits / temperature) at `tokens`, in nats; 0 on padding. EOS has the probability of all ends."""
+  logits = _in_responses(logits.astype(jnp.float32), other_ends, temperature) / temperature
   chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
   return jnp.where(tokens != PAD, chosen - jax.nn.logsumexp(logits, axis=-1), 0)
 
@@ -77,14 +84,27 @@ def as_rollout(tokens: Int[Array, 'N T']) -> Rollout:
   return Rollout(tokens, tokens != PAD, None)
 
 
-def _forbid_padding(logits: Float[Array, '*lanes V']) -> Float[Array, '*lanes V']:
-  """Takes PAD out of the distribution: in a response it could not be told from padding."""
-  return logits.at[..., PAD].set(-1e10)
+def _in_responses(
+  logits: Float[Array, '*lanes V'], other_ends: tuple[int, ...], temperature: float | int
+) -> Float[Array, '*lanes V']:
+  """Logits of what a response may hold: no PAD, which could not be told from padding, and one end for all.
+
+  EOS gets the logit that has the probability of all ends at this temperature; at 0, the greatest of theirs.
+  """
+  logits = logits.at[..., PAD].set(_NEVER)
+  if not other_ends:
+    return logits
+  ends = logits[..., (EOS, *other_ends)]
+  if temperature:
+    end = temperature * jax.nn.logsumexp(ends / temperature, axis=-1)
+  else:
+    end = jnp.max(ends, axis=-1)
+  return logits.at[..., other_ends].set(_NEVER).at[..., EOS].set(end)
 
 
-def _never_padding(decoder: Decoder) -> Decoder:
+def _of_responses(decoder: Decoder, other_ends: tuple[int, ...], temperature: float | int) -> Decoder:
   def step(*args):
     logits, cache = decoder.step(*args)
-    return _forbid_padding(logits), cache
+    return _in_responses(logits, other_ends, temperature), cache
 
   return decoder._replace(step=step)

@@ -61,6 +61,12 @@ class LlamaConfig:
   # read or written (formats/hf.py) and in the tokenizer (data/vocabularies.py), so that one convention holds everywhere.
   pad_id: int = 0
   eos_id: int = 1
+  # Tokens that end a response besides EOS, by the ids that they have here.
+  other_ends: tuple[int, ...] = ()
+  # What a model's config.json says besides, for who reads what is exported: the id before each text, in the network's own
+  # vocabulary, and the longest context.
+  bos_id: int | None = None
+  max_position_embeddings: int | None = None
 
   def __post_init__(self):
     layers.check_execution(self.execution)

@@ -72,6 +72,11 @@ class Sizes(Protocol):
     """Of activations."""
     ...
 
+  @property
+  def other_ends(self) -> tuple[int, ...]:
+    """Tokens besides EOS that end a response of a model from elsewhere; policies count them as EOS."""
+    ...
+
 
 @runtime_checkable
 class Network(Protocol):

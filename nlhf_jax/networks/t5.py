@@ -37,6 +37,8 @@ class T5Config:
   local_init: bool = False
   # Not T5X's: whether layers are scanned and rematerialised.
   execution: layers.Execution = layers.PLAIN
+  # Not T5X's: tokens that end a response besides EOS.
+  other_ends: tuple[int, ...] = ()
 
   def __post_init__(self):
     layers.check_execution(self.execution)

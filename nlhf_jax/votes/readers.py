@@ -5,6 +5,7 @@ Plain Python, without TensorFlow. A row is a dictionary: {id, prompt, response} 
 the prompt is a conversation.
 """
 
+import bisect
 import itertools
 import logging
 import pathlib
@@ -121,10 +122,17 @@ def fit_prompt(prompt: str, count_tokens: Callable[[str], int], max_tokens: int)
   if parts is None:
     return prompt
   before, post, after = parts
-  while count_tokens(before + post + after) > max_tokens and post:
-    newline = post.rfind('\n')
-    post = post[: newline if newline >= 0 else len(post) * 9 // 10]
-  return before + post + after
+  is_long = lambda size: count_tokens(before + post[:size] + after) > max_tokens
+  if not is_long(len(post)):
+    return prompt
+  # Where it may end, the longest first. Tokens of few of them are counted, for each count reads all of the text.
+  ends = [place for place in range(len(post) - 1, -1, -1) if post[place] == '\n']
+  size = ends[-1] if ends else len(post)
+  while size:
+    size = size * 9 // 10
+    ends.append(size)
+  first = bisect.bisect(ends, 0, key=lambda size: not is_long(size))
+  return before + post[: ends[min(first, len(ends) - 1)]] + after
 
 
 def hash_split(post_id: str, fractions: dict[str, float]) -> str:

@@ -225,14 +225,64 @@ def test_error_of_an_existing_directory(tmp_path):
   [
     ({'pad_token_id': 7, 'eos_token_id': 2}, {}, (7, 2)),
     ({'pad_token_id': 2, 'eos_token_id': 2}, {}, (0, 2)),
-    ({'pad_token_id': 2, 'eos_token_id': [1, 2]}, {}, (0, 2)),
-    ({'pad_token_id': None}, {}, (0, 1)),
+    ({'pad_token_id': -1, 'eos_token_id': 2}, {}, (0, 2)),
+    ({'pad_token_id': 2, 'eos_token_id': [1, 2]}, {}, (2, 1)),
+    ({'pad_token_id': 3, 'eos_token_id': 0}, {}, (3, 0)),
     ({'eos_token_id': 2}, {'pad': 5}, (5, 2)),
-    ({'eos_token_id': [2, 3], 'pad_token_id': 4}, {'eos': 2}, (4, 2)),
+    ({'eos_token_id': [2, 3, 2, 5], 'pad_token_id': 4}, {}, (4, 2, (3, 5))),
+    ({'eos_token_id': [2, 3], 'pad_token_id': 4}, {'eos': 3}, (4, 3, (2,))),
   ],
 )
 def test_special_ids(values, ids, found):
-  assert hf.special_ids(values, hf.Ids(**ids)) == found
+  assert hf.special_ids(values, hf.Ids(**ids)) == hf.SpecialIds(*found)
+
+
+@pytest.mark.parametrize(
+  ('values', 'error'),
+  [
+    ({'pad_token_id': None}, 'names no token that ends a response: give its id as ids.eos'),
+    ({'eos_token_id': 0}, 'ends responses with id 0 and names no other for padding: .* as ids.pad'),
+  ],
+)
+def test_special_ids_that_are_missing(values, error):
+  with pytest.raises(ValueError, match=error):
+    hf.special_ids(values)
+
+
+def test_ends_of_all_files_count(tmp_path):
+  """config.json's first, then generation_config.json's, then the tokenizer's; and all of them are exported."""
+  shutil.copytree(GOLDEN / 'hf' / 'smollm2', tmp_path / 'model')
+  write = lambda name, **values: (tmp_path / 'model' / name).write_text(json.dumps(values))
+  config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+  write('config.json', **(config | {'eos_token_id': 7, 'pad_token_id': None, 'bos_token_id': 5}))
+  write('generation_config.json', eos_token_id=[9, 7], pad_token_id=3)
+  write('tokenizer_config.json', eos_token={'content': '<end>'})
+  write('tokenizer.json', added_tokens=[{'content': '<end>', 'id': 1}])
+  network, params = _load(tmp_path / 'model')
+  found = network.config
+  # Ours of 9 is 9; their 1 has changed places with the end.
+  assert (found.pad_id, found.eos_id, found.other_ends) == (3, 7, (9, 7))
+  hf.save(params, found, tmp_path / 'saved', dtype='bfloat16')
+  saved = json.loads((tmp_path / 'saved' / 'config.json').read_text())
+  assert saved['eos_token_id'] == [7, 9, 1]
+  assert saved['bos_token_id'] == 5
+  assert saved['max_position_embeddings'] == config['max_position_embeddings']
+  assert saved['torch_dtype'] == 'bfloat16'
+  generation = json.loads((tmp_path / 'saved' / 'generation_config.json').read_text())
+  assert generation == {'bos_token_id': 5, 'eos_token_id': [7, 9, 1], 'pad_token_id': 3}
+
+
+def test_adapter_is_named(tmp_path):
+  (tmp_path / 'adapter_config.json').write_text('{"base_model_name_or_path": "org/base"}')
+  with pytest.raises(FileNotFoundError, match="holds a PEFT adapter of 'org/base'. Merge it"):
+    hf.read_config(tmp_path)
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]', '\udc80'])
+def test_damaged_config_is_named(tmp_path, content):
+  (tmp_path / 'config.json').write_bytes(content.encode(errors='surrogateescape'))
+  with pytest.raises(ValueError, match=r'config.json .*: download it again'):
+    hf.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
