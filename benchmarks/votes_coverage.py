@@ -1,4 +1,5 @@
-"""Whether rankings hold what they promise, on simulated votes: coverage of intervals, false alarms and power of cycles.
+"""Whether rankings hold what they promise, on simulated votes: coverage of intervals, false alarms and power of cycles and
+of voters' reliability.
 
   python benchmarks/votes_coverage.py --num_simulations 400 --output out.json
 
@@ -15,7 +16,7 @@ from rich import console
 from rich import table as rich_table
 from scipy import special, stats
 
-from nlhf_jax.votes import bradley_terry, cycles, resampling, table
+from nlhf_jax.votes import bradley_terry, cycles, reliability, resampling, table
 from nlhf_jax.votes.likelihood import Model
 
 NUM_MODELS, NUM_VOTERS, NUM_PROMPTS = 8, 60, 60
@@ -31,10 +32,10 @@ def graph(rng: np.random.Generator) -> np.ndarray:
   return np.array(ring + more)
 
 
-def draw(rng, theta, pairs, num_voters, num_prompts, num_votes) -> table.Votes:
+def draw(rng, theta, pairs, num_voters, num_prompts, num_votes, taste=TASTE) -> table.Votes:
   """Votes by voters and prompts with tastes of their own."""
-  voter_taste = rng.normal(scale=TASTE, size=(num_voters, NUM_MODELS))
-  prompt_taste = rng.normal(scale=TASTE, size=(num_prompts, NUM_MODELS))
+  voter_taste = rng.normal(scale=taste, size=(num_voters, NUM_MODELS))
+  prompt_taste = rng.normal(scale=taste, size=(num_prompts, NUM_MODELS))
   voter = rng.integers(num_voters, size=num_votes)
   prompt = rng.integers(num_prompts, size=num_votes)
   a, b = pairs[rng.integers(len(pairs), size=num_votes)].T
@@ -109,6 +110,31 @@ def alarms(num_simulations: int, seed: int = 1) -> dict[str, float]:
   return result
 
 
+def unreliable(num_simulations: int, num_votes: int, seed: int = 0) -> dict[str, float]:
+  """Voters flagged among 50 honest ones, with and without five who toss a coin and one who votes against the others."""
+  rng, theta = np.random.default_rng(seed), np.linspace(1, -1, NUM_MODELS)
+  pairs = np.array([(i, j) for i in range(NUM_MODELS) for j in range(i)])
+  result = {}
+  for name, taste in (('the same taste', 0.0), ('tastes of their own', TASTE)):
+    hits: dict[str, list] = {what: [] for what in ('any honest', 'wrongly', 'coins', 'against')}
+    for _ in range(num_simulations):
+      votes = draw(rng, theta, pairs, 56, 60, 56 * num_votes, taste)
+      honest = table.select(votes, votes.voter >= 6)
+      hits['any honest'].append(any(x.flag for x in reliability.voters(honest)))
+      spoilt = votes.verdict.copy()
+      coins = np.flatnonzero(votes.voter < 5)
+      spoilt[coins] = np.eye(4)[rng.integers(2, size=len(coins))]
+      against = votes.voter == 5
+      spoilt[against, :2] = 1 - spoilt[against, :2]
+      found = reliability.voters(votes._replace(verdict=spoilt))
+      flags = {int(x.name.split()[1]): x.flag for x in found if x.flag}
+      hits['wrongly'].append(sum(n > 5 for n in flags) / max(len(flags), 1))
+      hits['coins'].append(sum(n < 5 for n in flags) / 5)
+      hits['against'].append(flags.get(5) == 'against')
+    result |= {f'{what}, {name}': float(np.mean(hit)) for what, hit in hits.items()}
+  return result
+
+
 def main() -> None:
   """Prints a table, and writes it as JSON."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -119,6 +145,8 @@ def main() -> None:
   found = {
     'coverage of 95 %': coverage(args.num_simulations, args.num_bootstraps),
     'reported at 5 %': alarms(args.num_simulations),
+    'voters flagged, 60 votes': unreliable(args.num_simulations, 60),
+    'voters flagged, 200 votes': unreliable(args.num_simulations, 200),
   }
   shown = rich_table.Table('', '', 'share')
   for what, shares in found.items():

@@ -70,6 +70,8 @@ def rank(args: argparse.Namespace) -> None:
   out.print(ranking_report.table(found))
   if judges := ranking_report.judges_table(found):
     out.print(judges)
+  if voters := ranking_report.voters_table(found):
+    out.print(voters)
   source = ', '.join(args.votes)
   if args.output:
     content = ranking_report.to_json(found, source)

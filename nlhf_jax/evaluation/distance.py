@@ -23,7 +23,7 @@ class Measured(NamedTuple):
   enumeration: Callable[[Prompts], Enumeration]
   # Of the regularised game whose duality gap is taken.
   tau: float
-  # Steps.
+  # Steps; a multiple of the run's log_every.
   every: int = 50
   # Where the policy should end; None: where the run's method stops.
   fixed_point: FixedPoint | None = None

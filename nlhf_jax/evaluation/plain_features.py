@@ -4,6 +4,7 @@ Features of a response: tokens, their logarithm, different tokens, the share of 
 these come first and on average, and how often it has each of the tokens that occur most in responses.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from nlhf_jax.types import PAD, Comparison, Prompts
 # Tokens that are counted.
 _NUM_TOKENS = 64
 _RIDGE = 1e-3
+# The longest step of a fit that has settled.
+_TOLERANCE = 1e-8
 
 
 class LinearModel(NamedTuple):
@@ -41,7 +44,7 @@ def fit(comparisons: Iterable[Comparison], render: Render, max_steps: int = 50) 
   Args:
     comparisons: batches of training data.
     render: turns responses into what raters read.
-    max_steps: of Newton's method.
+    max_steps: of Newton's method; a fit that has not settled by then is warned of.
   """
   batches = list(comparisons)
   sides = [(x.prompts, side.tokens) for x in batches for side in (x.response, x.alternative)]
@@ -58,8 +61,14 @@ def fit(comparisons: Iterable[Comparison], render: Render, max_steps: int = 50) 
     curvature = predicted * (1 - predicted) / len(x)
     step = np.linalg.solve(x.T * curvature @ x + _RIDGE * np.eye(weights.size), gradient)
     weights = weights - step
-    if np.abs(step).max() < 1e-8:
+    last = float(np.abs(step).max())
+    if last < _TOLERANCE:
       break
+  else:
+    logging.warning(
+      'The linear model on plain features has not settled: its last of %d steps was %.1g long, where %.0g would do.',
+      *(max_steps, last, _TOLERANCE),
+    )
   return LinearModel(weights, scale, counted, render)
 
 

@@ -10,12 +10,14 @@ from rich import markup
 
 from nlhf_jax.evaluation import report
 from nlhf_jax.runtime import atomic
-from nlhf_jax.votes import agreement, bradley_terry, certainty, ranking
+from nlhf_jax.votes import agreement, bradley_terry, certainty, ranking, reliability
 
 MEAN = 1500
 # Alternatives on a page's heat map.
 _NUM_IN_MAP = 40
 _NUM_CYCLES = 5
+# Voters in the table, the least reliable first.
+_NUM_VOTERS = 10
 
 
 def sentences(found: ranking.Ranking) -> list[str]:
@@ -27,6 +29,8 @@ def sentences(found: ranking.Ranking) -> list[str]:
   result += _lottery(found)
   if found.cyclic_shares is not None:
     result += _cycles(found)
+  if found.voters:
+    result.append(_voters(found))
   return result
 
 
@@ -129,6 +133,20 @@ def _cycles(found: ranking.Ranking) -> list[str]:
   if len(found.significant_cycles) > _NUM_CYCLES:
     result.append(f'And {len(found.significant_cycles) - _NUM_CYCLES} more such cycles.')
   return result
+
+
+def _voters(found: ranking.Ranking) -> str:
+  every = len(found.voters)
+  kinds = {kind: [x.name for x in found.voters if x.flag == kind] for kind in ('coin', 'against')}
+  parts = [
+    f'{len(names)} vote{"s" if len(names) == 1 else ""} {said} ({_listed(names, range(len(names)))})'
+    for said, names in (('like a coin', kinds['coin']), ('against the others', kinds['against']))
+    if names
+  ]
+  who = f'Of {every} voters with {reliability.MIN_VOTES} or more decisive votes'
+  if not parts:
+    return f'{who} none votes like a coin, or against the others.'
+  return f'{who} {" and ".join(parts)}; {reliability.LEVEL:.0%} of those flagged are flagged wrongly, in the mean.'
 
 
 def _p(value: float) -> str:
@@ -254,6 +272,40 @@ def share_of(share: float, number: int) -> str:
   return '–' if np.isnan(share) else f'{share:.3f} of {number:,}'
 
 
+def voters_columns(found: ranking.Ranking) -> dict[str, list[str]]:
+  """Texts by column of the least reliable voters, those flagged first."""
+  shown = found.voters[:_NUM_VOTERS]
+  return {
+    'voter': [x.name for x in shown],
+    'decisive votes': [f'{x.num_votes:,}' for x in shown],
+    'as the others': [f'{x.accuracy:.3f} [{x.low:.3f}, {x.high:.3f}]' for x in shown],
+    'foretold': [f'{x.expected:.3f}' for x in shown],
+    'log-loss': [f'{x.log_loss:.3f}' for x in shown],
+    'p, as the others': [_p(x.p_others) for x in shown],
+    'p, a coin': [_p(x.p_chance) for x in shown],
+    'votes like': [{'coin': 'a coin', 'against': 'against all'}.get(x.flag, '') for x in shown],
+  }
+
+
+def _voters_rows(found: ranking.Ranking) -> dict[str, list] | None:
+  columns = voters_columns(found)
+  rows = [list(cells) for cells in zip(*columns.values(), strict=True)]
+  return {'columns': list(columns), 'rows': rows} if rows else None
+
+
+def voters_table(found: ranking.Ranking) -> rich.table.Table | None:
+  """One row for each of the least reliable voters; None where no voter has enough votes."""
+  if not found.voters:
+    return None
+  columns = voters_columns(found)
+  result = rich.table.Table(title='Least reliable voters')
+  for name in columns:
+    result.add_column(name, justify='left' if name == 'voter' else 'right')
+  for cells in zip(*columns.values(), strict=True):
+    result.add_row(*map(markup.escape, cells))
+  return result
+
+
 def to_json(found: ranking.Ranking, source: str) -> dict[str, Any]:
   """Everything as plain numbers: scores in Elo points, null where there is none."""
   result = {
@@ -294,6 +346,13 @@ def to_json(found: ranking.Ranking, source: str) -> dict[str, Any]:
     ],
     'skew_test': None if found.skew is None else found.skew._asdict(),
     'judges': [_plain(judge._asdict()) for judge in found.judges],
+    'voters': {
+      'num_voters': len(found.voters),
+      'num_flagged': sum(bool(x.flag) for x in found.voters),
+      'least_reliable': [
+        _plain(x._asdict()) for n, x in enumerate(found.voters) if x.flag or n < _NUM_VOTERS
+      ],
+    },
   }  # fmt: skip
 
 
@@ -320,6 +379,7 @@ def write_page(found: ranking.Ranking, source: str, path: pathlib.Path) -> None:
     scores=_scores_plot(found),
     matrix=_matrix(found),
     judges=found.judges if judges_table(found) is not None else (),
+    voters=_voters_rows(found),
   )
   atomic.write_text(path, page)
 

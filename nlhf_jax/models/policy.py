@@ -102,7 +102,9 @@ def _in_responses(
   return logits.at[..., other_ends].set(_NEVER).at[..., EOS].set(end)
 
 
-def _of_responses(decoder: Decoder, other_ends: tuple[int, ...], temperature: float | int) -> Decoder:
+def _of_responses(
+  decoder: Decoder, other_ends: tuple[int, ...], temperature: float | int
+) -> Decoder:
   def step(*args):
     logits, cache = decoder.step(*args)
     return _in_responses(logits, other_ends, temperature), cache

@@ -233,6 +233,13 @@ def _measure_maker(
   measured, policy = experiment.measured, trained_model(experiment)
   if not isinstance(policy, Policy):
     raise ValueError('Experiment.measured is for policies: leave it out where a judge is trained.')
+  # What is measured is logged, and the loop asks for it where it logs.
+  every, log_every = measured.every, experiment.log_every
+  if every < 1 or every % log_every:
+    raise ValueError(
+      f'Measured.every is {every}, which is no multiple of Experiment.log_every ({log_every}): policies are measured where they are '
+      f'logged, so set Measured.every to {max(1, round(every / log_every)) * log_every}, say, or log_every to a divisor.'
+    )
 
   def make() -> Measure:
     reference = steps.over_base(start).online

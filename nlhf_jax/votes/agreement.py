@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 from nlhf_jax.votes import table
 
@@ -44,7 +44,7 @@ def _judge(name, votes: table.Votes, own, side, with_others, with_own) -> Judge:
   shown = own & (votes.order != 0) & (side != 0)
   first = float(votes.counts[shown & (np.sign(side) == votes.order)].sum())
   decided = float(votes.counts[shown].sum())
-  interval = _clopper_pearson(first, decided)
+  interval = clopper_pearson(first, decided)
   ties, bad = (float(count @ votes.verdict[own, k] / total) for k in (2, 3))
   share = first / decided if decided else np.nan
   alike, alike_own = _share(*with_others), _share(*with_own)
@@ -55,11 +55,12 @@ def _share(agreed: float, compared: float) -> tuple[float, int]:
   return (agreed / compared if compared else np.nan), int(compared)
 
 
-def _clopper_pearson(won: float, played: float) -> tuple[float, float]:
+def clopper_pearson(won: float, played: float) -> tuple[float, float]:
+  """The 95 % interval of a share; NaN where nothing was played."""
   if not played:
     return np.nan, np.nan
-  low = stats.beta.ppf(0.025, won, played - won + 1) if won else 0.0
-  high = stats.beta.ppf(0.975, won + 1, played - won) if won < played else 1.0
+  low = special.betaincinv(won, played - won + 1, 0.025) if won else 0.0
+  high = special.betaincinv(won + 1, played - won, 0.975) if won < played else 1.0
   return float(low), float(high)
 
 

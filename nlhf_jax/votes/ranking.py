@@ -18,6 +18,7 @@ from nlhf_jax.votes import (
   certainty,
   cycles,
   likelihood,
+  reliability,
   resampling,
   table,
 )
@@ -109,6 +110,8 @@ class Ranking(NamedTuple):
   significant_cycles: tuple[cycles.Cycle, ...] = ()
   skew: cycles.SkewTest | None = None
   judges: tuple[agreement.Judge, ...] = ()
+  # Those with enough votes, the least reliable first.
+  voters: tuple[reliability.Voter, ...] = ()
 
 
 def of_shares(shares: sources.Table) -> Ranking:
@@ -155,7 +158,12 @@ def of_votes(
   bare = model._replace(order=False, features=())
   plain = certainty.scores(votes, bare, seed=seed)[1] if controlled else None
   result = result._replace(
-    wins=wins, fit=fit, scores=scores, plain=plain, judges=agreement.judges(votes)
+    wins=wins,
+    fit=fit,
+    scores=scores,
+    plain=plain,
+    judges=agreement.judges(votes),
+    voters=reliability.voters(votes),
   )
   cyclic = cycles.shares(votes)
   if cyclic is None:

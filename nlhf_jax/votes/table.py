@@ -83,6 +83,8 @@ class Votes(NamedTuple):
   x: Float[np.ndarray, 'N C']
   judges: tuple[str, ...] = ('',)
   x_names: tuple[str, ...] = ()
+  # Names of `voter`'s numbers, where they have some.
+  voters: tuple[str, ...] = ()
 
 
 def checked(row: Mapping[str, Any]) -> Row:
@@ -231,7 +233,7 @@ def columns(rows: Iterable[Row]) -> Votes:
   a, b, voter, prompt, judge, order = np.array(codes, np.int32).reshape(-1, 6).T
   table = np.array(numbers_).reshape(len(a), -1)
   count, verdict, x = table[:, 0], table[:, 1:5], table[:, 5:]
-  known = judges.names(), names or ()
+  known = judges.names(), names or (), voters.names()
   return Votes(labels.names(), a, b, verdict, count, voter, prompt, judge, order, x, *known)
 
 

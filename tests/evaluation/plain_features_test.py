@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.evaluation import judge_accuracy
+from nlhf_jax.evaluation import judge_accuracy, plain_features
 from nlhf_jax.models.rater import as_written
 from nlhf_jax.types import Comparison, Prompts, Rollout
 
@@ -55,3 +55,12 @@ def test_chance_is_not():
   found = judge_accuracy.measure_plain_features(train, comparisons(99, by_chance), as_written)
   assert 0.3 < found['accuracy'] < 0.7
   assert found['log_loss'] > 0.68
+
+
+def test_fit_that_has_not_settled_is_warned_of(caplog):
+  train = [comparisons(seed, shorter_wins) for seed in range(4)]
+  plain_features.fit(train, as_written)
+  assert not caplog.records
+  plain_features.fit(train, as_written, max_steps=2)
+  (record,) = caplog.records
+  assert 'its last of 2 steps was' in record.getMessage()

@@ -59,6 +59,35 @@ def test_clones():
   assert 'The maximal lottery is not unique' in words(found)
 
 
+def test_unreliable_voters_are_named_and_escaped(tmp_path):
+  """Of 30 voters one tosses a coin; sentences, table, JSON and page have it first."""
+  rng = np.random.default_rng(0)
+  rows = []
+  for number in range(30 * 60):
+    who, (a, b) = number % 30, rng.choice(4, 2, replace=False).tolist()
+    wins = rng.random() < (0.5 if who == 0 else 0.9 if a < b else 0.1)
+    vote = {'a': f'm{a}', 'b': f'm{b}', 'verdict': 'a' if wins else 'b', 'voter': f'<{who}>'}
+    rows.append(table.checked(vote))
+  found = ranking.of_votes(table.columns(rows), num_resamples=5, num_simulations=0)
+  said = 'Of 30 voters with 10 or more decisive votes 1 votes like a coin (<0>)'
+  assert said in words(found)
+  columns = ranking_report.voters_columns(found)
+  assert columns['voter'][0] == '<0>' and columns['votes like'][0] == 'a coin'
+  assert ranking_report.voters_table(found).row_count == 10
+  content = json.loads(json.dumps(ranking_report.to_json(found, 'f'), allow_nan=False))['voters']
+  assert (content['num_voters'], content['num_flagged']) == (30, 1)
+  assert content['least_reliable'][0]['name'] == '<0>' and len(content['least_reliable']) == 10
+  ranking_report.write_page(found, 'f', tmp_path / 'ranking.html')
+  page = (tmp_path / 'ranking.html').read_text()
+  assert '<th>&lt;0&gt;</th>' in page and '<0>' not in page
+  assert page.count('<th>votes like</th>') == 1
+
+
+def test_votes_without_voters_say_nothing_of_them():
+  found = of_wins([[0, 30], [10, 0]])
+  assert ranking_report.voters_table(found) is None and 'voters' not in words(found)
+
+
 @pytest.mark.parametrize(
   'wins', [[[0, 3, 1], [1, 0, 2], [2, 1, 0]], [[0, 3, 0], [0, 0, 2], [0, 1, 0]]]
 )

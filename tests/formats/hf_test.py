@@ -274,7 +274,7 @@ def test_ends_of_all_files_count(tmp_path):
 
 def test_adapter_is_named(tmp_path):
   (tmp_path / 'adapter_config.json').write_text('{"base_model_name_or_path": "org/base"}')
-  with pytest.raises(FileNotFoundError, match="holds a PEFT adapter of 'org/base'. Merge it"):
+  with pytest.raises(FileNotFoundError, match="holds a PEFT adapter of 'org/base'"):
     hf.read_config(tmp_path)
 
 

@@ -33,6 +33,7 @@ def experiment(tiny_policy, tiny_params, tiny_prompts, language):
     feedback=electorate.preference_fn(enumeration),
     start_from=pretrained(lambda like: tiny_params[0]),
     measured=distance.Measured({'held_out': lambda: tiny_prompts}, enumeration, tau=0.1, every=2),
+    log_every=2,
   )
 
 
