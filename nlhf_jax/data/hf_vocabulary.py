@@ -96,6 +96,10 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
       theirs = self._encode_turns(self._shortened(turns, max_length))
     return self._to_ours(theirs), is_long
 
+  def model_ids(self, ids: Iterable[int]) -> list[int]:
+    """What the model itself calls these tokens."""
+    return [self._theirs[i] for i in ids]
+
   def _encode(self, s: str) -> list[int]:
     return self.encode_prompt(s)[0]
 
@@ -153,7 +157,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     return before, after
 
   def _text(self, ids: Iterable[int]) -> str:
-    kept = [self._theirs[i] for i in ids if EOS < i < len(self._theirs)]
+    kept = self.model_ids(i for i in ids if EOS < i < len(self._theirs))
     return self._tokenizer.decode(kept, skip_special_tokens=False)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:

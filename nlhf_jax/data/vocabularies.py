@@ -57,9 +57,9 @@ def hugging_face(
   directory = hf.locate(model)
   path = directory / 'tokenizer.json'
   if not path.is_file():
-    raise FileNotFoundError(f'No {path}: give the directory of a model that has one as model.')
-  tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    raise FileNotFoundError(f'No {path}: {hf.hint(directory)}')
   config = hf.read_config(directory, ids=ids)
+  tokenizer = tokenizers.Tokenizer.from_file(str(path))
   special = getattr(config, 'pad_id', PAD), getattr(config, 'eos_id', EOS)
   largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
   if largest >= config.vocab_size:

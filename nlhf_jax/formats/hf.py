@@ -106,7 +106,7 @@ def read_config(
   directory = locate(name)
   path = directory / 'config.json'
   if not path.is_file():
-    raise FileNotFoundError(f'No {path}: {_what_it_is(directory)}')
+    raise FileNotFoundError(f'No {path}: {hint(directory)}')
   values = _read_json(path)
   special = special_ids(_named_ids(directory, values), ids, str(directory))
   values |= {'pad_token_id': special.pad, 'eos_token_id': [special.eos, *special.other_ends]}
@@ -179,7 +179,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   return values
 
 
-def _what_it_is(directory: pathlib.Path) -> str:
+def hint(directory: pathlib.Path) -> str:
+  """What to do about a directory that holds no model."""
   adapter = directory / 'adapter_config.json'
   if not adapter.is_file():
     return 'name the directory of a model.'
