@@ -41,7 +41,7 @@ def load(path: str | pathlib.Path) -> tuple[llama.LlamaConfig, Params]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is of another architecture than Llama, or lacks a tensor.
+    ValueError: it is of another architecture than Llama, lacks a tensor, or holds what the network would not follow.
   """
   reader = _reader(path)
   fields = _fields(reader)
@@ -54,6 +54,9 @@ def load(path: str | pathlib.Path) -> tuple[llama.LlamaConfig, Params]:
   network = hf_models.network_from_config(config)
   dummy = jnp.ones((1, 2), jnp.int32)
   like = jax.eval_shape(lambda: network.init(jax.random.key(0), dummy, dummy, dummy)['params'])
+  _check_understood(
+    path, fields, tensors, {_name(leaf) for leaf in flax.traverse_util.flatten_dict(like)}
+  )
   leaves = {
     leaf: _read_tensor(path, tensors, leaf, x.shape, config)
     for leaf, x in flax.traverse_util.flatten_dict(like).items()
@@ -120,7 +123,7 @@ def _config(path: str | pathlib.Path, fields: dict[str, Any], tied: bool) -> lla
     num_heads=heads,
     num_kv_heads=fields.get('llama.attention.head_count_kv', heads),
     num_layers=at('block_count'),
-    head_dim=at('embedding_length') // heads,
+    head_dim=fields.get('llama.attention.key_length', at('embedding_length') // heads),
     mlp_dim=at('feed_forward_length'),
     rope_base=float(fields.get('llama.rope.freq_base', 1e4)),
     # Stored in float32.
@@ -131,6 +134,20 @@ def _config(path: str | pathlib.Path, fields: dict[str, Any], tied: bool) -> lla
     bos_id=fields.get('tokenizer.ggml.bos_token_id'),
     max_position_embeddings=fields.get('llama.context_length'),
   )
+
+
+def _check_understood(path, fields: dict[str, Any], tensors, wanted: set[str]) -> None:
+  """Raises ValueError where the file says what the network would not follow."""
+  scaling = fields.get('llama.rope.scaling.type', 'none')
+  if scaling != 'none':
+    raise ValueError(
+      f'{path} scales rotary positions by {scaling!r}, which is not read from GGUF: take the safetensors of the model.'
+    )
+  if left_over := sorted(set(tensors) - wanted):
+    raise ValueError(
+      f'{path} holds the tensor {left_over[0]}, which the network lacks (rope_freqs stretches rotary positions): take the '
+      'safetensors of the model.'
+    )
 
 
 def _read_tensor(

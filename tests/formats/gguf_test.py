@@ -112,6 +112,9 @@ def test_errors(file, tmp_path, monkeypatch):
     ({'general.architecture': 'gemma'}, "architecture 'gemma'"),
     ({'tokenizer.ggml.pre': 'llama-bpe'}, 'copy tokenizer.json'),
     ({'llama.block_count': 3}, r'lacks the tensor blk\.2\.'),
+    ({'llama.block_count': 1}, r'holds the tensor blk\.1\.'),
+    ({'llama.rope.scaling.type': 'yarn'}, "scales rotary positions by 'yarn'"),
+    ({'tokenizer.ggml.eos_token_id': None}, 'names no token that ends a response'),
   ]:
     monkeypatch.setattr(gguf, '_fields', lambda reader, c=changes: fields(reader) | c)
     with pytest.raises(ValueError, match=message):
