@@ -136,6 +136,7 @@ def rlhf(
     mixtures=(mixture.ONLINE,),
     anchor=mixture.REFERENCE,
     reusable=reuse is not None,
+    scores_jointly=num_samples == 1,
     fixed_point=FixedPoint(tau, None),
   )
 
@@ -306,13 +307,13 @@ def _policy_gradient(
 
   def score(comparison: Comparison) -> Comparison:
     responses = comparison.prompts, comparison.response.tokens, comparison.alternative.tokens
-    if each_other:
-      preference = pairwise.mean_preference_of_others(preference_fn, *responses[:2])
-    elif all_pairs:
-      preference = pairwise.mean_preference(preference_fn, *responses)
+    if all_pairs:
+      asked = responses[:2] if each_other else responses
+      preference, missing = pairwise.preference_and_missing(preference_fn, *asked)
     else:
       preference = preference_fn(*responses)
-    return comparison._replace(preference=preference)
+      missing = pairwise.known_missing(jnp.isnan(preference)[:, None])
+    return comparison._replace(preference=preference, votes_missing=missing)
 
   # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
   leave_one_out = not each_other and num_samples > 1
@@ -342,8 +343,11 @@ def _policy_gradient_loss(
 
   def loss(params: Params, comparison: Comparison) -> Losses:
     token_logp = policy.log_prob(params, comparison.prompts, comparison.response.tokens)
-    p, mask = comparison.preference, comparison.response.mask
-    advantage = losses.leave_one_out(p, num_samples) if leave_one_out else p - 0.5
+    p, mask, voted = comparison.preference, comparison.response.mask, None
+    if comparison.votes_missing is not None:
+      voted = ~jnp.isnan(p)
+      p = jnp.where(voted, p, 0.5)
+    advantage = losses.leave_one_out(p, num_samples, voted) if leave_one_out else p - 0.5
     anchor_logp = comparison.anchor_token_logp
     if anchor_logp is None:
       anchor_logp = comparison.reference_token_logp
@@ -356,9 +360,14 @@ def _policy_gradient_loss(
       group=num_samples,
       behaviour_token_logp=comparison.response.token_logp,
       reuse=reuse,
+      counted=voted,
     )
     kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
-    return _with_metrics(result, kl_to_reference=kl, preference=p)
+    result = _with_metrics(result, kl_to_reference=kl, preference=p)
+    if voted is None:
+      return result
+    result = _with_metrics(result, votes_missing=comparison.votes_missing)
+    return result._replace(counted={'preference': voted})
 
   return loss
 

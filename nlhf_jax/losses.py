@@ -98,6 +98,7 @@ def policy_gradient_loss(
   group: int = 1,
   behaviour_token_logp: Float[Array, 'N T'] | None = None,
   reuse: Reuse | None = None,
+  counted: Bool[Array, 'N'] | None = None,
 ) -> Losses:
   """Score-function loss of the regularised game.
 
@@ -117,11 +118,14 @@ def policy_gradient_loss(
     group: consecutive rows that answer one prompt.
     behaviour_token_logp: log-probs of the policy that drew the responses, where that is not π_θ itself any more.
     reuse: what makes up for that; None: π_θ drew them.
+    counted: rows that count, here and in the baselines of others; None: all do. The advantage of the rest must be finite.
 
   Source: Munos et al. (2024), arXiv:2312.00886, eq. 13 (preference) and eq. 16 (reward).
   """
   log_ratio = jnp.where(mask, token_logp - anchor_token_logp, 0)
-  kl_to_go = leave_one_out(jnp.cumsum(log_ratio[:, ::-1], axis=-1)[:, ::-1], group)
+  if counted is not None:
+    log_ratio = jnp.where(counted[:, None], log_ratio, 0)
+  kl_to_go = leave_one_out(jnp.cumsum(log_ratio[:, ::-1], axis=-1)[:, ::-1], group, counted)
   token_advantage = jax.lax.stop_gradient(advantage[:, None] - tau * kl_to_go)
   if reuse is None:
     terms = token_advantage * token_logp
@@ -130,19 +134,38 @@ def policy_gradient_loss(
     terms = reuse(log_ratio, token_logp, token_advantage)
   value = -jnp.sum(jnp.where(mask, terms, 0), axis=-1)
   entropy = -jnp.sum(jnp.where(mask, token_logp, 0), axis=-1)
-  return Losses(value, jnp.ones_like(value), {'entropy': entropy})
+  result = Losses(value, jnp.ones_like(value), {'entropy': entropy})
+  return result if counted is None else weigh(result, counted)
 
 
-def leave_one_out(payoff: Float[Array, 'N *features'], group: int) -> Float[Array, 'N *features']:
+def weigh(result: Losses, counted: Bool[Array, 'M']) -> Losses:
+  """The loss over some of the rows: the others weigh nothing. Their inputs must be finite. Metrics stay as they are."""
+  keep = lambda x: jnp.where(counted, x, 0)
+  return result._replace(value=keep(result.value), weight=keep(result.weight))
+
+
+def leave_one_out(
+  payoff: Float[Array, 'N *features'], group: int, counted: Bool[Array, 'N'] | None = None
+) -> Float[Array, 'N *features']:
   """The payoff less the mean of the others in a group of consecutive rows: a baseline that its own sample cannot move.
 
   Unbiased where others' payoffs do not depend on the row itself, and of lower variance than with a constant. A group of one
   has no others: its payoff is returned as it is.
+
+  Args:
+    payoff: of each row, finite.
+    group: rows in a group.
+    counted: the others whose mean is taken; None: all. Where none of them counts it is the mean of all: the payoff of a row
+      that does not count is what a row is compared with that has no others.
   """
   if group == 1:
     return payoff
   rows = payoff.reshape(-1, group, *payoff.shape[1:])
   others = (jnp.sum(rows, axis=1, keepdims=True) - rows) / (group - 1)
+  if counted is not None:
+    share = counted.reshape(*rows.shape[:2], *(1,) * (rows.ndim - 2)).astype(rows.dtype)
+    number, among = (jnp.sum(x, axis=1, keepdims=True) - x for x in (share, rows * share))
+    others = jnp.where(number > 0, among / jnp.maximum(number, 1), others)
   return (rows - others).reshape(payoff.shape)
 
 

@@ -9,8 +9,9 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from nlhf_jax import losses
 from nlhf_jax.judges import tables
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
@@ -89,28 +90,47 @@ def make_algorithm(
   def score(batch: Pair) -> Pair:
     third = None if batch.opponent is None else batch.opponent.tokens
     tokens = batch.response.tokens, batch.alternative.tokens, third
-    return batch._replace(payoff=payoff_fn(batch.prompts, *tokens))
+    payoff = payoff_fn(batch.prompts, *tokens)
+    missing = known_missing(jnp.any(jnp.isnan(payoff), axis=-1))
+    return batch._replace(payoff=payoff, votes_missing=missing)
 
   def pair_loss(params: Params, batch: Pair) -> Losses:
     logp = pair_logp(policy, params, batch.prompts, batch.response, batch.alternative)
     log_ratio = _paired(logp - batch.anchor_logp, batch.prompts, all_pairs)
-    result = loss(log_ratio.reshape(-1, 2), batch.payoff.reshape(-1, 2))
+    result = _pair_loss(loss, log_ratio.reshape(-1, 2), batch)
     of_response = lambda x: jnp.mean(x.reshape(log_ratio.shape[:-1]), axis=-1)
     result = jax.tree.map(of_response, result)
-    return result._replace(metrics=result.metrics | _metrics(batch))
+    return _with_metrics(result, batch)
 
   sets = {'reference': parameter_sets.reference()} | dict(sets or {})
   return Algorithm(policy.init, sample, score, pair_loss, sets, mixtures=mixtures, anchor=anchor)
 
 
-def _metrics(batch: Pair) -> dict[str, Float[Array, 'N']]:
+def _pair_loss(loss: PairLoss, log_ratio: Float[Array, 'P 2'], batch: Pair) -> Losses:
+  """Of each pair; those that lack a payoff weigh nothing, and only the rest have metrics."""
+  payoff = batch.payoff.reshape(-1, 2)
+  if batch.votes_missing is None:
+    return loss(log_ratio, payoff)
+  voted = ~jnp.any(jnp.isnan(payoff), axis=-1)
+  result = losses.weigh(loss(log_ratio, jnp.where(voted[:, None], payoff, 0.5)), voted)
+  # Summed over the pairs of a response, then divided by how many have a payoff.
+  metrics = {name: jnp.where(voted, x, 0) for name, x in result.metrics.items()}
+  return result._replace(metrics=metrics)
+
+
+def _with_metrics(result: Losses, batch: Pair) -> Losses:
   """Of whoever was sampled: π_θ, a mixture or a snapshot."""
   logp = jnp.sum(batch.response.token_logp, axis=-1)
-  return {
-    'kl_to_reference': logp - batch.reference_logp[:, 0],
-    'entropy': -logp,
-    'preference': jnp.mean(batch.payoff[..., 0], axis=-1),
-  }
+  metrics = {'kl_to_reference': logp - batch.reference_logp[:, 0], 'entropy': -logp}
+  missing = batch.votes_missing
+  if missing is None:
+    metrics['preference'] = jnp.mean(batch.payoff[..., 0], axis=-1)
+    return result._replace(metrics=result.metrics | metrics)
+  preference = tables.mean_of_votes(batch.payoff[..., 0])
+  own = {name: x / jnp.where(missing < 1, 1 - missing, 1) for name, x in result.metrics.items()}
+  counted = dict.fromkeys(own, missing < 1) | {'preference': ~jnp.isnan(preference)}
+  metrics |= {'preference': preference, 'votes_missing': missing}
+  return result._replace(metrics=own | metrics, counted=counted)
 
 
 def _paired(x: Float[Array, 'N 2'], prompts: Prompts, all_pairs: bool) -> Float[Array, 'N m 2']:
@@ -160,20 +180,46 @@ def mean_preference(
   response: Int[Array, 'N T'],
   opponents: Int[Array, 'M T'],
 ) -> Float[Array, 'N']:
-  """P(y ≻ π') of every response, as the mean over all the opponents that its prompt has."""
-  return (
-    tables.preference_table(preference_fn, prompts, response, opponents).mean(axis=-1).reshape(-1)
-  )
+  """P(y ≻ π') of every response, as the mean over all the opponents that its prompt has; NaN: no vote on any of them."""
+  return preference_and_missing(preference_fn, prompts, response, opponents)[0]
 
 
-def mean_preference_of_others(
-  preference_fn: PreferenceFn, prompts: Prompts, responses: Int[Array, 'N T']
-) -> Float[Array, 'N']:
-  """P(y_i ≻ π_θ) of every response, as the mean over the k − 1 others that its prompt has."""
-  table = tables.preference_table(preference_fn, prompts, responses)
-  size = table.shape[-1]
-  others = jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, table), axis=-1)
-  return (others / (size - 1)).reshape(-1)
+def preference_and_missing(
+  preference_fn: PreferenceFn,
+  prompts: Prompts,
+  responses: Int[Array, 'N T'],
+  opponents: Int[Array, 'M T'] | None = None,
+) -> tuple[Float[Array, 'N'], Float[Array, 'N'] | None]:
+  """`mean_preference`, and the share of the opponents against whom there is no vote, as `known_missing`.
+
+  None for the opponents: those of each are the k − 1 other responses to its prompt.
+  """
+  table = tables.preference_table(preference_fn, prompts, responses, opponents)
+  size, missing = table.shape[-1], jnp.isnan(table)
+  if opponents is None:
+    itself = jnp.eye(size, dtype=bool)
+    share = known_missing(missing & ~itself, size - 1)
+    if share is None:
+      others = jnp.sum(jnp.where(itself, 0, table), axis=-1)
+      return (others / (size - 1)).reshape(-1), None
+    table = jnp.where(itself, jnp.nan, table)
+  else:
+    share = known_missing(missing, size)
+    if share is None:
+      return table.mean(axis=-1).reshape(-1), None
+  return tables.mean_of_votes(table).reshape(-1), share
+
+
+def known_missing(missing: Bool[Array, '*rows m'], size: int | None = None) -> Array | None:
+  """The share of m pairs, or of `size`, that have no vote, of each row; None: none is known to.
+
+  A judge that is traced is one whose votes nobody has seen yet: it is taken to give them all, and such programs need not
+  look for what is missing.
+  """
+  if isinstance(missing, jax.core.Tracer) or not bool(jnp.any(missing)):
+    return None
+  number = jnp.sum(missing, axis=-1).reshape(-1)
+  return number / (missing.shape[-1] if size is None else size)
 
 
 def pair_logp(

@@ -60,12 +60,14 @@ class Comparison(NamedTuple):
   response: Rollout
   # y'
   alternative: Rollout
-  # P(y ≻ y'|x), or the share of votes for y; None: not judged yet.
+  # P(y ≻ y'|x), or the share of votes for y; NaN: the judge gave no vote; None: not judged yet.
   preference: Float[Array, 'N'] | None = None
   # log μ(y_t|x, y_<t) of the response.
   reference_token_logp: Float[Array, 'N T'] | None = None
   # The same of the anchor, what the KL is measured against; None: it is μ.
   anchor_token_logp: Float[Array, 'N T'] | None = None
+  # Share of the pairs behind the preference that have no vote; None: all have one, as far as is known.
+  votes_missing: Float[Array, 'N'] | None = None
 
 
 class Pair(NamedTuple):
@@ -82,8 +84,11 @@ class Pair(NamedTuple):
   reference_logp: Float[Array, 'N 2']
   # Log-probs, under the anchor, of y and of y'.
   anchor_logp: Float[Array, 'N 2']
-  # In [0, 1], of y and of y', or of y and of each of the m alternatives that it is paired with; None: not judged yet.
+  # In [0, 1], of y and of y', or of y and of each of the m alternatives that it is paired with; NaN: the judge gave no vote;
+  # None: not judged yet.
   payoff: Float[Array, 'N *m 2'] | None = None
+  # Share of these pairs that lack a payoff; None: none does, as far as is known.
+  votes_missing: Float[Array, 'N'] | None = None
 
 
 class Scored(NamedTuple):
@@ -169,6 +174,8 @@ class Losses(NamedTuple):
   weight: Float[Array, 'M']
   # Per row; reported as plain means.
   metrics: dict[str, Float[Array, 'M']]
+  # Rows that have a metric, by its name; all, where it is not named: the mean is over these.
+  counted: Mapping[str, Bool[Array, 'M']] = {}
 
 
 # A prompt for raters in token ids, without EOS: the pieces around the text and each of the responses that they read.
@@ -184,7 +191,7 @@ class PreferenceFn(Protocol):
   """A judge: P(y ≻ y'|x) in [0, 1].
 
   A learned model, a reward difference, an exact table, a rule or an external judge. It compiles itself, or runs on the
-  host.
+  host. NaN is no vote on that pair: training gives it no weight, and evaluation leaves it out.
   """
 
   def __call__(
@@ -302,5 +309,7 @@ class Algorithm(NamedTuple):
   anchor: MixtureWeights | None = None
   # Whether a rollout may be trained on after θ has moved.
   reusable: bool = False
+  # Whether `score` looks at all prompts of a batch at a time, so that it may not be given parts of it.
+  scores_jointly: bool = False
   # None: it stops nowhere, or where no formula says.
   fixed_point: FixedPoint | None = None

@@ -132,7 +132,9 @@ def _tables(directory: pathlib.Path):
   rates = _read_json(directory / 'win_rates.json')
   if rates:
     title = f'P(row ≻ column) by {rates["judge"]}, {rates["num_prompts"]} prompts, 95 % half-width'
-    table = rich.table.Table(title=title)
+    missing = rates.get('num_missing')
+    caption = f'left out: {missing} pairs of responses without a vote' if missing else None
+    table = rich.table.Table(title=title, caption=caption)
     for label in ('', *rates['labels']):
       table.add_column(_plain(label), justify='right')
     for i, label in enumerate(rates['labels']):

@@ -1,7 +1,9 @@
 """Trained policies against each other: win rates under a judge, and exact play where responses can be enumerated."""
 
+import collections
 import contextlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -81,16 +83,18 @@ def compare(
   with progress.bar('responses', len(labels)) as advance:
     responses = [_respond(evaluation, one, prompts, advance) for one in contestants.values()]
   output_dir.mkdir(parents=True, exist_ok=True)
+  missing: collections.Counter[tuple[str, str]] = collections.Counter()
   with progress.bar('win rates', num_pairs) as advance, _votes_file(output_dir) as file:
     per_prompt = win_rates.judge_all(
       evaluation.judge,
       prompts,
       responses,
       batch_size=evaluation.batch_size,
-      observe=_recorder(evaluation, labels, prompts, responses, file),
+      observe=_recorder(evaluation, labels, prompts, responses, file, missing),
       advance=advance,
     )
-  win_rates.write(output_dir, win_rates.summarise(per_prompt, labels, evaluation.judge_name))
+  rates = win_rates.summarise(per_prompt, labels, evaluation.judge_name, missing.total())
+  win_rates.write(output_dir, rates)
   if evaluation.enumeration is not None:
     found = _play_exactly(evaluation, contestants, prompts)
     if evaluation.train_prompts is not None:
@@ -118,14 +122,18 @@ def _recorder(
   prompts: Prompts,
   responses: Sequence[Int[np.ndarray, 'N T']],
   file: TextIO,
+  missing: collections.Counter[tuple[str, str]],
 ) -> win_rates.Observe:
-  """Writes each answer of the judge as a vote, one for each order."""
+  """Writes each answer of the judge as a vote, one for each order; counts the pairs that have none."""
   asked = [_text(evaluation, row) for row in prompts.tokens]
   answered = [[_text(evaluation, row) for row in rows] for rows in responses]
 
   def observe(i, j, forward, backward):
+    missing[labels[i], labels[j]] += int(np.isnan(forward).sum())
     for order, p in (('ab', forward), ('ba', 1 - backward)):
       for lane, probability in enumerate(p.ravel().tolist()):
+        if math.isnan(probability):
+          continue
         vote = {
           'prompt': asked[lane // evaluation.num_samples],
           'a': labels[i],
@@ -226,13 +234,14 @@ def _samples(
   responses: Sequence[Int[np.ndarray, 'N T']],
   per_prompt: Float[np.ndarray, 'B contestants contestants'],
 ) -> Iterator[dict[str, Any]]:
-  """A prompt, every contestant's first response, and its mean preference over the other contestants."""
-  others = max(len(labels) - 1, 1)
+  """A prompt, every contestant's first response, and its mean preference over the others, None where no vote is."""
   for row in range(min(evaluation.num_shown, prompts.tokens.shape[0])):
     shown = {}
     for number, label in enumerate(labels):
       text = _text(evaluation, responses[number][row * evaluation.num_samples])
-      preference = (per_prompt[row, number].sum() - 0.5) / others
+      others = np.delete(per_prompt[row, number], number)
+      known = others[~np.isnan(others)]
+      preference = float(known.mean()) if known.size else None
       shown[label] = {'text': text, 'preference': preference}
     yield {'prompt': _text(evaluation, prompts.tokens[row]), 'responses': shown}
 

@@ -7,6 +7,7 @@ A malformed answer, or none, is a failed judgement and no vote.
 import asyncio
 import collections
 import concurrent.futures
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -57,10 +58,12 @@ class Judgement(NamedTuple):
 class FailureLimit(NamedTuple):
   """When a run stops because too much fails."""
 
-  # Of judgements.
+  # Of the last judgements.
   max_share: float = 0.1
   # Of fewer judgements, any share may fail.
   min_judgements: int = 20
+  # How many are the last ones: a long run need not fail as long before it stops.
+  window: int = 1000
 
 
 class Panel:
@@ -87,7 +90,7 @@ class Panel:
       parameters: further fields of the requests. Servers differ in how many `top_logprobs` they give.
       budget: of all that this panel is ever asked.
       cache_dir: a directory for answers; None: they are kept in memory.
-      failures: when to stop.
+      failures: when to stop; counted over all that this panel is ever asked.
       sleep: what waits between tries.
 
     Raises:
@@ -98,12 +101,15 @@ class Panel:
       raise ValueError(f'models must be one or several different names, got {list(models)}.')
     if not 0 <= failures.max_share <= 1:
       raise ValueError(f'max_share must be within [0, 1], got {failures.max_share}.')
+    if failures.window < 1:
+      raise ValueError(f'window must be at least 1, got {failures.window}.')
     llm_settings.validate(server)
     self.models = tuple(models)
     self.template = llm_prompts.load(template) if isinstance(template, str) else template
     self.parameters = dict(parameters)
     self.spending = llm_client.Spending()
-    self._server, self._budget, self._failures, self._sleep = server, budget, failures, sleep
+    self._server, self._budget, self._sleep = server, budget, sleep
+    self._counts = _Counts(failures)
     self._cache = llm_cache.AnswerCache(cache_dir)
 
   def questions(self, pairs: Iterable[TextPair], orders: Sequence[str] = ORDERS) -> list[Question]:
@@ -121,7 +127,8 @@ class Panel:
     Args:
       questions: as of `questions`.
       on_judgement: called with each judgement, failed ones too, as soon as it is there.
-      num_before: judgements that succeeded in an earlier run; the share of failures is of these too.
+      num_before: judgements that succeeded in an earlier run; the share of failures is of these too. Zero but for the first
+        call.
 
     Returns:
       A judgement for each question, in their order.
@@ -130,7 +137,8 @@ class Panel:
       ValueError: the budget is spent, too many judgements fail, or the server refuses the key or the model. Calls under way
         are waited for before, and their judgements are passed to `on_judgement`.
     """
-    return _run(self._judge(questions, on_judgement, num_before))
+    self._counts.add_successes(num_before)
+    return _run(self._judge(questions, on_judgement))
 
   def judge_pairs(self, pairs: Sequence[TextPair]) -> list[tuple[Judgement, ...]]:
     """The judgements of each pair, by every model in both orders. Raises as `judge` does."""
@@ -138,9 +146,14 @@ class Panel:
     size = len(self.models) * len(ORDERS)
     return [tuple(found[i : i + size]) for i in range(0, len(found), size)]
 
-  async def _judge(self, questions, on_judgement, num_before) -> list[Judgement]:
+  @property
+  def num_failed(self) -> collections.Counter[str]:
+    """Failed judgements by kind, of all that this panel was ever asked."""
+    return collections.Counter(self._counts.failed)
+
+  async def _judge(self, questions, on_judgement) -> list[Judgement]:
     results: list[Judgement | None] = [None] * len(questions)
-    numbered, counts = enumerate(questions), _Counts(self._failures, num_before)
+    numbered = enumerate(questions)
     stops: list[ValueError] = []
     client = llm_client.Client(self._server, self._budget, self.spending, self._cache, self._sleep)
 
@@ -151,7 +164,7 @@ class Panel:
         try:
           results[number] = await self._ask(client, question)
           on_judgement(results[number])
-          counts.add(results[number])
+          self._counts.add(results[number])
         except ValueError as error:
           stops.append(error)
           client.stop()
@@ -180,26 +193,32 @@ class Panel:
 
 
 class _Counts:
-  """Failures by kind."""
+  """Failures by kind, and what came of the last judgements."""
 
-  def __init__(self, limit: FailureLimit, num_before: int):
-    self._limit, self._num = limit, num_before
-    self._failed: collections.Counter[str] = collections.Counter()
+  def __init__(self, limit: FailureLimit):
+    self.failed: collections.Counter[str] = collections.Counter()
+    self._limit = limit
+    # Kinds of failure; None: it succeeded.
+    self._last: collections.deque[str | None] = collections.deque(maxlen=limit.window)
     self._messages: dict[str, str] = {}
+
+  def add_successes(self, number: int) -> None:
+    self._last.extend([None] * min(number, self._limit.window))
 
   def add(self, judgement: Judgement) -> None:
     """Raises ValueError where too many have failed."""
-    self._num += 1
+    self._last.append(judgement.failure)
     if judgement.failure is None:
       return
-    self._failed[judgement.failure] += 1
+    self.failed[judgement.failure] += 1
     self._messages[judgement.failure] = judgement.message
-    failed = self._failed.total()
-    enough = self._num >= max(self._limit.min_judgements, 1)
-    if enough and failed > self._limit.max_share * self._num:
-      kind, count = self._failed.most_common(1)[0]
+    failed = collections.Counter(kind for kind in self._last if kind is not None)
+    number, total = failed.total(), len(self._last)
+    enough = total >= min(max(self._limit.min_judgements, 1), self._limit.window)
+    if enough and number > self._limit.max_share * total:
+      kind, count = failed.most_common(1)[0]
       raise ValueError(
-        f'{failed} of {self._num} judgements failed, more than {self._limit.max_share:.0%}; most often ({count}) by '
+        f'{number} of {total} judgements failed, more than {self._limit.max_share:.0%}; most often ({count}) by '
         f'{kind}: {self._messages[kind]}.'
       )
 
@@ -230,7 +249,8 @@ def from_panel(panel: Panel, decode_prompt: Decode, decode_response: Decode) -> 
     decode_response: the same of a response.
 
   Returns:
-    A judge that raises ValueError, with the pair's number in the batch, where a model gives no vote.
+    A judge that answers NaN, which is no vote, on a pair that any model failed on in any order: one order by itself would
+    favour whoever is shown first. It raises ValueError as `Panel.judge` does, where too much fails.
   """
 
   def judge(prompts, response, alternative):
@@ -243,19 +263,16 @@ def from_panel(panel: Panel, decode_prompt: Decode, decode_response: Decode) -> 
     ]
     different = list(dict.fromkeys(pair for pair in pairs if pair.a != pair.b))
     found = dict(zip(different, panel.judge_pairs(different), strict=True))
-    votes = [_vote(number, found.get(pair)) for number, pair in enumerate(pairs)]
-    return np.array(votes, np.float32)
+    return np.array([_vote(found.get(pair)) for pair in pairs], np.float32)
 
   return judge
 
 
-def _vote(number: int, judgements: Sequence[Judgement] | None) -> float:
+def _vote(judgements: Sequence[Judgement] | None) -> float:
   if judgements is None:  # Of equal responses.
     return 0.5
-  try:
-    return mean_preference(judgements)
-  except ValueError as error:
-    raise ValueError(f'No vote on pair {number} of the batch: {error}.') from None
+  failed = any(judgement.failure is not None for judgement in judgements)
+  return math.nan if failed else mean_preference(judgements)
 
 
 def _run(coroutine):

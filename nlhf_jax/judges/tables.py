@@ -22,3 +22,11 @@ def preference_table(
   flat = lambda x: jnp.broadcast_to(x, (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
   preference = preference_fn(prompts, flat(first[:, :, None]), flat(second[:, None]))
   return jnp.asarray(preference).reshape(shape)
+
+
+def mean_of_votes(preference: Float[Array, '*rows m']) -> Float[Array, '*rows']:
+  """The mean over those of m preferences that are votes; NaN where none is."""
+  is_vote = ~jnp.isnan(preference)
+  number = jnp.sum(is_vote, axis=-1)
+  total = jnp.sum(jnp.where(is_vote, preference, 0), axis=-1)
+  return jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)

@@ -81,6 +81,8 @@ class Experiment(NamedTuple):
   num_microbatches: int = 1
   # Updates from one rollout; more than one needs a method that reuses them.
   num_updates: int = 1
+  # Of a batch; each is judged while the next is sampled, which saves time with a judge that runs on the host or behind an API.
+  num_rollout_parts: int = 1
   # Steps.
   log_every: int = 10
   save_every: int | None = None

@@ -93,6 +93,7 @@ def train(
   num_steps: int,
   num_microbatches: int = 1,
   num_updates: int = 1,
+  num_rollout_parts: int = 1,
   log_every: int = 10,
   save_every: int | None = None,
   layout: partitioning.Layout | None = None,
@@ -109,6 +110,8 @@ def train(
     num_steps: updates in all.
     num_microbatches: parts of a batch whose gradients are added up; the result is that of the complete batch.
     num_updates: updates from one rollout.
+    num_rollout_parts: parts of a batch, each of which is judged while the next is sampled; keys, and so samples, are others
+      than those of one part.
     log_every: steps between log lines, which hold the means over them.
     save_every: steps between checkpoints; None: at the end alone. The last step is always saved.
     layout: mesh that the state is sharded over, as batches are then.
@@ -116,12 +119,14 @@ def train(
 
   Raises:
     NonFiniteError: the loss or the gradient is NaN or infinite; parameters before that step were kept.
-    ValueError: `num_microbatches` is no positive number, or does not divide a batch; more than one update from rollouts that
-      the method cannot reuse.
+    ValueError: `num_microbatches` or `num_rollout_parts` is no positive number, or does not divide a batch; more than one
+      update from rollouts that the method cannot reuse; the judge gave no vote on any pair of a batch.
   """
   if num_microbatches < 1:
     raise ValueError(f'num_microbatches must be at least 1, got {num_microbatches}.')
-  step_fn = steps.Steps(algorithm, optimizer, num_microbatches, layout, state, num_updates)
+  step_fn = steps.Steps(
+    algorithm, optimizer, num_microbatches, layout, state, num_updates, num_rollout_parts
+  )
   shard = jax.device_put if layout is None else layout.shard_rows
   window = _Window(sums)
   for step, batch in _read_ahead(batches, range(int(state.step), num_steps), shard):

@@ -12,7 +12,7 @@ import optax
 from nlhf_jax.evaluation import distance, judge_accuracy
 from nlhf_jax.models import lora, preference_model, reward_model
 from nlhf_jax.runtime import checkpoints, fingerprints, partitioning, processes
-from nlhf_jax.training import loop, parameter_sets, steps, weights
+from nlhf_jax.training import loop, parameter_sets, rollouts, steps, weights
 from nlhf_jax.training.experiment import (
   Experiment,
   Feedback,
@@ -56,6 +56,7 @@ class Run(NamedTuple):
   num_steps: int
   num_microbatches: int
   num_updates: int
+  num_rollout_parts: int
   # Steps.
   log_every: int
   save_every: int | None
@@ -85,12 +86,19 @@ def resolve(
 
   Raises:
     FileNotFoundError: a run or a file that it names is not there.
-    ValueError: the method needs a reference and the run starts from nothing; shapes differ.
+    ValueError: the method needs a reference and the run starts from nothing; shapes differ; rollouts in parts, of a method or
+      with a judge that gains nothing by them.
   """
   feedback = []
   if experiment.feedback is not None:
     feedback = [bind_feedback(experiment.feedback, runs, layout)]
   algorithm = build_algorithm(experiment, *feedback)
+  rollouts.check_method(algorithm, experiment.num_rollout_parts)
+  if experiment.num_rollout_parts > 1 and isinstance(experiment.feedback, FeedbackSource):
+    raise ValueError(
+      'num_rollout_parts must be 1 where another run trained the judge: it runs on the devices that sample, and the two '
+      'would not overlap.'
+    )
   start = None
   if experiment.adapters is not None or experiment.start_from is not None:
     start = weights.load_params(experiment.model, experiment.start_from, runs, layout)
@@ -104,6 +112,7 @@ def resolve(
     experiment.num_steps,
     experiment.num_microbatches,
     experiment.num_updates,
+    experiment.num_rollout_parts,
     experiment.log_every,
     experiment.save_every,
     tuple(parameter_sets.saved(algorithm.sets)),

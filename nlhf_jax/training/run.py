@@ -6,7 +6,7 @@ A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and Tens
 import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,10 +21,10 @@ from nlhf_jax.runtime import (
   progress,
   run_directory,
 )
-from nlhf_jax.training import loop
+from nlhf_jax.training import loop, rollouts
 from nlhf_jax.training.experiment import Experiment, plain_fields
 from nlhf_jax.training.resolve import Run, resolve
-from nlhf_jax.types import Batch, TrainState
+from nlhf_jax.types import Batch, Prompts, TrainState
 
 _JUDGE = 'judge.json'
 
@@ -66,7 +66,7 @@ def train(
     _check_tokens(held_out, experiment)
     unfinished = int(state.step) < run.num_steps
     measure = run.make_measure() if run.make_measure and unfinished else loop.Hooks().measure
-    batches = _start_reading(run.batches, int(state.step), run.num_steps, experiment)
+    batches = _start_reading(run, int(state.step), experiment)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields)
     processes.barrier('the run directory exists')
@@ -77,14 +77,15 @@ def train(
   return state
 
 
-def _start_reading(
-  batches: Callable[..., Iterator[Batch]], start: int, end: int, experiment: Experiment
-) -> Iterator[Batch]:
+def _start_reading(run: Run, start: int, experiment: Experiment) -> Iterator[Batch]:
   """Batches from a step on, of which the first has been read; none where the run is at its end."""
-  if start >= end:
+  if start >= run.num_steps:
     return iter(())
-  rest = _checked(batches(start=start), experiment)
-  return itertools.chain([next(rest)], rest)
+  rest = _checked(run.batches(start=start), experiment)
+  first = next(rest)
+  if isinstance(first, Prompts):
+    rollouts.check_prompts(first, run.num_rollout_parts, run.layout)
+  return itertools.chain([first], rest)
 
 
 def _checked(batches: Iterator[Batch], experiment: Experiment) -> Iterator[Batch]:
@@ -140,6 +141,7 @@ def _continue(
         num_steps=run.num_steps,
         num_microbatches=run.num_microbatches,
         num_updates=run.num_updates,
+        num_rollout_parts=run.num_rollout_parts,
         log_every=run.log_every,
         save_every=run.save_every,
         layout=run.layout,

@@ -1,5 +1,6 @@
 """One step of a method as compiled programs: sample, score, update; the sets besides θ then move."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from nlhf_jax.runtime import partitioning
-from nlhf_jax.training import parameter_sets
+from nlhf_jax.training import parameter_sets, rollouts
 from nlhf_jax.types import (
   EOS,
   Adapted,
@@ -25,7 +26,10 @@ from nlhf_jax.types import (
 
 
 class Clock:
-  """Seconds of each phase of a step; waits for the device, so that work counts where it was asked for."""
+  """Seconds of each phase of a step; waits for the device, so that work counts where it was asked for.
+
+  Where a rollout has several parts, scoring is what is waited for beyond sampling.
+  """
 
   def __init__(self):
     self.seconds: dict[str, float] = {}
@@ -64,18 +68,22 @@ class Steps:
     layout: partitioning.Layout | None = None,
     state: TrainState | None = None,
     num_updates: int = 1,
+    num_rollout_parts: int = 1,
   ):
     """Compiles nothing yet. On a mesh, results are sharded as their inputs are, which `state` tells.
 
     Raises:
-      ValueError: more than one update from a rollout, of a method that cannot reuse it.
+      ValueError: more than one update from a rollout, of a method that cannot reuse it; rollouts in parts, of a method that
+        cannot have them.
     """
+    rollouts.check_method(algorithm, num_rollout_parts)
     if num_updates < 1 or (num_updates > 1 and not algorithm.reusable):
       raise ValueError(
         f'num_updates must be 1 where rollouts are not reused, got {num_updates}: set reuse of a policy gradient method to '
         'losses.clipped_ratio or losses.exact_ratio.'
       )
     self._algorithm, self._layout, self._num_updates = algorithm, layout, num_updates
+    self._num_rollout_parts = num_rollout_parts
     self.half_step = parameter_sets.half_step_name(algorithm.sets)
     rows: dict[str, Any] = {}
     updated: dict[str, Any] = {}
@@ -91,7 +99,11 @@ class Steps:
   def __call__(
     self, state: TrainState, batch: Batch, clock: Clock
   ) -> tuple[TrainState, Batch, dict[str, jax.Array]]:
-    """The next state, the rollout that it was trained on, and its metrics."""
+    """The next state, the rollout that it was trained on, and its metrics.
+
+    Raises:
+      ValueError: the judge gave no vote on any pair; the batch does not divide into the parts of a rollout.
+    """
     rng, half = step_key(state.rng, int(state.step)), None
     if self.half_step is not None:
       first, rng = jax.random.split(rng)
@@ -118,15 +130,35 @@ class Steps:
     return over_base(params._replace(sets=sets))
 
   def _run(self, update, state: TrainState, half: Params | None, batch, rng, clock):
-    rollout = self.sample(self.played(state.params, half), batch, rng)
-    clock.lap('sample', rollout)
-    rollout = self._algorithm.score(rollout)
-    clock.lap('score', rollout)
+    rollout = self._roll_out(self.played(state.params, half), batch, rng, clock)
     trained, first = self.trained(state), state.step * self._num_updates
     for number in range(self._num_updates):
       trained, metrics = update(trained, state.params.base, rollout, first + number)
     clock.lap('update', metrics)
+    if float(metrics.get('votes_missing', 0.0)) == 1:
+      raise ValueError(
+        f'The judge gave no vote on any pair of step {int(state.step)}, so that there is nothing to learn from: make it '
+        'answer, and go on from the last checkpoint.'
+      )
     return trained, rollout, metrics
+
+  def _roll_out(self, params: PolicyParams, batch: Batch, rng: PRNGKey, clock: Clock) -> Batch:
+    if self._num_rollout_parts == 1:
+      rollout = self.sample(params, batch, rng)
+      clock.lap('sample', rollout)
+      rollout = self._algorithm.score(rollout)
+      clock.lap('score', rollout)
+      return rollout
+    rollouts.check_prompts(batch, self._num_rollout_parts, self._layout)
+    return rollouts.overlapped(
+      functools.partial(self.sample, params),
+      self._algorithm.score,
+      batch,
+      rng,
+      num_parts=self._num_rollout_parts,
+      place=jax.device_put if self._layout is None else self._layout.shard_rows,
+      lap=clock.lap,
+    )
 
 
 def over_base(params: PolicyParams) -> PolicyParams:
@@ -169,8 +201,12 @@ def accumulate(
 
   def total(params, part):
     result = loss(params, part)
-    sums = {name: jnp.sum(x) for name, x in result.metrics.items()}
-    return jnp.sum(result.value), (jnp.sum(result.weight), jnp.float32(result.value.size), sums)
+    counted = result.counted
+    have = {name: jnp.where(counted[name], result.metrics[name], 0) for name in counted}
+    sums = {name: jnp.sum(x) for name, x in (result.metrics | have).items()}
+    numbers = dict.fromkeys(sums, jnp.float32(result.value.size))
+    numbers |= {name: jnp.sum(x, dtype=jnp.float32) for name, x in counted.items()}
+    return jnp.sum(result.value), (jnp.sum(result.weight), numbers, sums)
 
   def add(carry, part):
     (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params, part)
@@ -192,9 +228,10 @@ def accumulate(
   first = jax.tree.map(lambda x: x[0], parts)
   (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params, first)
   rest = jax.tree.map(lambda x: x[1:], parts)
-  (gradient, value, (weight, rows, sums)), _ = jax.lax.scan(add, (gradient, value, aux), rest)
+  (gradient, value, (weight, numbers, sums)), _ = jax.lax.scan(add, (gradient, value, aux), rest)
   gradient = jax.tree.map(lambda g: g / weight, gradient)
-  return gradient, {'loss': value / weight} | {name: x / rows for name, x in sums.items()}
+  means = {name: x / numbers[name] for name, x in sums.items()}
+  return gradient, {'loss': value / weight} | means
 
 
 def response_metrics(response: Rollout) -> dict[str, jax.Array]:

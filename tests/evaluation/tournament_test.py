@@ -185,3 +185,25 @@ def test_samples_of_texts():
   assert other != found
   with pytest.raises(ValueError, match="A prompt has 4 tokens, at most 3 fit: 'abca'"):
     tournament.sample(evaluation(), UNIFORM, ['abca'], num_samples=1, seed=0)
+
+
+def test_missing_votes_are_counted_and_no_rows(tmp_path):
+  """The judge never answers on prompt 1: neither win rates nor votes have it, and the page says so."""
+
+  def judge(prompts, response, alternative):
+    lanes = len(response) // len(prompts.index)
+    p = later_letter(prompts, response, alternative)
+    return np.where(np.repeat(prompts.index, lanes) == 1, np.nan, p)
+
+  tournament.compare(
+    evaluation(judge=judge), {'a': always(0, 0, 0), 'b': always(1, 2, 2)}, tmp_path
+  )
+  rates = json.loads((tmp_path / 'win_rates.json').read_text())
+  assert rates['num_missing'] == 2
+  assert rates['mean'][0][1] == pytest.approx(0.4 / 2)
+  assert len(list(readers.votes(tmp_path / 'votes.jsonl'))) == 2 * 2 * 2
+  samples = [json.loads(line) for line in (tmp_path / 'samples.jsonl').read_text().splitlines()]
+  assert samples[1]['responses']['a']['preference'] is None
+  page = (tmp_path / 'report.html').read_text()
+  assert 'no vote' in page
+  assert 'Left out: 2 pairs' in page

@@ -28,11 +28,43 @@ def test_position_bias_cancels():
   np.testing.assert_array_equal(per_prompt[:, 0, 0], 0.5)
 
 
-@pytest.mark.parametrize('answer', [np.nan, 1.2])
-def test_failure_of_a_judge(answer):
+@pytest.mark.parametrize(
+  ('answer', 'message'),
+  [
+    (np.nan, r'no vote on contestants \(0, 1\)'),
+    (1.2, r'outside \[0, 1\] on prompt 0 for contestants \(0, 1\)'),
+  ],
+)
+def test_failure_of_a_judge(answer, message):
   responses = [np.ones((2, 2), np.int32)] * 2
-  with pytest.raises(ValueError, match=r'outside \[0, 1\] on prompt 0 for contestants \(0, 1\)'):
+  with pytest.raises(ValueError, match=message):
     win_rates.judge_all(lambda x, y, z: np.full(len(y), answer), prompts(2), responses)
+
+
+def test_pairs_without_a_vote_are_left_out():
+  """Sample 1 of prompt 0 fails in one order, all of prompt 1 in the other: means are over the rest."""
+  first = np.array([[2, 0], [3, 0], [4, 0], [4, 0], [5, 0], [6, 0]], np.int32)
+  second = np.full((6, 2), 9, np.int32)
+  failing = {(3, 9), (9, 4)}
+
+  def judge(prompts, y, other):
+    pairs = zip(y[:, 0].tolist(), other[:, 0].tolist(), strict=True)
+    return np.array(
+      [np.nan if pair in failing else 0.5 + 0.01 * (pair[0] - pair[1]) for pair in pairs]
+    )
+
+  seen = []
+  per_prompt = win_rates.judge_all(
+    judge, prompts(3), [first, second], batch_size=2, observe=lambda *pair: seen.append(pair[2:])
+  )
+  np.testing.assert_allclose(per_prompt[:, 0, 1], [0.43, np.nan, 0.465])
+  for answers in seen[0]:
+    np.testing.assert_array_equal(np.isnan(answers), [[False, True], [True, True], [False, False]])
+  rates = win_rates.summarise(per_prompt, ('a', 'b'), 'rule', 3)
+  assert rates.mean[0, 1] == pytest.approx((0.43 + 0.465) / 2)
+  assert rates.mean[1, 0] == pytest.approx(1 - rates.mean[0, 1])
+  assert rates.low[0, 1] == pytest.approx(0.43)
+  assert rates.num_missing == 3
 
 
 def test_coverage_of_intervals():

@@ -475,11 +475,26 @@ def test_biased_panel_judges_tokens_a_half():
 
 
 def test_failed_pair_is_no_vote():
-  behave = lambda number, body: Reply('?' if 'dd' in llm_stub.shown(body) else 'A')
+  """Of pair 1 one order fails: the other by itself would say that whoever is shown first wins."""
+  behave = lambda number, body: Reply('?' if llm_stub.shown(body)[0] == 'dd' else 'A')
   with Stub(behave) as stub:
-    judge = llm.from_panel(make_panel(stub), decode, decode)
-    with pytest.raises(ValueError, match=r'No vote on pair 1 .* m failed in order ab by malformed'):
-      judge(PROMPTS, FIRST, SECOND)
+    panel = make_panel(stub)
+    found = llm.from_panel(panel, decode, decode)(PROMPTS, FIRST, SECOND)
+  np.testing.assert_array_equal(found, np.array([0.5, np.nan, 0.5, 0.5], np.float32))
+  assert panel.num_failed == {'malformed answer': 1}
+
+
+def test_failures_are_counted_over_all_calls():
+  """One pair a call, so that no call has many judgements; and of the last ones alone."""
+  behave = lambda number, body: Reply('A' if number <= 60 else '?')
+  with Stub(behave) as stub:
+    panel = make_panel(stub, window=40, concurrency=1)
+    with pytest.raises(
+      ValueError, match=r'5 of 40 judgements failed, more than 10%; .* by malformed'
+    ):
+      for pair in pairs(100):
+        panel.judge_pairs([pair])
+  assert stub.calls == 65
 
 
 def test_within_a_running_event_loop():
