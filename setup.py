@@ -60,7 +60,7 @@ setuptools.setup(
     'gguf': ['gguf>=0.17'],
     'annotate': ['starlette>=1,<2', 'uvicorn>=0.34,<1'],
     # LLM judges.
-    'judge': ['httpx>=0.28,<1'],
+    'judge': ['httpx>=0.28,<1', 'httpx-aiohttp>=0.2,<1'],
     # ziamath draws equations while the site is built; ruff lays signatures out.
     'docs': [
       'mkdocs>=1.6,<2',
@@ -78,6 +78,7 @@ setuptools.setup(
       'ruff>=0.12',
       'gguf>=0.17',
       'httpx>=0.28,<1',
+      'httpx-aiohttp>=0.2,<1',
       'pyyaml>=6',
       'starlette>=1.10,<2',
       'uvicorn>=0.34,<1',

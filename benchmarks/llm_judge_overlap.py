@@ -94,7 +94,7 @@ def measure(setting, judge, args, num_parts: int) -> dict[str, float]:
   """Medians over steps of the loop's own times, after one that compiles."""
   pi = policy.from_network(setting.network, decoding.Sampling(args.response))
   method = algorithms.nash_md_pg(
-    pi, judge, tau=settings.TAU, beta=settings.BETA, num_samples=args.num_samples, all_pairs=False
+    pi, judge, tau=settings.TAU, beta=settings.BETA, num_samples=args.num_samples, all_pairs=args.all_pairs
   )
   optimizer = optax.adafactor(1e-4)
   given = {'reference': setting.reference}
@@ -119,6 +119,7 @@ def main() -> None:
   parser.add_argument('--prompt', type=int, default=32)
   parser.add_argument('--response', type=int, default=32)
   parser.add_argument('--num_samples', type=int, default=2)
+  parser.add_argument('--all_pairs', action='store_true')
   parser.add_argument('--num_parts', type=int, nargs='+', default=[4, 8])
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--output')
