@@ -119,6 +119,7 @@ def _t5_json(config: t5.T5Config) -> dict[str, Any]:
   activation, *gate = config.mlp_activations
   if gate not in ([], ['linear']):
     raise ValueError(f'T5 of Hugging Face has no feed-forward of {config.mlp_activations}.')
+  config.check_published('T5 of Hugging Face')
   return {
     'architectures': ['T5ForConditionalGeneration'],
     'model_type': 't5',

@@ -114,7 +114,7 @@ def in_encoder(
     render: turns responses into what raters read.
 
   Raises:
-    ValueError: the template takes no response.
+    ValueError: the template takes no response, or the head cannot read this network.
   """
 
   def score(params, prompts, *responses):
@@ -156,6 +156,10 @@ def _make(
     )
   init, names = axes.init(network), functools.partial(axes.logical_axes, network)
   if head.init is not None:
+    if getattr(network.config, 'pointer', False):
+      raise ValueError(
+        'A head with weights of its own reads no pointer: set T5Config.pointer = False.'
+      )
     init, names = _with_head(network, head, init, names)
   return Rater(init, score, names, render, num_responses)
 

@@ -5,13 +5,13 @@ Source: Raffel et al. (2020), arXiv:1910.10683; Shazeer (2020), arXiv:2002.05202
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.networks import attention, layers, network, position_bias
+from nlhf_jax.networks import attention, layers, network, pointer, position_bias
 from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD
 
@@ -35,6 +35,10 @@ class T5Config:
   float32_attention_logits: bool = False
   # Not T5X's: the encoder starts near-sighted, for training from scratch.
   local_init: bool = False
+  # Not T5X's: whether the decoder points at tokens of the prompt, and reads what it pointed at (`networks.pointer`).
+  pointer: bool = False
+  # Not T5X's: tokens that start with the sum of what stands between them and the next one of them.
+  separators: tuple[int, ...] = ()
   # Not T5X's: whether layers are scanned and rematerialised.
   execution: layers.Execution = layers.PLAIN
   # Not T5X's: tokens that end a response besides EOS.
@@ -47,6 +51,20 @@ class T5Config:
         raise ValueError(
           f"mlp_activations has {name!r}: use 'linear' or a function of flax.linen, like 'gelu'."
         )
+
+  def check_published(self, other: str) -> None:
+    """Raises ValueError where this is no T5 as published, which the other one is."""
+    if self.pointer or self.separators:
+      raise ValueError(
+        f'{other} has no pointer and no separators: leave T5Config.pointer and .separators off.'
+      )
+
+
+class Precomputed(NamedTuple):
+  """What a decoder that points reads of its prompts."""
+
+  layers: tuple[kv_cache.KeysAndValues, ...]
+  source: pointer.Source
 
 
 class Transformer(nn.Module):
@@ -63,6 +81,10 @@ class Transformer(nn.Module):
     self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
     self.encoder = Encoder(cfg)
     self.decoder = Decoder(cfg)
+    if cfg.separators:
+      self.gather = pointer.Gather(tuple(cfg.separators), cfg.emb_dim, cfg.dtype)
+    if cfg.pointer:
+      self.pointer = pointer.Pointer(cfg.emb_dim, cfg.dtype)
 
   def encode(
     self,
@@ -75,25 +97,38 @@ class Transformer(nn.Module):
     if encoder_segment_ids is not None:
       mask &= _same_segment(encoder_segment_ids, encoder_segment_ids)
     x = self.token_embedder(encoder_input_tokens)
+    if self.config.separators:
+      x = self.gather(x, encoder_input_tokens, mask)
     return self.encoder(x, mask, deterministic=not enable_dropout)
 
-  def precompute(self, encoded: Float[Array, 'B S E']) -> tuple[kv_cache.KeysAndValues, ...]:
+  def precompute(
+    self, encoded: Float[Array, 'B S E']
+  ) -> tuple[kv_cache.KeysAndValues, ...] | Precomputed:
     """Keys and values of the encoder's output for each layer of the decoder, which steps need not compute again."""
-    return self.decoder.precompute(encoded)
+    of_layers = self.decoder.precompute(encoded)
+    return (
+      Precomputed(of_layers, self.pointer.source(encoded)) if self.config.pointer else of_layers
+    )
 
   def decode(self, *args: Any, **kwargs: Any) -> Float[Array, 'N T V']:
     """Logits of each target, float32; arguments as those of `decode_hidden`."""
     return self.logits(self.decode_hidden(*args, **kwargs))
 
-  def logits(self, hidden: Float[Array, '*b E']) -> Float[Array, '*b V']:
+  def logits(self, hidden: Float[Array, '*b _']) -> Float[Array, '*b V']:
     """Of the next token, from what `decode_hidden` makes."""
+    if self.config.pointer:
+      hidden, pointed = jnp.split(hidden, [self.config.emb_dim], axis=-1)
+      return jnp.logaddexp(self._generated(hidden), pointed)
+    return self._generated(hidden)
+
+  def _generated(self, hidden: Float[Array, '*b E']) -> Float[Array, '*b V']:
     if self.config.logits_via_embedding:
       return self.token_embedder.attend(hidden) / jnp.sqrt(self.config.emb_dim)
     return self.decoder.logits(hidden)
 
   def decode_hidden(
     self,
-    encoded: Float[Array, 'B S E'] | tuple[kv_cache.KeysAndValues, ...],
+    encoded: Float[Array, 'B S E'] | tuple[kv_cache.KeysAndValues, ...] | Precomputed,
     encoder_input_tokens: Int[Array, 'B S'],
     decoder_input_tokens: Int[Array, 'N T'],
     decoder_target_tokens: Int[Array, 'N T'],
@@ -103,8 +138,8 @@ class Transformer(nn.Module):
     enable_dropout: bool = True,
     decode: bool = False,
     max_decode_length: int | None = None,
-  ) -> Float[Array, 'N T E']:
-    """What logits are made of; meaningless where the target is padding.
+  ) -> Float[Array, 'N T _']:
+    """What logits are made of, with the pointer's beside it; meaningless where the target is padding.
 
     With decode=True the inputs are the next positions (usually one), those before them are in the
     collection `cache`. The first such call makes it, with `max_decode_length` positions; as in T5X,
@@ -120,10 +155,22 @@ class Transformer(nn.Module):
       folded = decoder_segment_ids.reshape(encoder_input_tokens.shape[0], -1)
       cross_mask &= _same_segment(folded, encoder_segment_ids)
     x = self.token_embedder(decoder_input_tokens)
+    source = None
+    if self.config.pointer:
+      if isinstance(encoded, Precomputed):
+        encoded, source = encoded
+      else:
+        source = self.pointer.source(encoded)
+      x = x + self.pointer.read(source, encoder_input_tokens, decoder_input_tokens, cross_mask)
     if decode:
-      return self.decoder.extend(x, encoded, cross_mask, decoder_positions, max_decode_length)
-    mask = _decoder_mask(decoder_target_tokens, decoder_segment_ids)
-    return self.decoder(x, encoded, mask, cross_mask, not enable_dropout)
+      hidden = self.decoder.extend(x, encoded, cross_mask, decoder_positions, max_decode_length)
+    else:
+      mask = _decoder_mask(decoder_target_tokens, decoder_segment_ids)
+      hidden = self.decoder(x, encoded, mask, cross_mask, not enable_dropout)
+    if source is None:
+      return hidden
+    args = source, encoder_input_tokens, hidden, cross_mask, self.config.vocab_size
+    return jnp.concatenate([hidden, self.pointer.logits(*args)], axis=-1)
 
   @nn.nowrap
   def incremental(self) -> network.Decoder:

@@ -136,9 +136,14 @@ class T5XModule(nn.Module):
 
 
 def in_place_of(network: t5.Transformer) -> T5XModule:
-  """T5X's own T5 1.1 in the sizes of one of ours; they share a parameter tree. Needs T5X."""
+  """T5X's own T5 1.1 in the sizes of one of ours; they share a parameter tree. Needs T5X.
+
+  Raises:
+    ValueError: ours has what T5X's network lacks.
+  """
   from t5x.examples.t5 import network as t5x_network
 
+  network.config.check_published("T5X's network")
   ours = dataclasses.asdict(network.config)
   names = {field.name for field in dataclasses.fields(t5x_network.T5Config)}
   config = t5x_network.T5Config(**{name: x for name, x in ours.items() if name in names})

@@ -12,6 +12,7 @@ from tests import tiny
 
 FAMILIES = {
   't5': tiny.t5_network(num_decoder_layers=2),
+  't5 that points': tiny.t5_network(num_decoder_layers=2, pointer=True, separators=(4, 5)),
   'llama': tiny.llama_network(num_layers=2),
   't5x': T5XModule(tiny.t5_network(num_decoder_layers=2)),
 }

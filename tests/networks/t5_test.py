@@ -15,6 +15,7 @@ from tests import tiny
 SIZES = {'vocab_size': 11, 'num_decoder_layers': 2}
 PROMPTS = jnp.array([[3, 4, 5, 6], [7, 8, 0, 0], [9, 0, 0, 0]])
 TARGETS = jnp.array([[2, 3, 1], [4, 1, 0], [5, 6, 7]])
+POINTING = {'pointer': True, 'separators': (3, 5, 9)}
 
 
 def _network(**changes) -> t5.Transformer:
@@ -31,9 +32,9 @@ def _init(seed: int = 0, **changes):
   return network, jax.tree.unflatten(tree, noisy)
 
 
-@pytest.fixture(scope='module')
-def noisy():
-  return _init()
+@pytest.fixture(scope='module', params=[{}, POINTING], ids=['plain', 'pointer'])
+def noisy(request):
+  return _init(**request.param)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=('decode', 'method', 'mutable'))
@@ -81,11 +82,22 @@ def _t5x_table(config: t5.T5Config) -> dict[str, tuple[tuple[int, ...], tuple[st
   return table
 
 
+# Beside T5X's.
+POINTER_TABLE = {
+  'pointer/query/kernel': ((8, 8), ('embed', 'joined_kv')),
+  'pointer/key/kernel': ((8, 8), ('embed', 'joined_kv')),
+  'pointer/value/kernel': ((8, 8), ('joined_kv', 'embed')),
+  'gather/gather/kernel': ((8, 8), ('joined_kv', 'embed')),
+}
+
+
 @pytest.mark.parametrize(
-  'changes', [{}, {'logits_via_embedding': True}, {'mlp_activations': ('relu',)}], ids=str
+  'changes',
+  [{}, {'logits_via_embedding': True}, {'mlp_activations': ('relu',)}, POINTING],
+  ids=str,
 )
 def test_names_shapes_and_axes_of_parameters(changes):
-  """They are T5X's."""
+  """They are T5X's, and those of what is not."""
   network = _network(**changes)
   variables = jax.eval_shape(
     lambda: network.init(jax.random.key(0), PROMPTS, TARGETS, TARGETS, enable_dropout=False)
@@ -94,7 +106,8 @@ def test_names_shapes_and_axes_of_parameters(changes):
   shapes = flax.traverse_util.flatten_dict(variables['params'], sep='/')
   names = flax.traverse_util.flatten_dict(variables['params_axes'], sep='/')
   found = {path: (x.shape, tuple(names[f'{path}_axes'].names)) for path, x in shapes.items()}
-  assert found == _t5x_table(network.config)
+  added = POINTER_TABLE if network.config.pointer else {}
+  assert found == _t5x_table(network.config) | added
   assert len(names) == len(shapes)
 
 
@@ -161,9 +174,9 @@ def test_lanes_of_a_prompt_equal_repeated_prompts(noisy):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_shapes_of_the_cache(noisy):
+def test_shapes_of_the_cache():
   """It holds responses; the encoding holds each prompt once."""
-  network, params = noisy
+  network, params = _init()
   decoder = network.incremental()
   step, cache = tiny.compiled_step(decoder, params, PROMPTS, 2, 5)
   _, cache = step(cache, jnp.zeros(6, jnp.int32))

@@ -31,6 +31,7 @@ SETS = {'average': parameter_sets.average(0.9), 'ring': parameter_sets.ring(2, 1
 SIZES = {'vocab_size': VOCAB, 'emb_dim': EMBED, 'num_heads': HEADS, 'head_dim': 8, 'mlp_dim': 48}
 NETWORKS = {
   't5': tiny.t5_network(**SIZES),
+  't5_pointer': tiny.t5_network(**SIZES, pointer=True, separators=(3, 5, 7)),
   'llama': tiny.llama_network(**SIZES, num_kv_heads=2, logits_via_embedding=True),
 }
 

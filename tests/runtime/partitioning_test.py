@@ -21,6 +21,7 @@ VOCAB, EMBED, LENGTH, HEAD_DIM = 88, 32, 7, 8
 MESHES = [
   ('t5', ('2x1x1', '1x2x1', '1x1x2', '2x2x1')),
   ('t5', ('1x2x2', '8x1x1', '2x2x2')),
+  ('t5_pointer', ('1x2x2',)),
   ('llama', ('2x2x2',)),
 ]
 
