@@ -94,7 +94,12 @@ def measure(setting, judge, args, num_parts: int) -> dict[str, float]:
   """Medians over steps of the loop's own times, after one that compiles."""
   pi = policy.from_network(setting.network, decoding.Sampling(args.response))
   method = algorithms.nash_md_pg(
-    pi, judge, tau=settings.TAU, beta=settings.BETA, num_samples=args.num_samples, all_pairs=args.all_pairs
+    pi,
+    judge,
+    tau=settings.TAU,
+    beta=settings.BETA,
+    num_samples=args.num_samples,
+    all_pairs=args.all_pairs,
   )
   optimizer = optax.adafactor(1e-4)
   given = {'reference': setting.reference}

@@ -222,6 +222,8 @@ class _File:
   def write(self, chunks: Iterable[pyarrow.RecordBatch]) -> None:
     for chunk in chunks:
       self._writer.write_batch(chunk)
+    # Arrow keeps what it has had otherwise.
+    pyarrow.default_memory_pool().release_unused()
 
   def table(self) -> pyarrow.Table:
     self._writer.close()

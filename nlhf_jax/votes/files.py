@@ -17,7 +17,7 @@ from nlhf_jax.votes.table import FieldError, Row
 
 Parse = Callable[[Row], Any]
 
-_ROWS_IN_MEMORY = 10_000
+_ROWS_IN_MEMORY = 2_000
 
 
 def read(path: str | pathlib.Path, parse: Parse, *, skip_malformed: bool = False) -> Iterator[Any]:
@@ -130,7 +130,8 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
   except pyarrow.ArrowInvalid as error:
     raise ValueError(f'{path}: no Parquet file ({error}).') from None
   with file:
-    yield from _numbered(file.iter_batches(_ROWS_IN_MEMORY))
+    # Threads would hold several row groups at a time.
+    yield from _numbered(file.iter_batches(_ROWS_IN_MEMORY, use_threads=False))
 
 
 def _arrow(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
