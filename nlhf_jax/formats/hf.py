@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nlhf_jax.formats import hf_models
+from nlhf_jax.formats import hf_layout, hf_models
 from nlhf_jax.networks import layers, llama
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
@@ -318,7 +318,7 @@ def moved_ids(network_config: hf_models.Config) -> dict[int, int]:
   """Our id → theirs, for the tokens that have another one in the model's vocabulary; T5's is ours."""
   if not isinstance(network_config, llama.LlamaConfig):
     return {}
-  return hf_models.moved_ids(network_config.pad_id, network_config.eos_id)
+  return hf_layout.moved_ids(network_config.pad_id, network_config.eos_id)
 
 
 def _files(directory: pathlib.Path) -> dict[str, str]:
@@ -353,7 +353,7 @@ def _check_names(directory, files: Mapping[str, str], tensors, aliases: frozense
 
 
 def _read_tensor(
-  file, path, tensor: hf_models.Tensor, like: Any, moved: Mapping[int, int]
+  file, path, tensor: hf_layout.Tensor, like: Any, moved: Mapping[int, int]
 ) -> jax.Array:
   """One leaf, in the sharding of `like`; each device reads its own shard alone."""
   stored = file.get_slice(tensor.name)
@@ -390,7 +390,7 @@ def _moved_rows(stored, index: tuple[slice, ...], moved: Mapping[int, int]) -> n
 
 
 def _theirs(
-  leaf: Any, tensor: hf_models.Tensor, dtype: Any, moved: Mapping[int, int]
+  leaf: Any, tensor: hf_layout.Tensor, dtype: Any, moved: Mapping[int, int]
 ) -> np.ndarray:
   """A leaf as it is stored."""
   x = np.asarray(leaf)
@@ -401,9 +401,9 @@ def _theirs(
   return np.ascontiguousarray(x.astype(dtype or x.dtype))
 
 
-def _shards(leaves, dtype: Any, max_bytes: int) -> Iterator[list[hf_models.Tensor]]:
+def _shards(leaves, dtype: Any, max_bytes: int) -> Iterator[list[hf_layout.Tensor]]:
   """Tensors in groups of at most `max_bytes`; a larger one is a group of its own."""
-  group: list[hf_models.Tensor] = []
+  group: list[hf_layout.Tensor] = []
   size = 0
   for tensor, leaf in leaves.items():
     num_bytes = _num_bytes(leaf, dtype)

@@ -16,21 +16,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.networks import attention, axes, layers, network
+from nlhf_jax.networks import attention, axes, layers, network, rope
 from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD
-
-
-class RopeScaling(NamedTuple):
-  """Llama 3.1's stretch of slow rotations, for contexts longer than those of pre-training."""
-
-  factor: float = 8.0
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 4.0
-  original_length: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +38,7 @@ class LlamaConfig:
   head_dim: int = 64
   mlp_dim: int = 1536
   rope_base: float = 1e4
-  rope_scaling: RopeScaling | None = None
+  rope_scaling: rope.Scaling | None = None
   norm_epsilon: float = 1e-5
   # Qwen2.5 has biases on queries, keys and values.
   qkv_bias: bool = False
@@ -145,11 +135,13 @@ class Transformer(nn.Module):
       decoder_positions: of the inputs, where rows did not all begin at the first call.
 
     Raises:
-      ValueError: N is no multiple of B.
+      ValueError: N is no multiple of B; the text is longer than its rotary positions are known here.
     """
     del decoder_target_tokens, enable_dropout
     network.check_rows(decoder_input_tokens, encoder_input_tokens)
     prompts = encoder_input_tokens
+    length = max_decode_length or decoder_input_tokens.shape[1]
+    rope.check_length(self.config.rope_scaling, prompts.shape[1] + length - 1)
     last = jnp.sum(prompts != PAD, axis=-1) - 1
     start = self.token_embedder(jnp.take_along_axis(prompts, last[:, None], axis=-1))
     x = self.token_embedder(decoder_input_tokens)
@@ -295,11 +287,12 @@ class Attention(nn.Module):
     cache: kv_cache.Cache | None,
   ) -> tuple[Float[Array, 'N Q E'], kv_cache.KeysAndValues]:
     cfg = self.config
-    rotation = _rotation(positions, cfg)
+    frequencies = rope.frequencies(cfg.rope_base, cfg.head_dim, cfg.rope_scaling)
+    rotation = rope.rotation(positions, frequencies, rope.amplitude(cfg.rope_scaling))
     scale = 1 / math.sqrt(cfg.head_dim)
-    query = _grouped(_rotate(self._project('query', x, cfg.num_heads), rotation) * scale, cfg)
+    query = _grouped(rope.rotate(self._project('query', x, cfg.num_heads), rotation) * scale, cfg)
     own = kv_cache.KeysAndValues(
-      _rotate(self._project('key', x, cfg.num_kv_heads), rotation).transpose(0, 2, 3, 1),
+      rope.rotate(self._project('key', x, cfg.num_kv_heads), rotation).transpose(0, 2, 3, 1),
       self._project('value', x, cfg.num_kv_heads).swapaxes(1, 2),
     )
     own = kv_cache.KeysAndValues(*(axes.constrain(x, *kv_cache.PER_HEAD) for x in own))
@@ -400,36 +393,3 @@ def _sees_prompt(
   if window is None:
     return mask
   return mask & (positions.reshape(last.shape[0], -1, 1) - keys < window)
-
-
-def _rotation(
-  positions: Int[Array, '#N Q'], config: LlamaConfig
-) -> tuple[Float[Array, '#N Q 1 h'], Float[Array, '#N Q 1 h']]:
-  """cos and sin of each position's angles; h = head_dim / 2."""
-  angles = positions[..., None].astype(jnp.float32) * jnp.asarray(_frequencies(config))
-  return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-
-
-def _frequencies(config: LlamaConfig) -> Float[np.ndarray, 'h']:
-  """Radians per position."""
-  half = config.head_dim // 2
-  frequencies = config.rope_base ** (-np.arange(half) / half)
-  scaling = config.rope_scaling
-  if scaling is None:
-    return frequencies.astype(np.float32)
-  # Within the original context.
-  rotations = scaling.original_length * frequencies / (2 * np.pi)
-  low, high = scaling.low_freq_factor, scaling.high_freq_factor
-  kept = np.clip((rotations - low) / (high - low), 0, 1)
-  return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
-
-
-def _rotate(
-  x: Float[Array, 'N Q heads d'],
-  rotation: tuple[Float[Array, '#N Q 1 h'], Float[Array, '#N Q 1 h']],
-) -> Float[Array, 'N Q heads d']:
-  """Rotates the pairs (x_i, x_{i + d/2}), in float32."""
-  cos, sin = rotation
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

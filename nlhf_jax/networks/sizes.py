@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from nlhf_jax.networks import layers, llama, t5
+from nlhf_jax.networks import layers, llama, rope, t5
 from nlhf_jax.networks.network import Network
 
 # emb_dim, mlp_dim, num_heads, head_dim, layers of the encoder and of the decoder.
@@ -58,8 +58,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     'eos_id': 2,
   },
 }
-_LLAMA_3_1 = {'rope_scaling': llama.RopeScaling(factor=8.0)}
-_LLAMA_3_2 = {'rope_scaling': llama.RopeScaling(factor=32.0), 'logits_via_embedding': True}
+_LLAMA_3_1 = {'rope_scaling': rope.RopeScaling(factor=8.0)}
+_LLAMA_3_2 = {'rope_scaling': rope.RopeScaling(factor=32.0), 'logits_via_embedding': True}
 # Where a size differs from its family.
 _OWN: dict[str, dict[str, Any]] = {
   'llama_3_1_8b': _LLAMA_3_1,

@@ -120,21 +120,6 @@ def test_layouts_of_preference_models():
   )
 
 
-def test_stretched_rotations_of_llama_3():
-  """Slow ones by the full factor, fast ones not at all, those between by a mixture of both."""
-  plain = llama._frequencies(llama.LlamaConfig(11, head_dim=16, rope_base=1e3))
-  scaling = llama.RopeScaling(8.0, 1.0, 4.0, 32)
-  stretched = llama._frequencies(
-    llama.LlamaConfig(11, head_dim=16, rope_base=1e3, rope_scaling=scaling)
-  )
-  rotations = 32 * plain / (2 * np.pi)
-  np.testing.assert_allclose(stretched[rotations > 4], plain[rotations > 4])
-  np.testing.assert_allclose(stretched[rotations < 1], plain[rotations < 1] / 8)
-  between = (rotations > 1) & (rotations < 4)
-  assert between.any()
-  assert ((plain / 8 < stretched) & (stretched < plain))[between].all()
-
-
 def test_sizes_that_do_not_fit():
   with pytest.raises(ValueError, match='num_heads = 9 is no multiple of num_kv_heads = 4'):
     llama.LlamaConfig(11, num_kv_heads=4)

@@ -1,0 +1,154 @@
+"""Decoder-only families of Hugging Face: config.json in both directions, and the names of their tensors."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nlhf_jax.formats import hf_rope
+from nlhf_jax.formats.hf_layout import PROJECTIONS, Path, Tensor, expect, moved_ids, our_ids
+from nlhf_jax.networks import layers, llama
+from nlhf_jax.types import EOS, PAD
+
+# By model_type.
+KINDS = {
+  'llama': 'LlamaForCausalLM',
+  'mistral': 'MistralForCausalLM',
+  'qwen2': 'Qwen2ForCausalLM',
+}
+# Fields of ours that config.json does not hold, or that are not a network's own.
+_OURS: dict[str, Any] = {
+  'dtype': 'float32',
+  'execution': layers.PLAIN,
+  'max_position_embeddings': None,
+}
+
+
+def config_from_json(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
+  """The network that a config.json describes; raises ValueError where it uses what the network here does not have."""
+  heads = values['num_attention_heads']
+  pad_id = values.get('pad_token_id') or PAD
+  ends = values.get('eos_token_id')
+  eos_id, *other_ends = [EOS] if ends is None else ends if isinstance(ends, list) else [ends]
+  return llama.LlamaConfig(
+    vocab_size=values['vocab_size'],
+    dtype=dtype,
+    emb_dim=values['hidden_size'],
+    num_heads=heads,
+    num_kv_heads=values.get('num_key_value_heads') or heads,
+    num_layers=values['num_hidden_layers'],
+    head_dim=values.get('head_dim') or values['hidden_size'] // heads,
+    mlp_dim=values['intermediate_size'],
+    rope_base=hf_rope.read_base(values, 1e4),
+    rope_scaling=hf_rope.read_scaling(values),
+    norm_epsilon=values.get('rms_norm_eps', 1e-6),
+    logits_via_embedding=values.get('tie_word_embeddings', False),
+    pad_id=pad_id,
+    eos_id=eos_id,
+    other_ends=our_ids(other_ends, moved_ids(pad_id, eos_id)),
+    bos_id=values.get('bos_token_id'),
+    max_position_embeddings=values.get('max_position_embeddings'),
+    **_features(values),
+  )
+
+
+def _features(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of the network that are not sizes."""
+  kind = values['model_type']
+  expect(values, 'hidden_act', 'silu', 'silu')
+  expect(values, 'mlp_bias', False, False)
+  if kind == 'qwen2':
+    # Its queries, keys and values always have a bias; a window would be that of some layers alone.
+    expect(values, 'use_sliding_window', False, False)
+    return {'qkv_bias': True}
+  expect(values, 'attention_bias', False, False)
+  return {'sliding_window': values.get('sliding_window')}
+
+
+def config_to_json(config: llama.LlamaConfig) -> dict[str, Any]:
+  """config.json of the family that has what the network has.
+
+  Raises:
+    ValueError: there is none.
+  """
+  kind = _kind(config)
+  values = {
+    'architectures': [KINDS[kind]],
+    'model_type': kind,
+    'vocab_size': config.vocab_size,
+    'hidden_size': config.emb_dim,
+    'intermediate_size': config.mlp_dim,
+    'num_hidden_layers': config.num_layers,
+    'num_attention_heads': config.num_heads,
+    'num_key_value_heads': config.num_kv_heads,
+    'head_dim': config.head_dim,
+    'hidden_act': 'silu',
+    'rms_norm_eps': config.norm_epsilon,
+    'rope_theta': config.rope_base,
+    'sliding_window': config.sliding_window,
+    # Qwen2's; Mistral's goes by its size alone.
+    'use_sliding_window': False,
+    'tie_word_embeddings': config.logits_via_embedding,
+    **hf_rope.scaling_to_json(config.rope_scaling),
+    'bos_token_id': config.bos_id,
+    'pad_token_id': config.pad_id,
+    'eos_token_id': _ends(config),
+  }
+  if config.max_position_embeddings is not None:
+    values['max_position_embeddings'] = config.max_position_embeddings
+  _check_that_it_reads_back(values, config)
+  return values
+
+
+def _check_that_it_reads_back(values: Mapping[str, Any], config: llama.LlamaConfig) -> None:
+  found, wanted = (
+    vars(dataclasses.replace(x, **_OURS)) for x in (config_from_json(values, None), config)
+  )
+  for name, value in wanted.items():
+    if found[name] != value:
+      raise ValueError(
+        f'No model of Hugging Face that is known here has this network: {values["model_type"]} comes closest, with '
+        f'{name} = {found[name]} in place of {value}.'
+      )
+
+
+def _kind(config: llama.LlamaConfig) -> str:
+  """The family whose features a network has."""
+  if config.qkv_bias:
+    return 'qwen2'
+  return 'mistral' if config.sliding_window else 'llama'
+
+
+def _ends(config: llama.LlamaConfig) -> int | list[int]:
+  """Theirs; of several, the first is EOS."""
+  moved = moved_ids(config.pad_id, config.eos_id)
+  others = [moved.get(number, number) for number in config.other_ends]
+  return [config.eos_id, *others] if others else config.eos_id
+
+
+def tensor_for(config: llama.LlamaConfig) -> Callable[[Path], Tensor]:
+  """The function from a path in the parameter tree to its tensor."""
+  del config
+  return _tensor
+
+
+def _tensor(path: Path) -> Tensor:
+  if path == ('token_embedder', 'embedding'):
+    return Tensor('model.embed_tokens.weight', by_token=True)
+  _, block, *rest = path
+  if block == 'logits_dense':
+    return Tensor('lm_head.weight', transposed=True, by_token=True)
+  if block == 'decoder_norm':
+    return Tensor('model.norm.weight')
+  start = f'model.layers.{block.removeprefix("layers_")}.'
+  part, *inside = rest
+  if part == 'pre_self_attention_layer_norm':
+    return Tensor(f'{start}input_layernorm.weight')
+  if part == 'pre_mlp_layer_norm':
+    return Tensor(f'{start}post_attention_layernorm.weight')
+  if part == 'mlp':
+    name = {'wi_0': 'gate', 'wi_1': 'up', 'wo': 'down'}[inside[0]]
+    return Tensor(f'{start}mlp.{name}_proj.weight', transposed=True)
+  name = f'{start}self_attn.{PROJECTIONS[inside[0]]}_proj'
+  if inside[1] == 'bias':
+    return Tensor(f'{name}.bias')
+  return Tensor(f'{name}.weight', transposed=True)
