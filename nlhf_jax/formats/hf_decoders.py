@@ -14,6 +14,7 @@ KINDS = {
   'llama': 'LlamaForCausalLM',
   'mistral': 'MistralForCausalLM',
   'qwen2': 'Qwen2ForCausalLM',
+  'qwen3': 'Qwen3ForCausalLM',
 }
 # Fields of ours that config.json does not hold, or that are not a network's own.
 _OURS: dict[str, Any] = {
@@ -61,6 +62,9 @@ def _features(values: Mapping[str, Any]) -> dict[str, Any]:
     expect(values, 'use_sliding_window', False, False)
     return {'qkv_bias': True}
   expect(values, 'attention_bias', False, False)
+  if kind == 'qwen3':
+    expect(values, 'use_sliding_window', False, False)
+    return {'qk_norm': 'head'}
   return {'sliding_window': values.get('sliding_window')}
 
 
@@ -85,7 +89,7 @@ def config_to_json(config: llama.LlamaConfig) -> dict[str, Any]:
     'rms_norm_eps': config.norm_epsilon,
     'rope_theta': config.rope_base,
     'sliding_window': config.sliding_window,
-    # Qwen2's; Mistral's goes by its size alone.
+    # Qwen's; Mistral's goes by its size alone.
     'use_sliding_window': False,
     'tie_word_embeddings': config.logits_via_embedding,
     **hf_rope.scaling_to_json(config.rope_scaling),
@@ -115,6 +119,8 @@ def _kind(config: llama.LlamaConfig) -> str:
   """The family whose features a network has."""
   if config.qkv_bias:
     return 'qwen2'
+  if config.qk_norm == 'head':
+    return 'qwen3'
   return 'mistral' if config.sliding_window else 'llama'
 
 
@@ -148,6 +154,8 @@ def _tensor(path: Path) -> Tensor:
   if part == 'mlp':
     name = {'wi_0': 'gate', 'wi_1': 'up', 'wo': 'down'}[inside[0]]
     return Tensor(f'{start}mlp.{name}_proj.weight', transposed=True)
+  if inside[0] in ('query_norm', 'key_norm'):
+    return Tensor(f'{start}self_attn.{inside[0][0]}_norm.weight')
   name = f'{start}self_attn.{PROJECTIONS[inside[0]]}_proj'
   if inside[1] == 'bias':
     return Tensor(f'{name}.bias')

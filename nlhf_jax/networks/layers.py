@@ -54,15 +54,17 @@ class LayerNorm(nn.Module):
 
   dtype: Any = jnp.float32
   epsilon: float = 1e-6
+  # The logical axis that it is over.
+  axis: str = 'embed'
 
   @nn.compact
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b E']:
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     scale = partitioning.param_with_axes(
-      'scale', nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=('embed',)
+      'scale', nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=(self.axis,)
     )
-    scale = axes.gather(scale, ('embed',))
+    scale = axes.gather(scale, (self.axis,))
     return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Llama and its kin (SmolLM2, Qwen2.5, Mistral) in Flax Linen, with the method signatures of `t5`.
+"""Llama and its kin (SmolLM2, Qwen2.5 and 3, Mistral) in Flax Linen, with the method signatures of `t5`.
 
 A decoder-only network is one stack over a prompt and its response. Here its pass has two parts. `encode` runs the prompt
 and gives its keys and values; `decode` runs responses, whose queries read those and their own. So the k responses to a
@@ -10,6 +10,7 @@ Source: Touvron et al. (2023), arXiv:2302.13971; Su et al. (2021), arXiv:2104.09
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ class LlamaConfig:
   norm_epsilon: float = 1e-5
   # Qwen2.5 has biases on queries, keys and values.
   qkv_bias: bool = False
+  # RMS norms of queries and keys before they are rotated: of each head's by itself ('head': Qwen3), of those of all heads
+  # together ('projection': OLMo 2), or none.
+  qk_norm: str | None = None
   # Tokens that a token sees, itself included (Mistral 7B 0.1); None: all.
   sliding_window: int | None = None
   logits_via_embedding: bool = False
@@ -64,6 +68,8 @@ class LlamaConfig:
       raise ValueError(
         f'num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}.'
       )
+    if self.qk_norm not in (None, 'head', 'projection'):
+      raise ValueError(f'qk_norm must be head, projection or None, got {self.qk_norm!r}.')
     if self.pad_id == self.eos_id:
       raise ValueError(
         f'pad_id and eos_id are both {self.pad_id}: name an id that no text uses for padding.'
@@ -313,7 +319,11 @@ class Attention(nn.Module):
     dense = layers.Dense(
       features, ('embed', 'joined_kv'), cfg.dtype, use_bias=cfg.qkv_bias, name=name
     )
-    return dense(x).reshape(*x.shape[:2], heads, cfg.head_dim)
+    y, norm_of = dense(x), cfg.qk_norm if name != 'value' else None
+    norm = functools.partial(layers.LayerNorm, cfg.dtype, cfg.norm_epsilon, name=f'{name}_norm')
+    y = norm('joined_kv')(y) if norm_of == 'projection' else y
+    y = y.reshape(*x.shape[:2], heads, cfg.head_dim)
+    return norm('kv')(y) if norm_of == 'head' else y
 
 
 def _grouped(query: Float[Array, 'N Q heads d'], cfg: LlamaConfig) -> Float[Array, 'N G R Q d']:

@@ -17,7 +17,17 @@ from nlhf_jax.formats import hf, hf_layout, hf_models
 from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', 'llama', 'smollm2', 'qwen2_5', 'mistral', 'yarn')
+FAMILIES = (
+  't5_1_0',
+  't5_1_1',
+  'flan_t5',
+  'llama',
+  'smollm2',
+  'qwen2_5',
+  'mistral',
+  'yarn',
+  'qwen3',
+)
 
 
 def _like(network):
@@ -70,7 +80,7 @@ def test_live_logits_before_and_after_export(family, tmp_path):
   np.testing.assert_allclose(golden.logits_of(again, *inputs), theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize('family', ['llama', 'qwen2_5', 'mistral'])
+@pytest.mark.parametrize('family', ['llama', 'qwen2_5', 'mistral', 'yarn', 'qwen3'])
 def test_cached_decoding_equals_uncached(family):
   """Ragged prompts, and two lanes to each."""
   network, params = _load(GOLDEN / 'hf' / family)

@@ -64,7 +64,17 @@ ROPES = (
   (1e3, 64, {**YARN, 'truncate': False, 'mscale': 0.7, 'mscale_all_dim': 1.2}),
   (1e3, 64, {**YARN, 'attention_factor': 1.3, 'beta_slow': 2}),
 )
-FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', 'llama', 'smollm2', 'qwen2_5', 'mistral', 'yarn')
+FAMILIES = (
+  't5_1_0',
+  't5_1_1',
+  'flan_t5',
+  'llama',
+  'smollm2',
+  'qwen2_5',
+  'mistral',
+  'yarn',
+  'qwen3',
+)
 
 
 def make_model(family: str, seed: int) -> transformers.PreTrainedModel:
@@ -89,6 +99,9 @@ def _new(family: str) -> transformers.PreTrainedModel:
   if family == 'qwen2_5':
     config = transformers.Qwen2Config(**LLAMA, tie_word_embeddings=True, pad_token_id=7)
     return transformers.Qwen2ForCausalLM(config)
+  if family == 'qwen3':
+    config = transformers.Qwen3Config(**LLAMA, head_dim=6, tie_word_embeddings=True, pad_token_id=7)
+    return transformers.Qwen3ForCausalLM(config)
   if family == 'mistral':
     config = transformers.MistralConfig(
       **LLAMA,

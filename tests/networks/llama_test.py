@@ -32,12 +32,21 @@ def _params(seed=0, **changes):
   )
 
 
+@functools.cache
+def _apply(**changes):
+  return jax.jit(_network(**changes).apply)
+
+
 def _logits(params, prompts, responses, **changes):
   inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
-  return jax.jit(_network(**changes).apply)({'params': params}, prompts, inputs, responses)
+  return _apply(**changes)({'params': params}, prompts, inputs, responses)
 
 
-@pytest.mark.parametrize('changes', [{}, {'sliding_window': 3}, {'qkv_bias': True}])
+# Features that networks have or have not, each.
+FEATURES = [{'sliding_window': 3}, {'qkv_bias': True}, {'qk_norm': 'head'}]
+
+
+@pytest.mark.parametrize('changes', [{}, *FEATURES])
 def test_prompt_and_response_as_one_text(changes):
   """Wherever a text is split in two, the logits of the second part are the same; padding changes nothing."""
   params = _params(**changes)
@@ -49,14 +58,15 @@ def test_prompt_and_response_as_one_text(changes):
     np.testing.assert_allclose(rest, expected[:, split - 1 :], atol=2e-5)
 
 
-def test_shared_prompts_equal_repeated_ones():
+@pytest.mark.parametrize('changes', [{}, *FEATURES[2:]])
+def test_shared_prompts_equal_repeated_ones(changes):
   """Two responses to each of three prompts are as good as six prompts."""
-  params = _params()
-  shared = _logits(params, PROMPTS, RESPONSES)
-  repeated = _logits(params, np.repeat(PROMPTS, 2, axis=0), RESPONSES)
+  params = _params(**changes)
+  shared = _logits(params, PROMPTS, RESPONSES, **changes)
+  repeated = _logits(params, np.repeat(PROMPTS, 2, axis=0), RESPONSES, **changes)
   np.testing.assert_allclose(shared, repeated, atol=1e-5)
   with pytest.raises(ValueError, match='6 decoder rows for 4 prompts'):
-    _logits(params, np.ones((4, 2), np.int32), RESPONSES)
+    _logits(params, np.ones((4, 2), np.int32), RESPONSES, **changes)
 
 
 def test_gradients_by_finite_differences():
@@ -84,17 +94,19 @@ def test_gradients_by_finite_differences():
   np.testing.assert_allclose(slope, expected, rtol=2e-2)
 
 
-@pytest.mark.parametrize('beta', [0.0, 0.5, 1.0])
-def test_greedy_mixture_equals_uncached_argmax(beta):
+@pytest.mark.parametrize(
+  ('beta', 'changes'), [(0.0, {}), (0.5, {}), (1.0, {}), *((0.5, x) for x in FEATURES[2:])]
+)
+def test_greedy_mixture_equals_uncached_argmax(beta, changes):
   """Two networks, ragged prompts, past the end of some responses; every token is the uncached argmax."""
-  sets = PolicyParams(_params(0), {'reference': _params(7)})
-  play = policy.from_network(_network(), decoding.Sampling(6, temperature=0)).play
+  sets = PolicyParams(_params(0, **changes), {'reference': _params(7, **changes)})
+  play = policy.from_network(_network(**changes), decoding.Sampling(6, temperature=0)).play
   prompts = Prompts(jnp.asarray(PROMPTS), jnp.arange(3))
   run = jax.jit(lambda rng: play(sets, [mixture.between(beta)], prompts, rng, 1))
   drawn = np.asarray(run(jax.random.key(0))[0].tokens)
   written = np.zeros_like(drawn)
   for t in range(drawn.shape[1]):
-    pair = [_logits(_params(seed), PROMPTS, written)[:, t] for seed in (0, 7)]
+    pair = [_logits(_params(seed, **changes), PROMPTS, written, **changes)[:, t] for seed in (0, 7)]
     mixed = np.array((1 - beta) * pair[0] + beta * pair[1])
     mixed[:, PAD] = -np.inf
     ended = (written == EOS).any(axis=1)
