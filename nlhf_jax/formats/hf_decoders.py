@@ -1,18 +1,28 @@
 """Decoder-only families of Hugging Face: config.json in both directions, and the names of their tensors."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from nlhf_jax.formats import hf_rope
-from nlhf_jax.formats.hf_layout import PROJECTIONS, Path, Tensor, expect, moved_ids, our_ids
-from nlhf_jax.networks import layers, llama
+from nlhf_jax.formats.hf_layout import (
+  PROJECTIONS,
+  Path,
+  Rows,
+  Tensor,
+  expect,
+  moved_ids,
+  our_ids,
+)
+from nlhf_jax.networks import layers, llama, rope
 from nlhf_jax.types import EOS, PAD
 
 # By model_type.
 KINDS = {
   'llama': 'LlamaForCausalLM',
   'mistral': 'MistralForCausalLM',
+  'phi3': 'Phi3ForCausalLM',
   'qwen2': 'Qwen2ForCausalLM',
   'qwen3': 'Qwen3ForCausalLM',
 }
@@ -65,7 +75,7 @@ def _features(values: Mapping[str, Any]) -> dict[str, Any]:
   if kind == 'qwen3':
     expect(values, 'use_sliding_window', False, False)
     return {'qk_norm': 'head'}
-  return {'sliding_window': values.get('sliding_window')}
+  return {'sliding_window': values.get('sliding_window'), 'fused_in_files': kind == 'phi3'}
 
 
 def config_to_json(config: llama.LlamaConfig) -> dict[str, Any]:
@@ -99,6 +109,9 @@ def config_to_json(config: llama.LlamaConfig) -> dict[str, Any]:
   }
   if config.max_position_embeddings is not None:
     values['max_position_embeddings'] = config.max_position_embeddings
+  if kind == 'phi3' and isinstance(config.rope_scaling, rope.LongScaling):
+    # Where it looks first.
+    values['original_max_position_embeddings'] = config.rope_scaling.original_length
   _check_that_it_reads_back(values, config)
   return values
 
@@ -121,6 +134,8 @@ def _kind(config: llama.LlamaConfig) -> str:
     return 'qwen2'
   if config.qk_norm == 'head':
     return 'qwen3'
+  if config.fused_in_files:
+    return 'phi3'
   return 'mistral' if config.sliding_window else 'llama'
 
 
@@ -133,8 +148,23 @@ def _ends(config: llama.LlamaConfig) -> int | list[int]:
 
 def tensor_for(config: llama.LlamaConfig) -> Callable[[Path], Tensor]:
   """The function from a path in the parameter tree to its tensor."""
-  del config
-  return _tensor
+  return (lambda path: _fused_tensor(path, config)) if config.fused_in_files else _tensor
+
+
+def _fused_tensor(path: Path, config: llama.LlamaConfig) -> Tensor:
+  """Queries, keys and values in one tensor, and what the MLP reads of its input."""
+  heads, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+  for module, sizes in (
+    ('self_attn.qkv_proj', {'query': heads, 'key': shared, 'value': shared}),
+    ('mlp.gate_up_proj', {'wi_0': config.mlp_dim, 'wi_1': config.mlp_dim}),
+  ):
+    if path[-2] in sizes:
+      ends = dict(zip(sizes, itertools.accumulate(sizes.values()), strict=True))
+      end, total = ends[path[-2]], sum(sizes.values())
+      rows = Rows(end - sizes[path[-2]], end, total)
+      name = f'model.layers.{path[1].removeprefix("layers_")}.{module}.weight'
+      return Tensor(name, transposed=True, rows=rows)
+  return _tensor(path)
 
 
 def _tensor(path: Path) -> Tensor:

@@ -9,6 +9,15 @@ Path = tuple[str, ...]
 PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
 
 
+class Rows(NamedTuple):
+  """Rows of a tensor that holds several leaves, one below the other."""
+
+  start: int
+  stop: int
+  # Of all leaves together.
+  total: int
+
+
 class Tensor(NamedTuple):
   """The tensor that holds a leaf of ours."""
 
@@ -17,6 +26,8 @@ class Tensor(NamedTuple):
   transposed: bool = False
   # Its rows are by token of the vocabulary, some of which have other ids there.
   by_token: bool = False
+  # Where the leaf is in the tensor; None: it is all of it.
+  rows: Rows | None = None
 
 
 def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:

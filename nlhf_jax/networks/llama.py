@@ -1,4 +1,4 @@
-"""Llama and its kin (SmolLM2, Qwen2.5 and 3, Mistral) in Flax Linen, with the method signatures of `t5`.
+"""Llama and its kin (SmolLM2, Qwen2.5 and 3, Mistral, Phi-3) in Flax Linen, with the method signatures of `t5`.
 
 A decoder-only network is one stack over a prompt and its response. Here its pass has two parts. `encode` runs the prompt
 and gives its keys and values; `decode` runs responses, whose queries read those and their own. So the k responses to a
@@ -61,6 +61,8 @@ class LlamaConfig:
   # vocabulary, and the longest context.
   bos_id: int | None = None
   max_position_embeddings: int | None = None
+  # Whether files hold queries, keys and values in one tensor, and what the MLP reads of its input in another (Phi-3).
+  fused_in_files: bool = False
 
   def __post_init__(self):
     layers.check_execution(self.execution)

@@ -29,6 +29,7 @@ _DECODER_ONLY = {
   'llama_3_2_3b': (3072, 8192, 24, 8, 128, 28),
   'mistral_7b_v0_1': (4096, 14336, 32, 8, 128, 32),
   'mistral_7b_v0_3': (4096, 14336, 32, 8, 128, 32),
+  'phi_3_mini': (3072, 8192, 32, 32, 96, 32),
   'qwen2_5_0_5b': (896, 4864, 14, 2, 64, 24),
   'qwen2_5_1_5b': (1536, 8960, 12, 2, 128, 28),
   'qwen2_5_3b': (2048, 11008, 16, 2, 128, 36),
@@ -46,6 +47,13 @@ _DECODER_ONLY = {
 _FAMILIES: dict[str, dict[str, Any]] = {
   'llama_3': {'vocab_size': 128256, 'rope_base': 5e5, 'pad_id': 128004, 'eos_id': 128009},
   'mistral': {'vocab_size': 32768, 'rope_base': 1e6, 'pad_id': 0, 'eos_id': 2},
+  'phi_3': {
+    'vocab_size': 32064,
+    'sliding_window': 2047,
+    'fused_in_files': True,
+    'pad_id': 32000,
+    'eos_id': 32007,
+  },
   'qwen2_5': {
     'vocab_size': 151936,
     'rope_base': 1e6,

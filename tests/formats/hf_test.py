@@ -27,6 +27,7 @@ FAMILIES = (
   'mistral',
   'yarn',
   'qwen3',
+  'phi3',
 )
 
 
@@ -80,7 +81,7 @@ def test_live_logits_before_and_after_export(family, tmp_path):
   np.testing.assert_allclose(golden.logits_of(again, *inputs), theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize('family', ['llama', 'qwen2_5', 'mistral', 'yarn', 'qwen3'])
+@pytest.mark.parametrize('family', ['llama', 'qwen2_5', 'mistral', 'yarn', 'qwen3', 'phi3'])
 def test_cached_decoding_equals_uncached(family):
   """Ragged prompts, and two lanes to each."""
   network, params = _load(GOLDEN / 'hf' / family)
@@ -159,6 +160,15 @@ def test_error_of_a_missing_tensor(broken):
 def test_error_of_an_extra_tensor(broken):
   with pytest.raises(ValueError, match=r'holds the tensor encoder\.extra\.weight'):
     broken(**{'encoder.extra.weight': np.zeros(3, np.float32)})
+
+
+def test_error_of_a_misshapen_fused_tensor(tmp_path):
+  shutil.copytree(GOLDEN / 'hf' / 'phi3', tmp_path / 'model')
+  tensors = safetensors.numpy.load_file(tmp_path / 'model' / 'model.safetensors')
+  tensors['model.layers.0.mlp.gate_up_proj.weight'] = np.zeros((42, 16), np.float32)
+  safetensors.numpy.save_file(tensors, tmp_path / 'model' / 'model.safetensors')
+  with pytest.raises(ValueError, match=r'gate_up_proj.*\(16, 42\).*\(16, 20\)'):
+    _load(tmp_path / 'model')
 
 
 def test_error_of_a_misshapen_tensor(broken):

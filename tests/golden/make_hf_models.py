@@ -55,6 +55,12 @@ YARN = {
   'beta_fast': 4.0,
   'original_max_position_embeddings': 32,
 }
+LONG = {
+  'rope_type': 'longrope',
+  'rope_theta': 1e3,
+  'short_factor': [1.25, 1.75],
+  'long_factor': [1.3, 4.0],
+}
 # Of heads of 16: base, longest text, rope_parameters.
 ROPES = (
   (1e3, 64, {'rope_type': 'linear', 'factor': 4.0}),
@@ -74,6 +80,7 @@ FAMILIES = (
   'mistral',
   'yarn',
   'qwen3',
+  'phi3',
 )
 
 
@@ -102,6 +109,17 @@ def _new(family: str) -> transformers.PreTrainedModel:
   if family == 'qwen3':
     config = transformers.Qwen3Config(**LLAMA, head_dim=6, tie_word_embeddings=True, pad_token_id=7)
     return transformers.Qwen3ForCausalLM(config)
+  if family == 'phi3':
+    config = transformers.Phi3Config(
+      **LLAMA,
+      sliding_window=6,
+      pad_token_id=7,
+      rope_parameters=LONG,
+      max_position_embeddings=256,
+      original_max_position_embeddings=64,
+      attn_implementation='eager',
+    )
+    return transformers.Phi3ForCausalLM(config)
   if family == 'mistral':
     config = transformers.MistralConfig(
       **LLAMA,
