@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nlhf_jax.formats import hf_rope
@@ -22,10 +22,15 @@ from nlhf_jax.types import EOS, PAD
 KINDS = {
   'llama': 'LlamaForCausalLM',
   'mistral': 'MistralForCausalLM',
+  'olmo2': 'Olmo2ForCausalLM',
   'phi3': 'Phi3ForCausalLM',
   'qwen2': 'Qwen2ForCausalLM',
   'qwen3': 'Qwen3ForCausalLM',
+  'smollm3': 'SmolLM3ForCausalLM',
 }
+# What a missing rope_theta means, where it is not 10,000; and families whose embedding is the output layer unless they say no.
+_ROPE_BASES = {'smollm3': 2e6}
+_TIED = ('smollm3',)
 # Fields of ours that config.json does not hold, or that are not a network's own.
 _OURS: dict[str, Any] = {
   'dtype': 'float32',
@@ -36,7 +41,7 @@ _OURS: dict[str, Any] = {
 
 def config_from_json(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
   """The network that a config.json describes; raises ValueError where it uses what the network here does not have."""
-  heads = values['num_attention_heads']
+  kind, heads = values['model_type'], values['num_attention_heads']
   pad_id = values.get('pad_token_id') or PAD
   ends = values.get('eos_token_id')
   eos_id, *other_ends = [EOS] if ends is None else ends if isinstance(ends, list) else [ends]
@@ -49,10 +54,10 @@ def config_from_json(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig
     num_layers=values['num_hidden_layers'],
     head_dim=values.get('head_dim') or values['hidden_size'] // heads,
     mlp_dim=values['intermediate_size'],
-    rope_base=hf_rope.read_base(values, 1e4),
+    rope_base=hf_rope.read_base(values, _ROPE_BASES.get(kind, 1e4)),
     rope_scaling=hf_rope.read_scaling(values),
     norm_epsilon=values.get('rms_norm_eps', 1e-6),
-    logits_via_embedding=values.get('tie_word_embeddings', False),
+    logits_via_embedding=values.get('tie_word_embeddings', kind in _TIED),
     pad_id=pad_id,
     eos_id=eos_id,
     other_ends=our_ids(other_ends, moved_ids(pad_id, eos_id)),
@@ -72,10 +77,31 @@ def _features(values: Mapping[str, Any]) -> dict[str, Any]:
     expect(values, 'use_sliding_window', False, False)
     return {'qkv_bias': True}
   expect(values, 'attention_bias', False, False)
-  if kind == 'qwen3':
+  if kind in ('qwen3', 'smollm3'):
     expect(values, 'use_sliding_window', False, False)
+  if kind == 'qwen3':
     return {'qk_norm': 'head'}
+  if kind == 'smollm3':
+    number, every = values['num_hidden_layers'], values.get('no_rope_layer_interval', 4)
+    rotary = values.get('no_rope_layers') or [(n + 1) % every != 0 for n in range(number)]
+    return {'rotary_pattern': _pattern(rotary[:number])}
+  if kind == 'olmo2':
+    return {'qk_norm': 'projection', 'norms_before': False, 'norms_after': True}
   return {'sliding_window': values.get('sliding_window'), 'fused_in_files': kind == 'phi3'}
+
+
+def _pattern(of_layers: Sequence[Any]) -> tuple[bool, ...]:
+  """The shortest that makes these, where it is repeated."""
+  given = [bool(x) for x in of_layers]
+  lengths = range(1, len(given) + 1)
+  return next(
+    tuple(given[:n]) for n in lengths if all(x == given[i % n] for i, x in enumerate(given))
+  )
+
+
+def _repeated(pattern: Sequence[bool], config: llama.LlamaConfig) -> list[bool]:
+  """Of each layer."""
+  return [pattern[n % len(pattern)] for n in range(config.num_layers)]
 
 
 def config_to_json(config: llama.LlamaConfig) -> dict[str, Any]:
@@ -107,6 +133,8 @@ def config_to_json(config: llama.LlamaConfig) -> dict[str, Any]:
     'pad_token_id': config.pad_id,
     'eos_token_id': _ends(config),
   }
+  if kind == 'smollm3':
+    values['no_rope_layers'] = [int(x) for x in _repeated(config.rotary_pattern, config)]
   if config.max_position_embeddings is not None:
     values['max_position_embeddings'] = config.max_position_embeddings
   if kind == 'phi3' and isinstance(config.rope_scaling, rope.LongScaling):
@@ -132,8 +160,10 @@ def _kind(config: llama.LlamaConfig) -> str:
   """The family whose features a network has."""
   if config.qkv_bias:
     return 'qwen2'
-  if config.qk_norm == 'head':
-    return 'qwen3'
+  if config.qk_norm:
+    return 'qwen3' if config.qk_norm == 'head' else 'olmo2'
+  if not all(config.rotary_pattern):
+    return 'smollm3'
   if config.fused_in_files:
     return 'phi3'
   return 'mistral' if config.sliding_window else 'llama'
@@ -148,7 +178,8 @@ def _ends(config: llama.LlamaConfig) -> int | list[int]:
 
 def tensor_for(config: llama.LlamaConfig) -> Callable[[Path], Tensor]:
   """The function from a path in the parameter tree to its tensor."""
-  return (lambda path: _fused_tensor(path, config)) if config.fused_in_files else _tensor
+  find = _fused_tensor if config.fused_in_files else _tensor
+  return lambda path: find(path, config)
 
 
 def _fused_tensor(path: Path, config: llama.LlamaConfig) -> Tensor:
@@ -164,10 +195,10 @@ def _fused_tensor(path: Path, config: llama.LlamaConfig) -> Tensor:
       rows = Rows(end - sizes[path[-2]], end, total)
       name = f'model.layers.{path[1].removeprefix("layers_")}.{module}.weight'
       return Tensor(name, transposed=True, rows=rows)
-  return _tensor(path)
+  return _tensor(path, config)
 
 
-def _tensor(path: Path) -> Tensor:
+def _tensor(path: Path, config: llama.LlamaConfig) -> Tensor:
   if path == ('token_embedder', 'embedding'):
     return Tensor('model.embed_tokens.weight', by_token=True)
   _, block, *rest = path
@@ -177,10 +208,8 @@ def _tensor(path: Path) -> Tensor:
     return Tensor('model.norm.weight')
   start = f'model.layers.{block.removeprefix("layers_")}.'
   part, *inside = rest
-  if part == 'pre_self_attention_layer_norm':
-    return Tensor(f'{start}input_layernorm.weight')
-  if part == 'pre_mlp_layer_norm':
-    return Tensor(f'{start}post_attention_layernorm.weight')
+  if part.endswith('_layer_norm'):
+    return Tensor(f'{start}{_norm(part, config)}.weight')
   if part == 'mlp':
     name = {'wi_0': 'gate', 'wi_1': 'up', 'wo': 'down'}[inside[0]]
     return Tensor(f'{start}mlp.{name}_proj.weight', transposed=True)
@@ -190,3 +219,14 @@ def _tensor(path: Path) -> Tensor:
   if inside[1] == 'bias':
     return Tensor(f'{name}.bias')
   return Tensor(f'{name}.weight', transposed=True)
+
+
+def _norm(part: str, config: llama.LlamaConfig) -> str:
+  """What they call a norm; the one before the MLP comes after attention, where none else does."""
+  before_mlp = 'pre_feedforward_layernorm' if config.norms_after else 'post_attention_layernorm'
+  return {
+    'pre_self_attention_layer_norm': 'input_layernorm',
+    'pre_mlp_layer_norm': before_mlp,
+    'post_self_attention_layer_norm': 'post_attention_layernorm',
+    'post_mlp_layer_norm': 'post_feedforward_layernorm',
+  }[part]

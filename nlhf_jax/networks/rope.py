@@ -120,7 +120,9 @@ def check_length(scaling: Scaling | None, length: int) -> None:
 
 
 def rotation(
-  positions: Int[Array, '#N Q'], frequencies: Float[Array | np.ndarray, 'h'], amplitude: float
+  positions: Int[Array, '#N Q'],
+  frequencies: Float[Array | np.ndarray, 'h'],
+  amplitude: float | Float[Array, ''],
 ) -> Rotation:
   """cos and sin of each position's angles."""
   angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies)

@@ -81,6 +81,8 @@ FAMILIES = (
   'yarn',
   'qwen3',
   'phi3',
+  'smollm3',
+  'olmo2',
 )
 
 
@@ -120,6 +122,14 @@ def _new(family: str) -> transformers.PreTrainedModel:
       attn_implementation='eager',
     )
     return transformers.Phi3ForCausalLM(config)
+  if family == 'smollm3':
+    config = transformers.SmolLM3Config(
+      **LLAMA, no_rope_layer_interval=2, tie_word_embeddings=True, pad_token_id=7
+    )
+    return transformers.SmolLM3ForCausalLM(config)
+  if family == 'olmo2':
+    config = transformers.Olmo2Config(**LLAMA, tie_word_embeddings=False, pad_token_id=7)
+    return transformers.Olmo2ForCausalLM(config)
   if family == 'mistral':
     config = transformers.MistralConfig(
       **LLAMA,

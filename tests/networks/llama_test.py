@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.models import mixture, policy, preference_model, rater
-from nlhf_jax.networks import axes, decoding, llama
+from nlhf_jax.networks import axes, decoding, layers, llama
 from nlhf_jax.types import EOS, PAD, PolicyParams, Prompts
 from tests import tiny
 
@@ -43,7 +43,13 @@ def _logits(params, prompts, responses, **changes):
 
 
 # Features that networks have or have not, each.
-FEATURES = [{'sliding_window': 3}, {'qkv_bias': True}, {'qk_norm': 'head'}]
+FEATURES: list[dict] = [
+  {'sliding_window': 3},
+  {'qkv_bias': True},
+  {'qk_norm': 'head'},
+  {'qk_norm': 'projection', 'norms_before': False, 'norms_after': True},
+  {'rotary_pattern': (True, False)},
+]
 
 
 @pytest.mark.parametrize('changes', [{}, *FEATURES])
@@ -67,6 +73,18 @@ def test_shared_prompts_equal_repeated_ones(changes):
   np.testing.assert_allclose(shared, repeated, atol=1e-5)
   with pytest.raises(ValueError, match='6 decoder rows for 4 prompts'):
     _logits(params, np.ones((4, 2), np.int32), RESPONSES, **changes)
+
+
+@pytest.mark.parametrize('changes', FEATURES[3:])
+@pytest.mark.parametrize(
+  'execution',
+  [layers.Execution(scan=True), layers.Execution(True, 'layers'), layers.Execution(False, 'dots')],
+)
+def test_scanned_layers_of_several_kinds(changes, execution):
+  params = _params(**changes)
+  expected = _logits(params, PROMPTS, RESPONSES, **changes)
+  found = _logits(params, PROMPTS, RESPONSES, **changes, execution=execution)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_gradients_by_finite_differences():
