@@ -20,6 +20,8 @@ from nlhf_jax.types import EOS, PAD
 
 # By model_type.
 KINDS = {
+  'gemma2': 'Gemma2ForCausalLM',
+  'gemma3_text': 'Gemma3ForCausalLM',
   'llama': 'LlamaForCausalLM',
   'mistral': 'MistralForCausalLM',
   'olmo2': 'Olmo2ForCausalLM',
@@ -29,8 +31,9 @@ KINDS = {
   'smollm3': 'SmolLM3ForCausalLM',
 }
 # What a missing rope_theta means, where it is not 10,000; and families whose embedding is the output layer unless they say no.
-_ROPE_BASES = {'smollm3': 2e6}
-_TIED = ('smollm3',)
+_ROPE_BASES = {'smollm3': 2e6, 'gemma3_text': 1e6}
+_TIED = ('smollm3', 'gemma2', 'gemma3_text')
+_GEMMA = ('gemma2', 'gemma3_text')
 # Fields of ours that config.json does not hold, or that are not a network's own.
 _OURS: dict[str, Any] = {
   'dtype': 'float32',
@@ -42,6 +45,7 @@ _OURS: dict[str, Any] = {
 def config_from_json(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
   """The network that a config.json describes; raises ValueError where it uses what the network here does not have."""
   kind, heads = values['model_type'], values['num_attention_heads']
+  rotations, _ = _rotations(values)
   pad_id = values.get('pad_token_id') or PAD
   ends = values.get('eos_token_id')
   eos_id, *other_ends = [EOS] if ends is None else ends if isinstance(ends, list) else [ends]
@@ -54,8 +58,8 @@ def config_from_json(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig
     num_layers=values['num_hidden_layers'],
     head_dim=values.get('head_dim') or values['hidden_size'] // heads,
     mlp_dim=values['intermediate_size'],
-    rope_base=hf_rope.read_base(values, _ROPE_BASES.get(kind, 1e4)),
-    rope_scaling=hf_rope.read_scaling(values),
+    rope_base=hf_rope.read_base(rotations, _ROPE_BASES.get(kind, 1e4)),
+    rope_scaling=hf_rope.read_scaling(rotations),
     norm_epsilon=values.get('rms_norm_eps', 1e-6),
     logits_via_embedding=values.get('tie_word_embeddings', kind in _TIED),
     pad_id=pad_id,
@@ -70,6 +74,8 @@ def config_from_json(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig
 def _features(values: Mapping[str, Any]) -> dict[str, Any]:
   """Fields of the network that are not sizes."""
   kind = values['model_type']
+  if kind in _GEMMA:
+    return _gemma_features(values)
   expect(values, 'hidden_act', 'silu', 'silu')
   expect(values, 'mlp_bias', False, False)
   if kind == 'qwen2':
@@ -88,6 +94,58 @@ def _features(values: Mapping[str, Any]) -> dict[str, Any]:
   if kind == 'olmo2':
     return {'qk_norm': 'projection', 'norms_before': False, 'norms_after': True}
   return {'sliding_window': values.get('sliding_window'), 'fused_in_files': kind == 'phi3'}
+
+
+def _gemma_features(values: Mapping[str, Any]) -> dict[str, Any]:
+  tanh = 'gelu_pytorch_tanh'
+  expect(values, 'hidden_activation', tanh, tanh)
+  expect(values, 'attention_bias', False, False)
+  if values.get('use_bidirectional_attention'):
+    expect(values, 'use_bidirectional_attention', False, False)
+  third, number = values['model_type'] == 'gemma3_text', values['num_hidden_layers']
+  every = values.get('sliding_window_pattern', 6) if third else 2
+  types = values.get('layer_types')
+  windows = (
+    [name == 'sliding_attention' for name in types]
+    if types
+    else [(n + 1) % every != 0 for n in range(number)]
+  )
+  return {
+    'sliding_window': values.get('sliding_window', 4096),
+    'window_pattern': _pattern(windows),
+    'local_rope_base': _rotations(values)[1] if third else None,
+    'qk_norm': 'head' if third else None,
+    'norms_after': True,
+    'norm_offset': 1.0,
+    'mlp_activation': 'gelu',
+    'scaled_embedding': True,
+    'query_dim': values.get('query_pre_attn_scalar', 256),
+    'attention_soft_cap': values.get('attn_logit_softcapping', None if third else 50.0),
+    'logit_soft_cap': values.get('final_logit_softcapping', None if third else 30.0),
+  }
+
+
+def _rotations(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
+  """config.json as of models whose layers all rotate alike, and the base of layers with a window."""
+  own = values.get('rope_parameters') or {}
+  if 'full_attention' not in own:
+    return values, float(values.get('rope_local_base_freq', 1e4))
+  local = own.get('sliding_attention') or {}
+  expect(local, 'rope_type', 'default', 'default')
+  return {**values, 'rope_parameters': own['full_attention']}, float(local.get('rope_theta', 1e4))
+
+
+def _gemma_json(config: llama.LlamaConfig) -> dict[str, Any]:
+  windows = _repeated(config.window_pattern, config)
+  return {
+    'hidden_act': 'gelu_pytorch_tanh',
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'rope_local_base_freq': config.local_rope_base or config.rope_base,
+    'layer_types': ['sliding_attention' if x else 'full_attention' for x in windows],
+    'query_pre_attn_scalar': config.query_dim,
+    'attn_logit_softcapping': config.attention_soft_cap,
+    'final_logit_softcapping': config.logit_soft_cap,
+  }
 
 
 def _pattern(of_layers: Sequence[Any]) -> tuple[bool, ...]:
@@ -133,6 +191,8 @@ def config_to_json(config: llama.LlamaConfig) -> dict[str, Any]:
     'pad_token_id': config.pad_id,
     'eos_token_id': _ends(config),
   }
+  if kind in _GEMMA:
+    values |= _gemma_json(config)
   if kind == 'smollm3':
     values['no_rope_layers'] = [int(x) for x in _repeated(config.rotary_pattern, config)]
   if config.max_position_embeddings is not None:
@@ -160,6 +220,8 @@ def _kind(config: llama.LlamaConfig) -> str:
   """The family whose features a network has."""
   if config.qkv_bias:
     return 'qwen2'
+  if config.scaled_embedding:
+    return 'gemma3_text' if config.qk_norm else 'gemma2'
   if config.qk_norm:
     return 'qwen3' if config.qk_norm == 'head' else 'olmo2'
   if not all(config.rotary_pattern):

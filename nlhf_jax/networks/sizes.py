@@ -29,6 +29,10 @@ _DECODER_ONLY = {
   'llama_3_2_3b': (3072, 8192, 24, 8, 128, 28),
   'mistral_7b_v0_1': (4096, 14336, 32, 8, 128, 32),
   'mistral_7b_v0_3': (4096, 14336, 32, 8, 128, 32),
+  'gemma_2_2b': (2304, 9216, 8, 4, 256, 26),
+  'gemma_2_9b': (3584, 14336, 16, 8, 256, 42),
+  'gemma_3_1b': (1152, 6912, 4, 1, 256, 26),
+  'gemma_3_4b': (2560, 10240, 8, 4, 256, 34),
   'olmo2_1b': (2048, 8192, 16, 16, 128, 16),
   'olmo2_7b': (4096, 11008, 32, 32, 128, 32),
   'phi_3_mini': (3072, 8192, 32, 32, 96, 32),
@@ -46,10 +50,39 @@ _DECODER_ONLY = {
   'smollm2_360m': (960, 2560, 15, 5, 64, 32),
   'smollm2_1_7b': (2048, 8192, 32, 32, 64, 24),
 }
+_GEMMA = {
+  'norm_epsilon': 1e-6,
+  'norms_after': True,
+  'norm_offset': 1.0,
+  'mlp_activation': 'gelu',
+  'scaled_embedding': True,
+  'query_dim': 256,
+  'logits_via_embedding': True,
+  'pad_id': 0,
+}
 # What the sizes of a family have in common; ids are those of the instruct models: padding, and the end of a turn.
 _FAMILIES: dict[str, dict[str, Any]] = {
   'llama_3': {'vocab_size': 128256, 'rope_base': 5e5, 'pad_id': 128004, 'eos_id': 128009},
   'mistral': {'vocab_size': 32768, 'rope_base': 1e6, 'pad_id': 0, 'eos_id': 2},
+  'gemma_2': {
+    **_GEMMA,
+    'vocab_size': 256000,
+    'sliding_window': 4096,
+    'window_pattern': (True, False),
+    'attention_soft_cap': 50.0,
+    'logit_soft_cap': 30.0,
+    'eos_id': 107,
+  },
+  'gemma_3': {
+    **_GEMMA,
+    'vocab_size': 262144,
+    'rope_base': 1e6,
+    'local_rope_base': 1e4,
+    'sliding_window': 512,
+    'window_pattern': (True, True, True, True, True, False),
+    'qk_norm': 'head',
+    'eos_id': 106,
+  },
   'olmo2': {
     'vocab_size': 100352,
     'rope_base': 5e5,
@@ -109,6 +142,12 @@ _OWN: dict[str, dict[str, Any]] = {
   'llama_3_1_70b': _LLAMA_3_1,
   'llama_3_2_1b': _LLAMA_3_2,
   'llama_3_2_3b': _LLAMA_3_2,
+  # The text's part.
+  'gemma_3_4b': {
+    'vocab_size': 262208,
+    'sliding_window': 1024,
+    'rope_scaling': rope.LinearScaling(8.0),
+  },
   'mistral_7b_v0_1': {'vocab_size': 32000, 'rope_base': 1e4, 'sliding_window': 4096},
   'qwen2_5_0_5b': {'logits_via_embedding': True},
   'qwen2_5_1_5b': {'logits_via_embedding': True},

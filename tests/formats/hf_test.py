@@ -30,6 +30,8 @@ FAMILIES = (
   'phi3',
   'smollm3',
   'olmo2',
+  'gemma2',
+  'gemma3',
 )
 
 
@@ -229,6 +231,8 @@ def test_error_of_an_unreachable_hub(monkeypatch):
     ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor = 0.5: only 1.0'),
     ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
     ({'attention_bias': True}, 'attention_bias = True'),
+    ({'model_type': 'qwen3', 'use_sliding_window': True}, 'use_sliding_window = True'),
+    ({'model_type': 'gemma2', 'hidden_activation': 'gelu'}, "hidden_activation = 'gelu': only"),
     ({'num_key_value_heads': 3}, 'num_heads = 4 is no multiple'),
   ],
 )

@@ -83,6 +83,8 @@ FAMILIES = (
   'phi3',
   'smollm3',
   'olmo2',
+  'gemma2',
+  'gemma3',
 )
 
 
@@ -95,7 +97,8 @@ def make_model(family: str, seed: int) -> transformers.PreTrainedModel:
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       noise = torch.randn_like(parameter)
-      parameter.copy_(1 + 0.3 * noise if 'norm' in name else 0.4 * noise)
+      middle = 0 if 'gemma' in family else 1  # Of Gemma's norms 1 is left out.
+      parameter.copy_(middle + 0.3 * noise if 'norm' in name else 0.4 * noise)
   return model
 
 
@@ -122,6 +125,8 @@ def _new(family: str) -> transformers.PreTrainedModel:
       attn_implementation='eager',
     )
     return transformers.Phi3ForCausalLM(config)
+  if family in ('gemma2', 'gemma3'):
+    return _new_gemma(family)
   if family == 'smollm3':
     config = transformers.SmolLM3Config(
       **LLAMA, no_rope_layer_interval=2, tie_word_embeddings=True, pad_token_id=7
@@ -158,6 +163,29 @@ def _new(family: str) -> transformers.PreTrainedModel:
       pad_token_id=9,
     )
   return transformers.LlamaForCausalLM(config)
+
+
+def _new_gemma(family: str) -> transformers.PreTrainedModel:
+  common = {
+    **LLAMA,
+    'num_hidden_layers': 3,
+    'head_dim': 6,
+    'sliding_window': 6,
+    'query_pre_attn_scalar': 5,
+    'pad_token_id': 0,
+    'attn_implementation': 'eager',
+  }
+  if family == 'gemma2':
+    caps = {'attn_logit_softcapping': 3.0, 'final_logit_softcapping': 4.0}
+    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**common, **caps))
+  rotations = {
+    'full_attention': {'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 1e3},
+    'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+  }
+  config = transformers.Gemma3TextConfig(
+    **common, sliding_window_pattern=3, rope_parameters=rotations
+  )
+  return transformers.Gemma3ForCausalLM(config)
 
 
 def make_inputs(family: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

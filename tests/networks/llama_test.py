@@ -49,6 +49,18 @@ FEATURES: list[dict] = [
   {'qk_norm': 'head'},
   {'qk_norm': 'projection', 'norms_before': False, 'norms_after': True},
   {'rotary_pattern': (True, False)},
+  {
+    'sliding_window': 3,
+    'window_pattern': (True, False),
+    'local_rope_base': 7.0,
+    'norms_after': True,
+    'norm_offset': 1.0,
+    'mlp_activation': 'gelu',
+    'scaled_embedding': True,
+    'query_dim': 5,
+    'attention_soft_cap': 2.0,
+    'logit_soft_cap': 3.0,
+  },
 ]
 
 
