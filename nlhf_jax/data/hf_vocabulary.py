@@ -11,7 +11,7 @@ import tensorflow as tf
 import tokenizers
 
 from nlhf_jax.data import chat_templates, special_tokens
-from nlhf_jax.formats import hf_models
+from nlhf_jax.formats import hf_layout
 from nlhf_jax.types import EOS
 
 
@@ -42,7 +42,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     # An id that no text uses may be beyond the list.
     size = max(tokenizer.get_vocab_size(), 1 + max(ids))
     self._theirs = list(range(size))
-    for ours, theirs in hf_models.moved_ids(*ids).items():
+    for ours, theirs in hf_layout.moved_ids(*ids).items():
       self._theirs[ours] = theirs
     self._ours = {theirs: ours for ours, theirs in enumerate(self._theirs)}
     self._before, self._template = tuple(before), template

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from nlhf_jax.formats import hf, hf_models
+from nlhf_jax.formats import hf, hf_layout, hf_models
 from nlhf_jax.networks import llama
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
@@ -163,7 +163,7 @@ def _read_tensor(
   if leaf[-2] in ('query', 'key'):
     x = _halves(x, config.num_heads if leaf[-2] == 'query' else config.num_kv_heads)
   if name in ('token_embd.weight', 'output.weight'):
-    moved = hf_models.moved_ids(config.pad_id, config.eos_id)
+    moved = hf_layout.moved_ids(config.pad_id, config.eos_id)
     x[list(moved)] = x[list(moved.values())]
   x = x.T if leaf[-1] == 'kernel' else x
   if x.shape != shape:

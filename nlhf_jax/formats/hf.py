@@ -21,11 +21,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nlhf_jax.formats import hf_models
+from nlhf_jax.formats import hf_layout, hf_models
 from nlhf_jax.networks import layers, llama
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
 
+# A tensor's leaves, each with its place there; and those of all tensors, by name.
+_Held = list[tuple[hf_layout.Tensor, Any]]
+_Leaves = dict[str, _Held]
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
 _GENERATION = 'generation_config.json'
@@ -279,18 +282,21 @@ def write(
   description = hf_models.config_to_json(network_config, _stored_type(params, dtype))
   tensor_for = hf_models.tensor_for(network_config)
   moved = moved_ids(network_config)
-  leaves = {tensor_for(p): x for p, x in flax.traverse_util.flatten_dict(params).items()}
+  leaves: _Leaves = collections.defaultdict(list)
+  for path, x in flax.traverse_util.flatten_dict(params).items():
+    tensor = tensor_for(path)
+    leaves[tensor.name].append((tensor, x))
   (directory / 'config.json').write_text(description, encoding='utf-8')
   (directory / _GENERATION).write_text(_generation_config(description), encoding='utf-8')
   shards = list(_shards(leaves, dtype, max_shard_bytes))
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, start=1):
     file = _SINGLE if len(shards) == 1 else f'model-{number:05}-of-{len(shards):05}.safetensors'
-    arrays = {tensor.name: _theirs(leaves[tensor], tensor, dtype, moved) for tensor in shard}
+    arrays = {name: _theirs(leaves[name], dtype, moved) for name in shard}
     safetensors.numpy.save_file(arrays, directory / file, metadata={'format': 'pt'})
     weight_map |= dict.fromkeys(arrays, file)
   if len(shards) > 1:
-    total = sum(_num_bytes(x, dtype) for x in leaves.values())
+    total = sum(_num_bytes(held, dtype) for held in leaves.values())
     index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
     (directory / _INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
 
@@ -318,7 +324,7 @@ def moved_ids(network_config: hf_models.Config) -> dict[int, int]:
   """Our id → theirs, for the tokens that have another one in the model's vocabulary; T5's is ours."""
   if not isinstance(network_config, llama.LlamaConfig):
     return {}
-  return hf_models.moved_ids(network_config.pad_id, network_config.eos_id)
+  return hf_layout.moved_ids(network_config.pad_id, network_config.eos_id)
 
 
 def _files(directory: pathlib.Path) -> dict[str, str]:
@@ -353,11 +359,14 @@ def _check_names(directory, files: Mapping[str, str], tensors, aliases: frozense
 
 
 def _read_tensor(
-  file, path, tensor: hf_models.Tensor, like: Any, moved: Mapping[int, int]
+  file, path, tensor: hf_layout.Tensor, like: Any, moved: Mapping[int, int]
 ) -> jax.Array:
   """One leaf, in the sharding of `like`; each device reads its own shard alone."""
   stored = file.get_slice(tensor.name)
   shape = tuple(stored.get_shape())
+  first = 0
+  if tensor.rows and shape[0] == tensor.rows.total:
+    first, shape = tensor.rows.start, (tensor.rows.stop - tensor.rows.start, *shape[1:])
   shape = shape[::-1] if tensor.transposed else shape
   if shape != tuple(like.shape):
     raise ValueError(
@@ -367,7 +376,8 @@ def _read_tensor(
 
   def shard(index) -> np.ndarray:
     index = tuple(slice(*i.indices(size)[:2]) for i, size in zip(index, shape, strict=True))
-    index = index[::-1] if tensor.transposed else index
+    rows, *columns = index[::-1] if tensor.transposed else index
+    index = slice(first + rows.start, first + rows.stop), *columns
     x = _moved_rows(stored, index, moved) if tensor.by_token else stored[index]
     x = x.astype(like.dtype, copy=False)
     return np.ascontiguousarray(x.T) if tensor.transposed else x
@@ -389,31 +399,32 @@ def _moved_rows(stored, index: tuple[slice, ...], moved: Mapping[int, int]) -> n
   return x
 
 
-def _theirs(
-  leaf: Any, tensor: hf_models.Tensor, dtype: Any, moved: Mapping[int, int]
-) -> np.ndarray:
-  """A leaf as it is stored."""
-  x = np.asarray(leaf)
-  x = x.T if tensor.transposed else x
-  if tensor.by_token:
-    x = x.copy()
-    x[list(moved.values())] = x[list(moved)]
-  return np.ascontiguousarray(x.astype(dtype or x.dtype))
+def _theirs(held: _Held, dtype: Any, moved: Mapping[int, int]) -> np.ndarray:
+  """A tensor as it is stored."""
+  parts = []
+  for tensor, leaf in sorted(held, key=lambda part: part[0].rows or ()):
+    x = np.asarray(leaf)
+    x = x.T if tensor.transposed else x
+    if tensor.by_token:
+      x = x.copy()
+      x[list(moved.values())] = x[list(moved)]
+    parts.append(x.astype(dtype or x.dtype))
+  return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
-def _shards(leaves, dtype: Any, max_bytes: int) -> Iterator[list[hf_models.Tensor]]:
-  """Tensors in groups of at most `max_bytes`; a larger one is a group of its own."""
-  group: list[hf_models.Tensor] = []
+def _shards(leaves: _Leaves, dtype: Any, max_bytes: int) -> Iterator[list[str]]:
+  """Names of tensors in groups of at most `max_bytes`; a larger one is a group of its own."""
+  group: list[str] = []
   size = 0
-  for tensor, leaf in leaves.items():
-    num_bytes = _num_bytes(leaf, dtype)
+  for name, held in leaves.items():
+    num_bytes = _num_bytes(held, dtype)
     if group and size + num_bytes > max_bytes:
       yield group
       group, size = [], 0
-    group.append(tensor)
+    group.append(name)
     size += num_bytes
   yield group
 
 
-def _num_bytes(leaf: Any, dtype: Any) -> int:
-  return leaf.size * jnp.dtype(dtype or leaf.dtype).itemsize
+def _num_bytes(held: _Held, dtype: Any) -> int:
+  return sum(leaf.size * jnp.dtype(dtype or leaf.dtype).itemsize for _, leaf in held)

@@ -1,5 +1,6 @@
 """Adapters in the layout of `peft`: adapter_config.json beside adapter_model.safetensors."""
 
+import collections
 import json
 import pathlib
 
@@ -7,7 +8,7 @@ import flax.traverse_util
 import numpy as np
 import safetensors.numpy
 
-from nlhf_jax.formats import hf_models
+from nlhf_jax.formats import hf_layout, hf_models
 from nlhf_jax.networks import t5
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
@@ -34,19 +35,29 @@ def save_adapters(
     FileExistsError: there is something at output_dir.
   """
   tensor_for = hf_models.tensor_for(network_config)
-  arrays, modules, rank = {}, set(), 0
-  for (*path, factor), x in flax.traverse_util.flatten_dict(adapters).items():
-    module = tensor_for((*path, 'kernel')).name.removesuffix('.weight')
-    modules.add(module)
-    name = f'base_model.model.{module}.lora_{factor.upper()}.weight'
-    arrays[name] = np.ascontiguousarray(np.asarray(x).T)
-    rank = x.shape[1 if factor == 'a' else 0]
+  leaves = flax.traverse_util.flatten_dict(adapters)
+  modules = collections.defaultdict(list)
+  for path in dict.fromkeys(path[:-1] for path in leaves):
+    tensor = tensor_for((*path, 'kernel'))
+    down, up = np.asarray(leaves[*path, 'a']), np.asarray(leaves[*path, 'b'])
+    modules[tensor.name.removesuffix('.weight')].append((tensor.rows, down, up))
+  arrays, ranks = {}, {}
+  for module, parts in modules.items():
+    down, up = _joined(parts)
+    arrays[f'base_model.model.{module}.lora_A.weight'] = np.ascontiguousarray(down.T)
+    arrays[f'base_model.model.{module}.lora_B.weight'] = np.ascontiguousarray(up.T)
+    ranks[module] = up.shape[0]
+  rank = next(x.shape[1] for path, x in leaves.items() if path[-1] == 'a')
+  larger = {module: own for module, own in ranks.items() if own > rank}
   description = {
     'peft_type': 'LORA',
     'task_type': 'SEQ_2_SEQ_LM' if isinstance(network_config, t5.T5Config) else 'CAUSAL_LM',
     'base_model_name_or_path': base_model,
     'r': rank,
     'lora_alpha': alpha,
+    # Of tensors that hold several kernels.
+    'rank_pattern': larger,
+    'alpha_pattern': {module: alpha * own / rank for module, own in larger.items()},
     'lora_dropout': 0.0,
     'bias': 'none',
     'target_modules': sorted(modules),
@@ -58,3 +69,18 @@ def save_adapters(
       arrays, directory / 'adapter_model.safetensors', metadata={'format': 'pt'}
     )
     (directory / 'adapter_config.json').write_text(text, encoding='utf-8')
+
+
+def _joined(
+  parts: list[tuple[hf_layout.Rows | None, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Factors of one tensor's change: of the kernels that it holds, each beside the others, and 0 where it has none."""
+  if parts[0][0] is None:
+    return parts[0][1:]
+  down = np.concatenate([a for _, a, _ in parts], axis=1)
+  up = np.zeros((down.shape[1], parts[0][0].total), down.dtype)
+  first = 0
+  for rows, _, b in parts:
+    up[first : first + len(b), rows.start : rows.stop] = b
+    first += len(b)
+  return down, up

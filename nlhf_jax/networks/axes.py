@@ -1,6 +1,6 @@
 """Names of the axes of arrays; T5X's, where it has them. Networks say what an axis is, not how it is sharded.
 
-Parameters have embed, mlp, heads, joined_kv, vocab and relpos_buckets; activations have batch (rows of any kind: prompts,
+Parameters have embed, mlp, heads, kv (of one head), joined_kv, vocab and relpos_buckets; activations have batch (rows of any kind: prompts,
 responses, lanes), and mlp, heads, joined_kv and vocab too. Rules, a list of (name, axes of the mesh), say which axes of a
 mesh each is sharded over; outside of `use_mesh` nothing is sharded, and nothing here does anything.
 """

@@ -54,15 +54,24 @@ class LayerNorm(nn.Module):
 
   dtype: Any = jnp.float32
   epsilon: float = 1e-6
+  # The logical axis that it is over.
+  axis: str = 'embed'
+  # What is added to the scale.
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b E']:
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     scale = partitioning.param_with_axes(
-      'scale', nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=('embed',)
+      'scale',
+      nn.initializers.constant(1 - self.offset),
+      (x.shape[-1],),
+      jnp.float32,
+      axes=(self.axis,),
     )
-    scale = axes.gather(scale, ('embed',))
+    scale = axes.gather(scale, (self.axis,))
+    scale = scale + self.offset if self.offset else scale
     return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
 
 

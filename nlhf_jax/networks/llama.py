@@ -1,4 +1,4 @@
-"""Llama and its kin (SmolLM2, Qwen2.5, Mistral) in Flax Linen, with the method signatures of `t5`.
+"""Llama and its kin (SmolLM2 and 3, Qwen2.5 and 3, Mistral, Phi-3, OLMo 2, Gemma) in Flax Linen, with the method signatures of `t5`.
 
 A decoder-only network is one stack over a prompt and its response. Here its pass has two parts. `encode` runs the prompt
 and gives its keys and values; `decode` runs responses, whose queries read those and their own. So the k responses to a
@@ -10,6 +10,7 @@ Source: Touvron et al. (2023), arXiv:2302.13971; Su et al. (2021), arXiv:2104.09
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -19,18 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.networks import attention, axes, layers, network
+from nlhf_jax.networks import attention, axes, layers, network, rope
 from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD
-
-
-class RopeScaling(NamedTuple):
-  """Llama 3.1's stretch of slow rotations, for contexts longer than those of pre-training."""
-
-  factor: float = 8.0
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 4.0
-  original_length: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +40,33 @@ class LlamaConfig:
   head_dim: int = 64
   mlp_dim: int = 1536
   rope_base: float = 1e4
-  rope_scaling: RopeScaling | None = None
+  rope_scaling: rope.Scaling | None = None
   norm_epsilon: float = 1e-5
   # Qwen2.5 has biases on queries, keys and values.
   qkv_bias: bool = False
+  # RMS norms of queries and keys before they are rotated: of each head's by itself ('head': Qwen3), of those of all heads
+  # together ('projection': OLMo 2), or none.
+  qk_norm: str | None = None
+  # RMS norms before attention and MLP, and after them (OLMo 2: after alone; Gemma: both).
+  norms_before: bool = True
+  norms_after: bool = False
+  # Added to the scales of RMS norms (Gemma: 1).
+  norm_offset: float = 0.0
+  mlp_activation: str = 'silu'
+  # Whether embedded tokens are multiplied by √emb_dim (Gemma).
+  scaled_embedding: bool = False
+  # Products of queries and keys are divided by the root of this; None: of head_dim.
+  query_dim: int | None = None
+  # Bounds c of x → c tanh(x / c), of those products and of logits (Gemma 2); None: none.
+  attention_soft_cap: float | None = None
+  logit_soft_cap: float | None = None
   # Tokens that a token sees, itself included (Mistral 7B 0.1); None: all.
   sliding_window: int | None = None
+  # Which layers have that window, and which rotate queries and keys: patterns, repeated over the stack.
+  window_pattern: tuple[bool, ...] = (True,)
+  rotary_pattern: tuple[bool, ...] = (True,)
+  # Base of the rotations of layers with a window, which are not scaled (Gemma 3); None: as of the others.
+  local_rope_base: float | None = None
   logits_via_embedding: bool = False
   # Whether layers are scanned and rematerialised.
   execution: layers.Execution = layers.PLAIN
@@ -67,6 +80,8 @@ class LlamaConfig:
   # vocabulary, and the longest context.
   bos_id: int | None = None
   max_position_embeddings: int | None = None
+  # Whether files hold queries, keys and values in one tensor, and what the MLP reads of its input in another (Phi-3).
+  fused_in_files: bool = False
 
   def __post_init__(self):
     layers.check_execution(self.execution)
@@ -74,10 +89,45 @@ class LlamaConfig:
       raise ValueError(
         f'num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}.'
       )
+    if self.qk_norm not in (None, 'head', 'projection'):
+      raise ValueError(f'qk_norm must be head, projection or None, got {self.qk_norm!r}.')
     if self.pad_id == self.eos_id:
       raise ValueError(
         f'pad_id and eos_id are both {self.pad_id}: name an id that no text uses for padding.'
       )
+
+
+class LayerKind(NamedTuple):
+  """What layers of a stack may differ in."""
+
+  window: int | None
+  # (base, scaling) of rotary positions; None: without positions.
+  rotary: tuple[float, rope.Scaling | None] | None
+
+
+def _layer_kind(cfg: LlamaConfig, layer: int) -> LayerKind:
+  at = lambda pattern: pattern[layer % len(pattern)]
+  window = cfg.sliding_window if at(cfg.window_pattern) else None
+  rotary = cfg.rope_base, cfg.rope_scaling
+  if window is not None and cfg.local_rope_base is not None:
+    rotary = cfg.local_rope_base, None
+  return LayerKind(window, rotary if at(cfg.rotary_pattern) else None)
+
+
+class View(NamedTuple):
+  """How the layers of a kind see positions in one call."""
+
+  # Radians per position; 0: without positions.
+  frequencies: Float[Array | np.ndarray, 'h']
+  # Of what is rotated.
+  amplitude: float | Float[Array, '']
+  mask: Bool[Array, '#N Q K']
+  # None: there is no prompt.
+  prompt_mask: Bool[Array, 'B M S'] | None
+
+
+# What a layer has besides weights: keys and values of the prompts, and its kind's number.
+Own = tuple[kv_cache.KeysAndValues | None, int | Int[Array, '']]
 
 
 class Transformer(nn.Module):
@@ -101,7 +151,7 @@ class Transformer(nn.Module):
   ) -> tuple[kv_cache.KeysAndValues, ...]:
     """Keys and values of prompts, one per layer; those of padding are never read."""
     del encoder_segment_ids, enable_dropout  # There is neither packing nor dropout.
-    x = self.token_embedder(encoder_input_tokens)
+    x = self._embed(encoder_input_tokens)
     return self.decoder.encode(x)
 
   def precompute(
@@ -116,9 +166,12 @@ class Transformer(nn.Module):
 
   def logits(self, hidden: Float[Array, '*b E']) -> Float[Array, '*b V']:
     """Of the next token, from what `decode_hidden` makes."""
-    if self.config.logits_via_embedding:
-      return self.token_embedder.attend(hidden)
-    return self.decoder.logits(hidden)
+    head = self.token_embedder.attend if self.config.logits_via_embedding else self.decoder.logits
+    return _soft_cap(head(hidden), self.config.logit_soft_cap)
+
+  def _embed(self, tokens: Int[Array, '*b']) -> Float[Array, '*b E']:
+    x = self.token_embedder(tokens)
+    return x * math.sqrt(self.config.emb_dim) if self.config.scaled_embedding else x
 
   def decode_hidden(
     self,
@@ -145,14 +198,16 @@ class Transformer(nn.Module):
       decoder_positions: of the inputs, where rows did not all begin at the first call.
 
     Raises:
-      ValueError: N is no multiple of B.
+      ValueError: N is no multiple of B; the text is longer than its rotary positions are known here.
     """
     del decoder_target_tokens, enable_dropout
     network.check_rows(decoder_input_tokens, encoder_input_tokens)
     prompts = encoder_input_tokens
+    length = max_decode_length or decoder_input_tokens.shape[1]
+    rope.check_length(self.config.rope_scaling, prompts.shape[1] + length - 1)
     last = jnp.sum(prompts != PAD, axis=-1) - 1
-    start = self.token_embedder(jnp.take_along_axis(prompts, last[:, None], axis=-1))
-    x = self.token_embedder(decoder_input_tokens)
+    start = self._embed(jnp.take_along_axis(prompts, last[:, None], axis=-1))
+    x = self._embed(decoder_input_tokens)
     if decode:
       return self.decoder.extend(x, encoded, start, last, decoder_positions, max_decode_length)
     return self.decoder(x, encoded, start, last)
@@ -185,16 +240,15 @@ class Decoder(nn.Module):
   def setup(self):
     cfg = self.config
     self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_layers)]
-    self.decoder_norm = layers.LayerNorm(cfg.dtype, cfg.norm_epsilon)
+    self.decoder_norm = layers.LayerNorm(cfg.dtype, cfg.norm_epsilon, offset=cfg.norm_offset)
     if not cfg.logits_via_embedding:
       self.logits_dense = layers.Dense(cfg.vocab_size, ('embed', 'vocab'), jnp.float32)
 
   def encode(self, x: Float[Array, 'B S E']) -> tuple[kv_cache.KeysAndValues, ...]:
     """Keys and values of prompts, for each layer."""
     positions = jnp.arange(x.shape[1])[None]
-    mask = _sees(_distances(x.shape[1]), positions, self.config.sliding_window)
-    nothing = [None] * self.config.num_layers
-    _, encoded = layers.run(self.layers, x, nothing, self.config.execution, positions, mask)
+    views, own = self._views(_distances(x.shape[1]), positions, [None] * len(self.layers), None)
+    _, encoded = layers.run(self.layers, x, own, self.config.execution, positions, views)
     return tuple(encoded)
 
   def logits(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
@@ -217,10 +271,9 @@ class Decoder(nn.Module):
       last: their positions.
     """
     queries = jnp.arange(x.shape[1])[None]
-    x, positions, prompt_mask = self._place(x, queries, encoded, start, last)
-    mask = _sees(_distances(x.shape[1]), queries, self.config.sliding_window)
-    execution = self.config.execution
-    x, _ = layers.run(self.layers, x, encoded, execution, positions, mask, prompt_mask)
+    x, positions = self._place(x, queries, start, last)
+    views, own = self._views(_distances(x.shape[1]), queries, encoded, (positions, last))
+    x, _ = layers.run(self.layers, x, own, self.config.execution, positions, views)
     return self.decoder_norm(x)
 
   def extend(
@@ -237,19 +290,48 @@ class Decoder(nn.Module):
     queries: the new positions, counted in the response.
     """
     cache = kv_cache.advance(self, x.shape[1], max_decode_length, queries)
-    x, positions, prompt_mask = self._place(x, cache.positions, encoded, start, last)
-    mask = _sees(cache.ages, cache.positions, self.config.sliding_window)
-    for layer, prompt in zip(self.layers, encoded, strict=True):
-      x, _ = layer(x, prompt, positions, mask, prompt_mask, cache)
+    x, positions = self._place(x, cache.positions, start, last)
+    views, owns = self._views(cache.ages, cache.positions, encoded, (positions, last))
+    for layer, own in zip(self.layers, owns, strict=True):
+      x, _ = layer(x, own, positions, views, cache)
     return self.decoder_norm(x)
 
-  def _place(self, x, queries: Int[Array, '#N Q'], encoded, start, last):
-    """The inputs with `start` at position 0, their positions counted from the prompt's beginning, the prompts' mask."""
+  def _place(self, x, queries: Int[Array, '#N Q'], start, last):
+    """The inputs with `start` at position 0, and their positions counted from the prompt's beginning."""
     lanes = x.shape[0] // last.shape[0]
     x = jnp.where((queries == 0)[..., None], jnp.repeat(start, lanes, axis=0), x)
-    positions = jnp.repeat(last, lanes)[:, None] + queries
-    length = encoded[0].key.shape[-1]
-    return x, positions, _sees_prompt(positions, last, length, self.config.sliding_window)
+    return x, jnp.repeat(last, lanes)[:, None] + queries
+
+  def _views(
+    self, ages, queries, encoded, place: tuple[Int[Array, 'N Q'], Int[Array, 'B']] | None
+  ) -> tuple[list[View], list[Own]]:
+    """Of each kind of layer that there is; and what each layer has. `place`: positions of queries, and prompts' last."""
+    kinds = [_layer_kind(self.config, layer) for layer in range(self.config.num_layers)]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    views = []
+    for window, rotary in numbers:
+      base, scaling = rotary or (self.config.rope_base, None)
+      frequencies = rope.frequencies(base, self.config.head_dim, scaling)
+      prompt_mask = None
+      if place:
+        prompt_mask = _sees_prompt(place[0], place[1], encoded[0].key.shape[-1], window)
+      views.append(
+        View(
+          frequencies if rotary else np.zeros_like(frequencies),
+          rope.amplitude(scaling),
+          _sees(ages, queries, window),
+          prompt_mask,
+        )
+      )
+    return views, [(prompt, numbers[kind]) for prompt, kind in zip(encoded, kinds, strict=True)]
+
+
+def _view_of(views: list[View], number: int | Int[Array, '']) -> View:
+  """The one of a number, which is an array where layers are scanned or rematerialised."""
+  if len(views) == 1 or isinstance(number, int):
+    return views[number if isinstance(number, int) else 0]
+  select = lambda *x: jax.lax.select_n(number, *jnp.broadcast_arrays(*x))
+  return jax.tree.map(select, *views)
 
 
 class DecoderLayer(nn.Module):
@@ -261,22 +343,24 @@ class DecoderLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'N Q E'],
-    prompt: kv_cache.KeysAndValues | None,
+    own: Own,
     positions: Int[Array, '#N Q'],
-    mask: Bool[Array, '#N Q K'],
-    prompt_mask: Bool[Array, 'B M S'] | None = None,
+    views: list[View],
     cache: kv_cache.Cache | None = None,
   ) -> tuple[Float[Array, 'N Q E'], kv_cache.KeysAndValues]:
     """The next layer's input, and this one's keys and values of `x`."""
     cfg = self.config
-    norm = lambda name: layers.LayerNorm(cfg.dtype, cfg.norm_epsilon, name=name)
-    y = norm('pre_self_attention_layer_norm')(x)
+    norm = functools.partial(layers.LayerNorm, cfg.dtype, cfg.norm_epsilon, offset=cfg.norm_offset)
+    before = lambda part, x: norm(name=f'pre_{part}_layer_norm')(x) if cfg.norms_before else x
+    after = lambda part, x: norm(name=f'post_{part}_layer_norm')(x) if cfg.norms_after else x
     attend = Attention(cfg, name='self_attention')
-    y, encoded = attend(y, positions, mask, prompt, prompt_mask, cache)
-    x = x + y
-    y = norm('pre_mlp_layer_norm')(x)
-    mlp = layers.MlpBlock(cfg.mlp_dim, ('silu', 'linear'), 0.0, cfg.dtype, name='mlp')
-    return x + mlp(y, deterministic=True), encoded
+    prompt, kind = own
+    y = before('self_attention', x)
+    y, encoded = attend(y, positions, _view_of(views, kind), prompt, cache)
+    x = x + after('self_attention', y)
+    activations = cfg.mlp_activation, 'linear'
+    mlp = layers.MlpBlock(cfg.mlp_dim, activations, 0.0, cfg.dtype, name='mlp')
+    return x + after('mlp', mlp(before('mlp', x), deterministic=True)), encoded
 
 
 class Attention(nn.Module):
@@ -289,25 +373,25 @@ class Attention(nn.Module):
     self,
     x: Float[Array, 'N Q E'],
     positions: Int[Array, '#N Q'],
-    mask: Bool[Array, '#N Q K'],
+    view: View,
     prompt: kv_cache.KeysAndValues | None,
-    prompt_mask: Bool[Array, 'B M S'] | None,
     cache: kv_cache.Cache | None,
   ) -> tuple[Float[Array, 'N Q E'], kv_cache.KeysAndValues]:
     cfg = self.config
-    rotation = _rotation(positions, cfg)
-    scale = 1 / math.sqrt(cfg.head_dim)
-    query = _grouped(_rotate(self._project('query', x, cfg.num_heads), rotation) * scale, cfg)
+    rotation = rope.rotation(positions, view.frequencies, view.amplitude)
+    scale = 1 / math.sqrt(cfg.query_dim or cfg.head_dim)
+    query = _grouped(rope.rotate(self._project('query', x, cfg.num_heads), rotation) * scale, cfg)
     own = kv_cache.KeysAndValues(
-      _rotate(self._project('key', x, cfg.num_kv_heads), rotation).transpose(0, 2, 3, 1),
+      rope.rotate(self._project('key', x, cfg.num_kv_heads), rotation).transpose(0, 2, 3, 1),
       self._project('value', x, cfg.num_kv_heads).swapaxes(1, 2),
     )
     own = kv_cache.KeysAndValues(*(axes.constrain(x, *kv_cache.PER_HEAD) for x in own))
     if cache is not None:
       own = kv_cache.append(self, own, cache)
-    parts = [_attend(query, own, mask)]
+    cap = cfg.attention_soft_cap
+    parts = [_attend(query, own, view.mask, cap)]
     if prompt is not None:
-      parts.append(_attend_shared(query, prompt, prompt_mask))
+      parts.append(_attend_shared(query, prompt, view.prompt_mask, cap))
     attended = _join(parts).astype(cfg.dtype).transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     out = layers.Dense(cfg.emb_dim, ('joined_kv', 'embed'), cfg.dtype, name='out')(attended)
     return out, own
@@ -320,7 +404,17 @@ class Attention(nn.Module):
     dense = layers.Dense(
       features, ('embed', 'joined_kv'), cfg.dtype, use_bias=cfg.qkv_bias, name=name
     )
-    return dense(x).reshape(*x.shape[:2], heads, cfg.head_dim)
+    y, norm_of = dense(x), cfg.qk_norm if name != 'value' else None
+    norm = functools.partial(
+      layers.LayerNorm,
+      cfg.dtype,
+      cfg.norm_epsilon,
+      offset=cfg.norm_offset,
+      name=f'{name}_norm',
+    )
+    y = norm('joined_kv')(y) if norm_of == 'projection' else y
+    y = y.reshape(*x.shape[:2], heads, cfg.head_dim)
+    return norm('kv')(y) if norm_of == 'head' else y
 
 
 def _grouped(query: Float[Array, 'N Q heads d'], cfg: LlamaConfig) -> Float[Array, 'N G R Q d']:
@@ -337,12 +431,20 @@ class _Part(NamedTuple):
   largest: Float[Array, 'N G R Q']
 
 
+def _soft_cap(x: Float[Array, '*b'], cap: float | None) -> Float[Array, '*b']:
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def _attend(
-  query: Float[Array, 'N G R Q d'], inputs: kv_cache.KeysAndValues, mask: Bool[Array, '#N #Q K']
+  query: Float[Array, 'N G R Q d'],
+  inputs: kv_cache.KeysAndValues,
+  mask: Bool[Array, '#N #Q K'],
+  cap: float | None,
 ) -> _Part:
   size = query.shape
   rows = query.reshape(*size[:2], -1, size[-1])  # All that read one head, in one product.
   logits = jnp.matmul(rows, inputs.key, preferred_element_type=jnp.float32)
+  logits = _soft_cap(logits, cap)
   logits = jnp.where(mask[:, None, None], logits.reshape(*size[:-1], -1), attention.MASKED)
   # Any constant in place of the largest gives the same attention, so that no gradient is lost.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -353,12 +455,15 @@ def _attend(
 
 
 def _attend_shared(
-  query: Float[Array, 'N G R Q d'], prompt: kv_cache.KeysAndValues, mask: Bool[Array, 'B M S']
+  query: Float[Array, 'N G R Q d'],
+  prompt: kv_cache.KeysAndValues,
+  mask: Bool[Array, 'B M S'],
+  cap: float | None,
 ) -> _Part:
   """Onto the prompts: the k rows that answer one are folded into its length of queries."""
   size, num_prompts = query.shape, prompt.key.shape[0]
   folded = query.reshape(num_prompts, -1, *size[1:]).transpose(0, 2, 3, 1, 4, 5)  # B G R k Q d
-  part = _attend(folded.reshape(num_prompts, *size[1:3], -1, size[-1]), prompt, mask)
+  part = _attend(folded.reshape(num_prompts, *size[1:3], -1, size[-1]), prompt, mask, cap)
 
   def unfold(x):
     x = x.reshape(*x.shape[:3], -1, size[3], *x.shape[4:])
@@ -400,36 +505,3 @@ def _sees_prompt(
   if window is None:
     return mask
   return mask & (positions.reshape(last.shape[0], -1, 1) - keys < window)
-
-
-def _rotation(
-  positions: Int[Array, '#N Q'], config: LlamaConfig
-) -> tuple[Float[Array, '#N Q 1 h'], Float[Array, '#N Q 1 h']]:
-  """cos and sin of each position's angles; h = head_dim / 2."""
-  angles = positions[..., None].astype(jnp.float32) * jnp.asarray(_frequencies(config))
-  return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-
-
-def _frequencies(config: LlamaConfig) -> Float[np.ndarray, 'h']:
-  """Radians per position."""
-  half = config.head_dim // 2
-  frequencies = config.rope_base ** (-np.arange(half) / half)
-  scaling = config.rope_scaling
-  if scaling is None:
-    return frequencies.astype(np.float32)
-  # Within the original context.
-  rotations = scaling.original_length * frequencies / (2 * np.pi)
-  low, high = scaling.low_freq_factor, scaling.high_freq_factor
-  kept = np.clip((rotations - low) / (high - low), 0, 1)
-  return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
-
-
-def _rotate(
-  x: Float[Array, 'N Q heads d'],
-  rotation: tuple[Float[Array, '#N Q 1 h'], Float[Array, '#N Q 1 h']],
-) -> Float[Array, 'N Q heads d']:
-  """Rotates the pairs (x_i, x_{i + d/2}), in float32."""
-  cos, sin = rotation
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

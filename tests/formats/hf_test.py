@@ -1,5 +1,6 @@
 """Models of Hugging Face: logits equal theirs, files make the round trip bit by bit, and what is amiss is named."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -12,11 +13,26 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from nlhf_jax.formats import hf, hf_models
+from nlhf_jax.formats import hf, hf_layout, hf_models
 from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', 'llama', 'smollm2', 'qwen2_5', 'mistral')
+FAMILIES = (
+  't5_1_0',
+  't5_1_1',
+  'flan_t5',
+  'llama',
+  'smollm2',
+  'qwen2_5',
+  'mistral',
+  'yarn',
+  'qwen3',
+  'phi3',
+  'smollm3',
+  'olmo2',
+  'gemma2',
+  'gemma3',
+)
 
 
 def _like(network):
@@ -69,7 +85,7 @@ def test_live_logits_before_and_after_export(family, tmp_path):
   np.testing.assert_allclose(golden.logits_of(again, *inputs), theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize('family', ['llama', 'qwen2_5', 'mistral'])
+@pytest.mark.parametrize('family', ['llama', 'qwen2_5', *FAMILIES[6:]])
 def test_cached_decoding_equals_uncached(family):
   """Ragged prompts, and two lanes to each."""
   network, params = _load(GOLDEN / 'hf' / family)
@@ -150,6 +166,15 @@ def test_error_of_an_extra_tensor(broken):
     broken(**{'encoder.extra.weight': np.zeros(3, np.float32)})
 
 
+def test_error_of_a_misshapen_fused_tensor(tmp_path):
+  shutil.copytree(GOLDEN / 'hf' / 'phi3', tmp_path / 'model')
+  tensors = safetensors.numpy.load_file(tmp_path / 'model' / 'model.safetensors')
+  tensors['model.layers.0.mlp.gate_up_proj.weight'] = np.zeros((42, 16), np.float32)
+  safetensors.numpy.save_file(tensors, tmp_path / 'model' / 'model.safetensors')
+  with pytest.raises(ValueError, match=r'gate_up_proj.*\(16, 42\).*\(16, 20\)'):
+    _load(tmp_path / 'model')
+
+
 def test_error_of_a_misshapen_tensor(broken):
   with pytest.raises(ValueError, match=r'relative_attention_bias.*\(3, 30\).*\(3, 32\)'):
     name = 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
@@ -202,9 +227,12 @@ def test_error_of_an_unreachable_hub(monkeypatch):
   ('changes', 'message'),
   [
     ({'model_type': 'gpt2'}, "model_type 'gpt2'"),
-    ({'rope_parameters': {'rope_type': 'yarn'}}, "'yarn'"),
+    ({'rope_parameters': {'rope_type': 'mrope'}}, "rope_type = 'mrope': only .*yarn"),
+    ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor = 0.5: only 1.0'),
     ({'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
     ({'attention_bias': True}, 'attention_bias = True'),
+    ({'model_type': 'qwen3', 'use_sliding_window': True}, 'use_sliding_window = True'),
+    ({'model_type': 'gemma2', 'hidden_activation': 'gelu'}, "hidden_activation = 'gelu': only"),
     ({'num_key_value_heads': 3}, 'num_heads = 4 is no multiple'),
   ],
 )
@@ -212,6 +240,15 @@ def test_errors_of_what_the_networks_lack(changes, message):
   values = json.loads((GOLDEN / 'hf/llama/config.json').read_text())
   with pytest.raises(ValueError, match=message):
     hf_models.config_from_json({**values, **changes})
+
+
+def test_error_of_a_network_that_no_family_has(tmp_path):
+  network, params = _load(GOLDEN / 'hf' / 'qwen2_5')
+  config = dataclasses.replace(network.config, sliding_window=3)
+  with pytest.raises(
+    ValueError, match='qwen2 comes closest, with sliding_window = None in place of 3'
+  ):
+    hf.save(params, config, tmp_path / 'model')
 
 
 def test_error_of_an_existing_directory(tmp_path):
@@ -298,7 +335,7 @@ def test_damaged_config_is_named(tmp_path, content):
 )
 def test_moved_ids(pad_id, eos_id, order):
   ids = np.arange(5)
-  moved = hf_models.moved_ids(pad_id, eos_id)
+  moved = hf_layout.moved_ids(pad_id, eos_id)
   ids[list(moved)] = list(moved.values())
   assert ids.tolist() == order
 
@@ -308,4 +345,4 @@ def test_distinct_names_of_all_leaves():
     network = hf.network(GOLDEN / 'hf' / family)
     paths = flax.traverse_util.flatten_dict(_like(network))
     tensor_for = hf_models.tensor_for(network.config)
-    assert len({tensor_for(path).name for path in paths}) == len(paths)
+    assert len({tensor_for(path) for path in paths}) == len(paths)

@@ -1,15 +1,17 @@
 """Writes hf/<family>/: small random models as `transformers` saves them, and their logits.
 
-Run: python tests/golden/make_hf_models.py
-Needs torch (2.13.0) and transformers (5.23.0); the tests need neither.
+Run: python tests/golden/make_hf_models.py [FAMILY ...]
+Needs torch (2.13.0) and transformers (5.24.0); the tests need neither. Without names all families are made anew.
 
 Beside each model's files lies logits.npz: `prompts` [B, S], 0 after their ends; `responses` [B, T], in the model's own
-ids; `logits` [B, T, V] of each token of a response, given the prompt and the tokens before it.
+ids; `logits` [B, T, V] of each token of a response, given the prompt and the tokens before it. rope.json has
+frequencies of rotary positions, and what they multiply queries and keys by, of many settings.
 """
 
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -46,7 +48,44 @@ STRETCHED = {  # Slow and fast rotations, and some between.
   'high_freq_factor': 4.0,
   'original_max_position_embeddings': 32,
 }
-FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', 'llama', 'smollm2', 'qwen2_5', 'mistral')
+YARN = {
+  'rope_type': 'yarn',
+  'rope_theta': 1e3,
+  'factor': 4.0,
+  'beta_fast': 4.0,
+  'original_max_position_embeddings': 32,
+}
+LONG = {
+  'rope_type': 'longrope',
+  'rope_theta': 1e3,
+  'short_factor': [1.25, 1.75],
+  'long_factor': [1.3, 4.0],
+}
+# Of heads of 16: base, longest text, rope_parameters.
+ROPES = (
+  (1e3, 64, {'rope_type': 'linear', 'factor': 4.0}),
+  (1e3, 64, {'rope_type': 'dynamic', 'factor': 4.0}),
+  (1e3, 64, {**STRETCHED}),
+  (1e4, 64, {'rope_type': 'yarn', 'factor': 8.0, 'original_max_position_embeddings': 4096}),
+  (1e3, 64, {**YARN, 'truncate': False, 'mscale': 0.7, 'mscale_all_dim': 1.2}),
+  (1e3, 64, {**YARN, 'attention_factor': 1.3, 'beta_slow': 2}),
+)
+FAMILIES = (
+  't5_1_0',
+  't5_1_1',
+  'flan_t5',
+  'llama',
+  'smollm2',
+  'qwen2_5',
+  'mistral',
+  'yarn',
+  'qwen3',
+  'phi3',
+  'smollm3',
+  'olmo2',
+  'gemma2',
+  'gemma3',
+)
 
 
 def make_model(family: str, seed: int) -> transformers.PreTrainedModel:
@@ -58,7 +97,8 @@ def make_model(family: str, seed: int) -> transformers.PreTrainedModel:
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       noise = torch.randn_like(parameter)
-      parameter.copy_(1 + 0.3 * noise if 'norm' in name else 0.4 * noise)
+      middle = 0 if 'gemma' in family else 1  # Of Gemma's norms 1 is left out.
+      parameter.copy_(middle + 0.3 * noise if 'norm' in name else 0.4 * noise)
   return model
 
 
@@ -71,6 +111,30 @@ def _new(family: str) -> transformers.PreTrainedModel:
   if family == 'qwen2_5':
     config = transformers.Qwen2Config(**LLAMA, tie_word_embeddings=True, pad_token_id=7)
     return transformers.Qwen2ForCausalLM(config)
+  if family == 'qwen3':
+    config = transformers.Qwen3Config(**LLAMA, head_dim=6, tie_word_embeddings=True, pad_token_id=7)
+    return transformers.Qwen3ForCausalLM(config)
+  if family == 'phi3':
+    config = transformers.Phi3Config(
+      **LLAMA,
+      sliding_window=6,
+      pad_token_id=7,
+      rope_parameters=LONG,
+      max_position_embeddings=256,
+      original_max_position_embeddings=64,
+      attn_implementation='eager',
+    )
+    return transformers.Phi3ForCausalLM(config)
+  if family in ('gemma2', 'gemma3'):
+    return _new_gemma(family)
+  if family == 'smollm3':
+    config = transformers.SmolLM3Config(
+      **LLAMA, no_rope_layer_interval=2, tie_word_embeddings=True, pad_token_id=7
+    )
+    return transformers.SmolLM3ForCausalLM(config)
+  if family == 'olmo2':
+    config = transformers.Olmo2Config(**LLAMA, tie_word_embeddings=False, pad_token_id=7)
+    return transformers.Olmo2ForCausalLM(config)
   if family == 'mistral':
     config = transformers.MistralConfig(
       **LLAMA,
@@ -80,7 +144,15 @@ def _new(family: str) -> transformers.PreTrainedModel:
       attn_implementation='eager',
     )
     return transformers.MistralForCausalLM(config)
-  if family == 'smollm2':
+  if family == 'yarn':
+    config = transformers.LlamaConfig(
+      **LLAMA | {'num_hidden_layers': 1},
+      head_dim=12,
+      tie_word_embeddings=True,
+      rope_parameters=YARN,
+      max_position_embeddings=128,
+    )
+  elif family == 'smollm2':
     config = transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True, pad_token_id=2)
   else:
     config = transformers.LlamaConfig(
@@ -91,6 +163,29 @@ def _new(family: str) -> transformers.PreTrainedModel:
       pad_token_id=9,
     )
   return transformers.LlamaForCausalLM(config)
+
+
+def _new_gemma(family: str) -> transformers.PreTrainedModel:
+  common = {
+    **LLAMA,
+    'num_hidden_layers': 3,
+    'head_dim': 6,
+    'sliding_window': 6,
+    'query_pre_attn_scalar': 5,
+    'pad_token_id': 0,
+    'attn_implementation': 'eager',
+  }
+  if family == 'gemma2':
+    caps = {'attn_logit_softcapping': 3.0, 'final_logit_softcapping': 4.0}
+    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**common, **caps))
+  rotations = {
+    'full_attention': {'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 1e3},
+    'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+  }
+  config = transformers.Gemma3TextConfig(
+    **common, sliding_window_pattern=3, rope_parameters=rotations
+  )
+  return transformers.Gemma3ForCausalLM(config)
 
 
 def make_inputs(family: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,10 +230,32 @@ def _age(family: str, path: pathlib.Path) -> None:
   path.write_text(json.dumps(values, indent=2) + '\n')
 
 
+def write_ropes(path: pathlib.Path) -> None:
+  rows = []
+  for base, longest, parameters in ROPES:
+    own = {'rope_theta': base, **parameters}
+    config = transformers.LlamaConfig(
+      head_dim=16, max_position_embeddings=longest, rope_parameters=dict(own)
+    )
+    make = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[own['rope_type']]
+    frequencies, amplitude = make(config, 'cpu')
+    rows.append(
+      {
+        'config': {'max_position_embeddings': longest, 'rope_parameters': own},
+        'frequencies': frequencies.tolist(),
+        'amplitude': amplitude,
+      }
+    )
+  path.write_text(json.dumps(rows, indent=1) + '\n')
+
+
 def main():
   root = pathlib.Path(__file__).with_name('hf')
-  shutil.rmtree(root, ignore_errors=True)
+  names = sys.argv[1:] or FAMILIES
   for seed, family in enumerate(FAMILIES):
+    if family not in names:
+      continue
+    shutil.rmtree(root / family, ignore_errors=True)
     model = make_model(family, seed)
     size = '6KB' if family in ('flan_t5', 'mistral') else '1GB'  # Two of them in several files.
     model.save_pretrained(root / family, max_shard_size=size)
@@ -148,6 +265,7 @@ def main():
     np.savez_compressed(
       root / family / 'logits.npz', prompts=prompts, responses=responses, logits=logits
     )
+  write_ropes(root / 'rope.json')
   (root / 'README').write_text('Made by make_hf_models.py.\n')
 
 

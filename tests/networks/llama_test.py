@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.models import mixture, policy, preference_model, rater
-from nlhf_jax.networks import axes, decoding, llama
+from nlhf_jax.networks import axes, decoding, layers, llama
 from nlhf_jax.types import EOS, PAD, PolicyParams, Prompts
 from tests import tiny
 
@@ -32,12 +32,39 @@ def _params(seed=0, **changes):
   )
 
 
+@functools.cache
+def _apply(**changes):
+  return jax.jit(_network(**changes).apply)
+
+
 def _logits(params, prompts, responses, **changes):
   inputs = np.pad(responses, [(0, 0), (1, 0)])[:, :-1]
-  return jax.jit(_network(**changes).apply)({'params': params}, prompts, inputs, responses)
+  return _apply(**changes)({'params': params}, prompts, inputs, responses)
 
 
-@pytest.mark.parametrize('changes', [{}, {'sliding_window': 3}, {'qkv_bias': True}])
+# Features that networks have or have not, each.
+FEATURES: list[dict] = [
+  {'sliding_window': 3},
+  {'qkv_bias': True},
+  {'qk_norm': 'head'},
+  {'qk_norm': 'projection', 'norms_before': False, 'norms_after': True},
+  {'rotary_pattern': (True, False)},
+  {
+    'sliding_window': 3,
+    'window_pattern': (True, False),
+    'local_rope_base': 7.0,
+    'norms_after': True,
+    'norm_offset': 1.0,
+    'mlp_activation': 'gelu',
+    'scaled_embedding': True,
+    'query_dim': 5,
+    'attention_soft_cap': 2.0,
+    'logit_soft_cap': 3.0,
+  },
+]
+
+
+@pytest.mark.parametrize('changes', [{}, *FEATURES])
 def test_prompt_and_response_as_one_text(changes):
   """Wherever a text is split in two, the logits of the second part are the same; padding changes nothing."""
   params = _params(**changes)
@@ -49,14 +76,27 @@ def test_prompt_and_response_as_one_text(changes):
     np.testing.assert_allclose(rest, expected[:, split - 1 :], atol=2e-5)
 
 
-def test_shared_prompts_equal_repeated_ones():
+@pytest.mark.parametrize('changes', [{}, *FEATURES[2:]])
+def test_shared_prompts_equal_repeated_ones(changes):
   """Two responses to each of three prompts are as good as six prompts."""
-  params = _params()
-  shared = _logits(params, PROMPTS, RESPONSES)
-  repeated = _logits(params, np.repeat(PROMPTS, 2, axis=0), RESPONSES)
+  params = _params(**changes)
+  shared = _logits(params, PROMPTS, RESPONSES, **changes)
+  repeated = _logits(params, np.repeat(PROMPTS, 2, axis=0), RESPONSES, **changes)
   np.testing.assert_allclose(shared, repeated, atol=1e-5)
   with pytest.raises(ValueError, match='6 decoder rows for 4 prompts'):
-    _logits(params, np.ones((4, 2), np.int32), RESPONSES)
+    _logits(params, np.ones((4, 2), np.int32), RESPONSES, **changes)
+
+
+@pytest.mark.parametrize('changes', FEATURES[3:])
+@pytest.mark.parametrize(
+  'execution',
+  [layers.Execution(scan=True), layers.Execution(True, 'layers'), layers.Execution(False, 'dots')],
+)
+def test_scanned_layers_of_several_kinds(changes, execution):
+  params = _params(**changes)
+  expected = _logits(params, PROMPTS, RESPONSES, **changes)
+  found = _logits(params, PROMPTS, RESPONSES, **changes, execution=execution)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_gradients_by_finite_differences():
@@ -84,17 +124,19 @@ def test_gradients_by_finite_differences():
   np.testing.assert_allclose(slope, expected, rtol=2e-2)
 
 
-@pytest.mark.parametrize('beta', [0.0, 0.5, 1.0])
-def test_greedy_mixture_equals_uncached_argmax(beta):
+@pytest.mark.parametrize(
+  ('beta', 'changes'), [(0.0, {}), (0.5, {}), (1.0, {}), *((0.5, x) for x in FEATURES[2:])]
+)
+def test_greedy_mixture_equals_uncached_argmax(beta, changes):
   """Two networks, ragged prompts, past the end of some responses; every token is the uncached argmax."""
-  sets = PolicyParams(_params(0), {'reference': _params(7)})
-  play = policy.from_network(_network(), decoding.Sampling(6, temperature=0)).play
+  sets = PolicyParams(_params(0, **changes), {'reference': _params(7, **changes)})
+  play = policy.from_network(_network(**changes), decoding.Sampling(6, temperature=0)).play
   prompts = Prompts(jnp.asarray(PROMPTS), jnp.arange(3))
   run = jax.jit(lambda rng: play(sets, [mixture.between(beta)], prompts, rng, 1))
   drawn = np.asarray(run(jax.random.key(0))[0].tokens)
   written = np.zeros_like(drawn)
   for t in range(drawn.shape[1]):
-    pair = [_logits(_params(seed), PROMPTS, written)[:, t] for seed in (0, 7)]
+    pair = [_logits(_params(seed, **changes), PROMPTS, written, **changes)[:, t] for seed in (0, 7)]
     mixed = np.array((1 - beta) * pair[0] + beta * pair[1])
     mixed[:, PAD] = -np.inf
     ended = (written == EOS).any(axis=1)
@@ -118,21 +160,6 @@ def test_layouts_of_preference_models():
   np.testing.assert_allclose(
     preferences(rater.in_decoder), preferences(rater.in_encoder), atol=1e-5
   )
-
-
-def test_stretched_rotations_of_llama_3():
-  """Slow ones by the full factor, fast ones not at all, those between by a mixture of both."""
-  plain = llama._frequencies(llama.LlamaConfig(11, head_dim=16, rope_base=1e3))
-  scaling = llama.RopeScaling(8.0, 1.0, 4.0, 32)
-  stretched = llama._frequencies(
-    llama.LlamaConfig(11, head_dim=16, rope_base=1e3, rope_scaling=scaling)
-  )
-  rotations = 32 * plain / (2 * np.pi)
-  np.testing.assert_allclose(stretched[rotations > 4], plain[rotations > 4])
-  np.testing.assert_allclose(stretched[rotations < 1], plain[rotations < 1] / 8)
-  between = (rotations > 1) & (rotations < 4)
-  assert between.any()
-  assert ((plain / 8 < stretched) & (stretched < plain))[between].all()
 
 
 def test_sizes_that_do_not_fit():
