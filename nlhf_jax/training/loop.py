@@ -110,8 +110,7 @@ def train(
     num_steps: updates in all.
     num_microbatches: parts of a batch whose gradients are added up; the result is that of the complete batch.
     num_updates: updates from one rollout.
-    num_rollout_parts: parts of a batch, each of which is judged while the next is sampled; keys, and so samples, are others
-      than those of one part.
+    num_rollout_parts: parts of a batch, each judged while the next is sampled; each has a key of its own.
     log_every: steps between log lines, which hold the means over them.
     save_every: steps between checkpoints; None: at the end alone. The last step is always saved.
     layout: mesh that the state is sharded over, as batches are then.
@@ -119,8 +118,7 @@ def train(
 
   Raises:
     NonFiniteError: the loss or the gradient is NaN or infinite; parameters before that step were kept.
-    ValueError: `num_microbatches` or `num_rollout_parts` is no positive number, or does not divide a batch; more than one
-      update from rollouts that the method cannot reuse; the judge gave no vote on any pair of a batch.
+    ValueError: a number of parts is below 1 or does not divide a batch; rollouts cannot be reused; a batch has no vote at all.
   """
   if num_microbatches < 1:
     raise ValueError(f'num_microbatches must be at least 1, got {num_microbatches}.')
