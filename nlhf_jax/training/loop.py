@@ -122,9 +122,8 @@ def train(
   """
   if num_microbatches < 1:
     raise ValueError(f'num_microbatches must be at least 1, got {num_microbatches}.')
-  step_fn = steps.Steps(
-    algorithm, optimizer, num_microbatches, layout, state, num_updates, num_rollout_parts
-  )
+  parts = num_microbatches, layout, state, num_updates, num_rollout_parts
+  step_fn = steps.Steps(algorithm, optimizer, *parts)
   shard = jax.device_put if layout is None else layout.shard_rows
   window = _Window(sums)
   for step, batch in _read_ahead(batches, range(int(state.step), num_steps), shard):
