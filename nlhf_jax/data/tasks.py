@@ -225,13 +225,13 @@ def _from_files(
   They are split by post, as they say or else by a hash. Rows of training whose post is held out are left out.
   """
   gathered = columns.gather(map(_with_split, rows))
+  if not len(gathered.post):
+    raise ValueError(f'Task {name} has no rows: give it a file that has some.')
   if soft_labels:
     gathered = columns.merge_votes(gathered)
   found, num_left_out = columns.by_split(gathered)
   if num_left_out:
     logging.warning('Left %d training rows out: their posts are held out.', num_left_out)
-  if not found:
-    raise ValueError(f'Task {name} has no rows in its first split.')
   count_tokens = lambda text: len(vocabularies.for_prompts(vocabulary).encode(text))
   fit = functools.partial(readers.fit_prompt, count_tokens=count_tokens, max_tokens=TLDR_MAX_TOKENS)
   fields = ('index', 'prompt', *gathered.columns.texts.column_names)

@@ -106,6 +106,16 @@ def test_empty_split_is_refused():
     tasks.from_rows('none', {'train': lambda: iter([])}, vocabularies.byte())
 
 
+@pytest.mark.parametrize('content', ['', '{"prompt": 3}'])
+def test_files_without_rows_are_refused(tmp_path, content):
+  """Empty, or with nothing left once malformed rows are passed over."""
+  (tmp_path / 'votes.jsonl').write_text(content)
+  with pytest.raises(
+    ValueError, match='Task comparisons has no rows: give it a file that has some'
+  ):
+    tasks.jsonl_comparisons(str(tmp_path / 'votes.jsonl'), vocabularies.byte(), skip_malformed=True)
+
+
 def test_vocabulary_with_other_special_ids_is_refused():
   """Policies end with 1 and pad with 0, so that a vocabulary must do so too."""
 
