@@ -1,6 +1,7 @@
 """Chat templates of Hugging Face's models: a conversation as one text, by the rules of `transformers`' own renderer."""
 
 import datetime
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
+
+from nlhf_jax.formats import hf
 
 # Of a conversation: each has a role ('system', 'user', 'assistant') and a content.
 Messages = Sequence[Mapping[str, str]]
@@ -40,8 +43,9 @@ class ChatTemplate(NamedTuple):
     first = [] if own or self.system is None else [{'role': 'system', 'content': self.system}]
     turns = [*first, *({key: m[key] for key in ('role', 'content')} for m in messages)]
     try:
-      program = _SANDBOX.from_string(self.source)
-      return program.render(messages=turns, add_generation_prompt=True, **self.special)
+      return _compiled(self.source).render(
+        messages=turns, add_generation_prompt=True, **self.special
+      )
     except jinja2.TemplateError as error:
       raise ValueError(
         f'{self.directory}: the chat template fails ({type(error).__name__}: {error}).'
@@ -58,7 +62,7 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
   Raises:
     ValueError: there is no template, or it leaves out the user's words.
   """
-  settings, special = (_read(directory / name) for name in (_SETTINGS, _MAP))
+  settings, special = (hf.read_json(directory / name) for name in (_SETTINGS, _MAP))
   source = settings.get('chat_template')
   if (directory / _FILE).is_file():
     source = (directory / _FILE).read_text(encoding='utf-8')
@@ -73,7 +77,9 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
   if not source:
     raise ValueError(f'{directory} has no chat template: set chat = False.')
   tokens = {
-    key: _token(value) for key, value in (special | settings).items() if key.endswith('_token')
+    key: hf.token_text(value)
+    for key, value in (special | settings).items()
+    if key.endswith('_token')
   }
   tokens = {key: text for key, text in tokens.items() if text is not None}
   template = ChatTemplate(source, system, tokens, directory)
@@ -81,15 +87,6 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
   if words not in template.render([{'role': 'user', 'content': words}]):
     raise ValueError(f"{directory}: the chat template leaves out the user's words.")
   return template
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-
-
-def _token(value: Any) -> str | None:
-  value = value.get('content') if isinstance(value, dict) else value
-  return value if isinstance(value, str) else None
 
 
 class _Generation(jinja2.ext.Extension):
@@ -126,3 +123,8 @@ def _sandbox() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 
 _SANDBOX = _sandbox()
+
+
+@functools.cache
+def _compiled(source: str) -> jinja2.Template:
+  return _SANDBOX.from_string(source)

@@ -1,7 +1,7 @@
 """Rows of a split as tokens, encoded when they are asked for; of those asked for last, the tokens are kept."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,17 +55,25 @@ def open_split(task: seqio.Task, split: str, prompt_length: int) -> Rows:
   Raises:
     ValueError: there is no such split, or it has no rows.
   """
-  if split not in task.splits:
-    raise ValueError(
-      f'{task.name} has no split {split!r}, but {", ".join(map(repr, task.splits))}.'
-    )
+  check_split(task.name, split, task.splits)
   if isinstance(task.source, tasks.ColumnSource):
     rows = _of_columns(task.source.columns(split), task.output_features, prompt_length)
   else:
     rows = _of_dataset(task, split, prompt_length)
-  if not len(rows.index):
-    raise ValueError(f'Split {split!r} of {task.name} has no rows: give it some, or name another.')
+  check_rows(task.name, split, len(rows.index))
   return rows
+
+
+def check_split(name: str, split: str, splits: Iterable[str]) -> None:
+  """Raises ValueError where a task has no such split."""
+  if split not in splits:
+    raise ValueError(f'{name} has no split {split!r}, but {", ".join(map(repr, splits))}.')
+
+
+def check_rows(name: str, split: str, number: int) -> None:
+  """Raises ValueError where a split has no rows."""
+  if not number:
+    raise ValueError(f'Split {split!r} of {name} has no rows: give it some, or name another.')
 
 
 def _prompt(row: readers.Row, vocabulary: seqio.Vocabulary, length: int) -> Example:

@@ -24,6 +24,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
   def __init__(
     self,
     tokenizer: tokenizers.Tokenizer,
+    unspellable: special_tokens.Unspellable,
     ids: tuple[int, int],
     before: Sequence[int] = (),
     template: chat_templates.ChatTemplate | None = None,
@@ -32,13 +33,14 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
 
     Args:
       tokenizer: theirs.
+      unspellable: its twin.
       ids: of padding and end, in theirs.
       before: their ids that stand before every text, such as that of '<s>'.
       template: in its place, what a text goes through as a user's words.
     """
     super().__init__(extra_ids=0)
     self._tokenizer = tokenizer
-    self._unspellable = special_tokens.Unspellable(tokenizer)
+    self._unspellable = unspellable
     # An id that no text uses may be beyond the list.
     size = max(tokenizer.get_vocab_size(), 1 + max(ids))
     self._theirs = list(range(size))

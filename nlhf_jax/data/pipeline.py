@@ -200,6 +200,7 @@ def load_split(
   else:
     rows = encoded.open_split(task, split, prompt_length)
     examples = [rows.example(n) for n in range(len(rows.index))[:limit]]
+  encoded.check_rows(task.name, split, len(examples))
   if number := sum(x['is_long'] for x in examples):
     message = '%s: %d of %d prompts are longer than %d tokens and lose their end.'
     logging.warning(message, task.name, number, len(examples), prompt_length)
@@ -235,10 +236,7 @@ def _rollout(sequences: list[np.ndarray], length: int) -> Rollout:
 
 def _numbers(stream: Stream, split: str) -> range:
   """The prompts of a split."""
-  if split not in stream.splits:
-    raise ValueError(
-      f'{stream.name} has no split {split!r}, but {", ".join(map(repr, stream.splits))}.'
-    )
+  encoded.check_split(stream.name, split, stream.splits)
   return stream.splits[split]
 
 

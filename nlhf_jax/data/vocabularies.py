@@ -14,7 +14,7 @@ import seqio
 import tokenizers
 from jaxtyping import Bool
 
-from nlhf_jax.data import chat_templates
+from nlhf_jax.data import chat_templates, special_tokens
 from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
 from nlhf_jax.data.word_vocabulary import WordVocabulary
 from nlhf_jax.formats import hf
@@ -73,13 +73,15 @@ def hugging_face(
       f'{path}: id {special[0]}, which is to mean padding, is the word {pad!r}: give one that text never uses, such '
       'as a reserved token, as ids.pad.'
     )
-  vocabulary = HuggingFaceVocabulary(tokenizer, special)
+  make = functools.partial(
+    HuggingFaceVocabulary, tokenizer, special_tokens.Unspellable(tokenizer), special
+  )
+  vocabulary = make()
   if chat:
     template = chat_templates.load(directory, system)
-    vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, template=template)
+    vocabulary.for_prompts = make(template=template)
   else:
-    before = _bos(tokenizer, special)
-    vocabulary.for_prompts = HuggingFaceVocabulary(tokenizer, special, before)
+    vocabulary.for_prompts = make(_bos(tokenizer, special))
   return vocabulary
 
 

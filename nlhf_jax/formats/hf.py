@@ -110,7 +110,7 @@ def read_config(
   path = directory / 'config.json'
   if not path.is_file():
     raise FileNotFoundError(f'No {path}: {hint(directory)}')
-  values = _read_json(path)
+  values = read_json(path)
   special = special_ids(_named_ids(directory, values), ids, str(directory))
   values |= {'pad_token_id': special.pad, 'eos_token_id': [special.eos, *special.other_ends]}
   return hf_models.config_from_json(values, dtype)
@@ -148,14 +148,12 @@ def special_ids(
 def _named_ids(directory: pathlib.Path, values: Mapping[str, Any]) -> dict[str, list[int]]:
   """All that a model's files name for padding and for ends: config.json, generation_config.json, then the tokenizer."""
   generation, settings = (
-    _read_json(directory / file) if (directory / file).is_file() else {}
-    for file in (_GENERATION, 'tokenizer_config.json')
+    read_json(directory / file) for file in (_GENERATION, 'tokenizer_config.json')
   )
   of_tokens = _added_tokens(directory)
   result = {}
   for key in ('pad_token', 'eos_token'):
-    token = settings.get(key)
-    token = token.get('content') if isinstance(token, dict) else token
+    token = token_text(settings.get(key))
     named = values.get(f'{key}_id'), generation.get(f'{key}_id'), of_tokens.get(token)
     result[f'{key}_id'] = [number for each in named for number in _ids(each)]
   return result
@@ -167,12 +165,24 @@ def _ids(value: Any) -> list[int]:
 
 def _added_tokens(directory: pathlib.Path) -> dict[str, int]:
   """Ids of a tokenizer's special words."""
-  path = directory / 'tokenizer.json'
-  tokens = _read_json(path).get('added_tokens', []) if path.is_file() else []
+  tokens = read_json(directory / 'tokenizer.json').get('added_tokens', [])
   return {token['content']: token['id'] for token in tokens}
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def token_text(value: Any) -> str | None:
+  """A special token's text, which tokenizer_config.json gives as it is or as an object; None: there is none."""
+  value = value.get('content') if isinstance(value, dict) else value
+  return value if isinstance(value, str) else None
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object that a model's file holds; an empty one where there is no such file.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  if not path.is_file():
+    return {}
   try:
     values = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:  # UnicodeDecodeError too.
@@ -187,7 +197,7 @@ def hint(directory: pathlib.Path) -> str:
   adapter = directory / 'adapter_config.json'
   if not adapter.is_file():
     return 'name the directory of a model.'
-  base = _read_json(adapter).get('base_model_name_or_path')
+  base = read_json(adapter).get('base_model_name_or_path')
   return (
     f'{directory} holds a PEFT adapter of {base!r}. Merge it into that where peft is installed, with '
     'PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW_DIR), and name NEW_DIR.'

@@ -154,6 +154,12 @@ def test_streams_have_one_length():
     next(pipeline.batches(corpora.prompts(corpus), num_prompt_lengths=3, **options))
 
 
+def test_no_rows_of_a_stream_are_refused():
+  stream = corpora.prompts(corpora.generated_extracts(num_test=0))
+  with pytest.raises(ValueError, match=r"Split 'test' of .* has no rows: give it some"):
+    pipeline.load_split(stream, split='test', **LENGTHS)
+
+
 def test_a_batch_with_long_prompts_warns_once(caplog):
   options = {'split': 'train', 'batch_size': 3, 'prompt_length': 4, 'response_length': 5}
   batches = pipeline.batches(_task(vocabularies.byte()), responses_per_prompt=2, **options)
