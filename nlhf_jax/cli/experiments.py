@@ -1,7 +1,8 @@
 """Experiments by name: a directory of gin files, whose stages.txt lists the runs, and contestants.txt who plays.
 
 A line of stages.txt is `RUN [FILE …] [NAME=VALUE …]`: the gin files of a run (RUN.gin if none is named; of the directory, of the
-search paths, or of another experiment) and bindings. A line of contestants.txt is `RUN[:SET] LABEL`.
+search paths, or of another experiment) and bindings. `collect RUN …` is a run of `nlhf collect`, others are of `nlhf train`. A
+line of contestants.txt is `RUN[:SET] LABEL`.
 """
 
 import pathlib
@@ -9,6 +10,9 @@ import shlex
 from typing import NamedTuple
 
 from nlhf_jax.cli import gin_config
+
+# Command → what the gin files of its stages describe.
+KINDS = {'train': 'Experiment', 'collect': 'Collection'}
 
 
 class Stage(NamedTuple):
@@ -18,6 +22,7 @@ class Stage(NamedTuple):
   name: str
   files: tuple[pathlib.Path, ...]
   bindings: tuple[str, ...]
+  kind: str = 'Experiment'
 
 
 def locate(name: str) -> pathlib.Path:
@@ -76,11 +81,13 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
 
 def _stage(directory: pathlib.Path, line: str) -> Stage:
-  name, *rest = shlex.split(line, posix=False)
+  words = shlex.split(line, posix=False)
+  command = words.pop(0) if words[0] in KINDS and len(words) > 1 else 'train'
+  name, *rest = words
   bindings = tuple(word for word in rest if '=' in word)
   files = [word for word in rest if '=' not in word] or [f'{name}.gin']
   beside = [directory / file for file in files]
   chosen = (
     path if path.is_file() else pathlib.Path(file) for path, file in zip(beside, files, strict=True)
   )
-  return Stage(name, tuple(chosen), bindings)
+  return Stage(name, tuple(chosen), bindings, KINDS[command])

@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from nlhf_jax.cli import annotate, games, judge, votes
+from nlhf_jax.cli import annotate, collect, exploit, games, judge, votes
 
 # The experiment that `nlhf demo` runs if none is named.
 DEMO = 'builtin'
@@ -23,17 +23,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     epilog='Every sub-command has its own --help. Errors are one line; --traceback shows where they come from.',
   )
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-  for add in (
-    _add_demo,
-    _add_train,
-    _add_diagnose,
-    _add_plan,
-    _add_win_rates,
-    _add_sample,
-    _add_report,
-    _add_export,
-    _add_import,
-  ):
+  for add in (_add_demo, _add_train, _add_diagnose, _add_plan):
+    add(commands)
+  collect.add(commands, _command, _add_run)
+  _add_win_rates(commands)
+  exploit.add(commands, _command, _add_gin)
+  for add in (_add_sample, _add_report, _add_export, _add_import):
     add(commands)
   games.add_solve(commands, _command)
   votes.add_rank(commands, _command)

@@ -52,6 +52,8 @@ class Source(NamedTuple):
   search_paths: Sequence[str] = ()
   # Whether bindings of macros that the files lack are passed over: they belong to other files of an experiment.
   ignore_unknown_macros: bool = False
+  # What the command line itself knows, NAME=VALUE each, for files that ask for it; the layers' bindings win.
+  if_asked: Sequence[str] = ()
 
 
 class Configured(NamedTuple):
@@ -86,6 +88,7 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
   try:
     for files, bindings in source.layers:
       gin.parse_config_files_and_bindings(list(map(str, files)), [], finalize_config=False)
+      _bind(source.if_asked, ignore_unknown_macros=True)
       _bind(bindings, source.ignore_unknown_macros)
     gin.finalize()
     return _call(described)

@@ -4,7 +4,9 @@
   nlhf train       one run
   nlhf diagnose    what keeps a trained policy from its fixed point
   nlhf plan        what a run would take on a mesh that is not here
+  nlhf collect     votes on what policies write
   nlhf win-rates   trained policies against each other
+  nlhf exploit     how far policies can be exploited
   nlhf sample      a trained policy's responses
   nlhf report      the report of a directory of runs
   nlhf export      a run as a model for other tools
@@ -18,6 +20,7 @@ Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_pat
 """
 
 import argparse
+import functools
 import json
 import logging
 import math
@@ -27,7 +30,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from nlhf_jax.cli import annotate, flags, games, judge, votes
+from nlhf_jax.cli import annotate, collect, described, exploit, flags, games, judge, votes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,15 +96,16 @@ def keep_compiled() -> None:
 def _demo(args: argparse.Namespace) -> None:
   from nlhf_jax.cli import experiments
   from nlhf_jax.evaluation import report
-  from nlhf_jax.training.experiment import Experiment
 
   directory, root = experiments.locate(args.experiment), pathlib.Path(args.run_dir)
   contestants, evaluation = experiments.contestants(directory), directory / 'evaluation.gin'
   if not evaluation.is_file():
     raise FileNotFoundError(f'No file {evaluation}: run the stages of {directory} with nlhf train.')
   for stage in experiments.stages(directory):
-    configured = _configure(args, Experiment, stage.files, stage.bindings)
-    if not _train_to_the_end(configured, root / stage.name):
+    configure = functools.partial(described.configure_stage, args, stage, root)
+    if stage.kind == 'Collection':
+      collect.collect_votes(configure, root / stage.name)
+    elif not _train_to_the_end(configure(), root / stage.name):
       return
   runs = {label: str(root / run) for label, run in contestants.items()}
   _compare(args, [evaluation], runs, root, ignore_unknown_macros=True)
@@ -115,7 +119,7 @@ def _train(args: argparse.Namespace) -> None:
 
   if args.multihost or args.coordinator_address or args.process_count is not None:
     processes.join(args.coordinator_address, args.process_count, args.process_index)
-  configured = _configure_run(args)
+  configured = described.configure_run(args, pathlib.Path(args.run_dir).parent)
   if args.dry_run:
     with gin_config.naming_flags(configured):
       print(json.dumps(plan.summary(configured.value), indent=2))
@@ -173,7 +177,7 @@ def _plan(args: argparse.Namespace) -> None:
   from nlhf_jax.planning import plan
   from nlhf_jax.runtime import atomic, partitioning
 
-  configured = _configure_run(args)
+  configured = described.configure_run(args)
   mesh = partitioning.make_mesh(partitioning.Devices(**sizes))
   with gin_config.naming_flags(configured):
     result = plan.make(configured.value, mesh)
@@ -197,14 +201,7 @@ def _mesh_sizes(text: str) -> dict[str, int]:
 def _win_rates(args: argparse.Namespace) -> None:
   from nlhf_jax.evaluation import report
 
-  runs = {}
-  for item in args.run_dirs:
-    # A directory's own name may hold an equals sign.
-    label, _, run = ('', '', item) if _run_and_set(item)[0].exists() else item.partition('=')
-    label, run = (label, run) if run else ('', item)
-    runs[label or pathlib.Path(run).name] = run
-  if len(runs) < len(args.run_dirs):
-    raise ValueError('Two runs have the same label: name them with --run_dirs LABEL=DIR.')
+  runs = described.labelled(args.run_dirs)
   _compare(args, [], runs, pathlib.Path(args.output_dir))
   report.print_tables(pathlib.Path(args.output_dir))
 
@@ -213,8 +210,8 @@ def _sample(args: argparse.Namespace) -> None:
   from nlhf_jax.cli import experiments
   from nlhf_jax.evaluation import tournament
 
-  contestant = _contestant(args.run_dir) if args.run_dir else _untrained(args)
-  evaluation = _configure(args, tournament.Evaluation, []).value
+  contestant = described.contestant(args.run_dir) if args.run_dir else described.untrained(args)
+  evaluation = described.configure(args, tournament.Evaluation, []).value
   texts = list(args.prompt or [])
   if args.prompts_file:
     texts += experiments.read_lines(pathlib.Path(args.prompts_file))
@@ -228,7 +225,7 @@ def _export(args: argparse.Namespace) -> None:
   from nlhf_jax.training import export
 
   run_dir, output_dir = pathlib.Path(args.run_dir), pathlib.Path(args.output_dir)
-  experiment = _experiment_of(run_dir)
+  experiment = described.experiment_of(run_dir)
   export.export(
     experiment, run_dir, output_dir, args.to, dtype=args.dtype, base_model=args.base_model
   )
@@ -259,85 +256,14 @@ def _compare(
   from nlhf_jax.evaluation import tournament
   from nlhf_jax.training import resolve
 
-  contestants = {label: _contestant(run) for label, run in runs.items()}
-  described = tournament.Evaluation
-  configured = _configure(args, described, gin_files, ignore_unknown_macros=ignore_unknown_macros)
-  beside = _run_and_set(next(iter(runs.values())))[0].parent
+  contestants = {label: described.contestant(run) for label, run in runs.items()}
+  configured = described.configure(
+    args, tournament.Evaluation, gin_files, ignore_unknown_macros=ignore_unknown_macros
+  )
+  beside = described.run_and_set(next(iter(runs.values())))[0].parent
   with gin_config.naming_flags(configured):
     judge = resolve.bind_feedback(configured.value.judge, beside)
     tournament.compare(configured.value._replace(judge=judge), contestants, output_dir)
-
-
-def _run_and_set(run: str) -> tuple[pathlib.Path, str]:
-  """A run's directory, and which set of its parameters: of DIR:SET, or of DIR, whose own name may hold a colon."""
-  directory, colon, name = run.rpartition(':')
-  if not colon or pathlib.Path(run).exists():
-    return pathlib.Path(run), 'online'
-  return pathlib.Path(directory), name
-
-
-def _contestant(run: str):
-  """The policy of a run, DIR or DIR:SET, and its parameters."""
-  from nlhf_jax.evaluation import tournament
-  from nlhf_jax.training import resolve, weights
-  from nlhf_jax.types import Policy
-
-  run_dir, parameters = _run_and_set(run)
-  experiment = _experiment_of(run_dir)
-  if not isinstance(experiment.model, Policy):
-    raise ValueError(
-      f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
-    )
-  params = weights.trained_params(experiment, run_dir, parameters)
-  return tournament.Contestant(experiment.model, params, resolve.fixed_point(experiment))
-
-
-def _untrained(args: argparse.Namespace):
-  """The policy that the experiment of the gin files would start from."""
-  from nlhf_jax.evaluation import tournament
-  from nlhf_jax.training import weights
-  from nlhf_jax.training.experiment import Experiment
-
-  experiment = _configure(args, Experiment, []).value
-  if not callable(experiment.start_from):
-    raise ValueError('Name a run with --run_dir, or gin files that start from a pre-trained model.')
-  params = weights.load_params(experiment.model, experiment.start_from, pathlib.Path())
-  return tournament.Contestant(experiment.model, params)
-
-
-def _experiment_of(run_dir: pathlib.Path):
-  """The Experiment that a run's own configuration describes."""
-  from nlhf_jax.cli import gin_config
-  from nlhf_jax.runtime import run_directory
-  from nlhf_jax.training.experiment import Experiment
-
-  return gin_config.from_text(Experiment, run_directory.read_config(run_dir)).value
-
-
-def _configure_run(args: argparse.Namespace):
-  """The Experiment of --experiment=EXPERIMENT/RUN, or of gin files alone."""
-  from nlhf_jax.cli import experiments
-  from nlhf_jax.training.experiment import Experiment
-
-  if not args.experiment:
-    return _configure(args, Experiment, [])
-  stage = experiments.stage(args.experiment)
-  return _configure(args, Experiment, stage.files, stage.bindings)
-
-
-def _configure(args, described, gin_files, bindings=(), *, ignore_unknown_macros=False):
-  """What gin files and flags describe; those of the command line win."""
-  from nlhf_jax.cli import gin_config
-
-  of_user = list(args.bindings)
-  if getattr(args, 'data_dir', None):
-    if not pathlib.Path(args.data_dir).is_dir():
-      raise FileNotFoundError(f'No directory {args.data_dir}: name the data with --data_dir.')
-    of_user.append(f'DATA_DIR = {str(pathlib.Path(args.data_dir).resolve())!r}')
-  search_paths = [path for path in args.gin_search_paths.split(',') if path]
-  layers = [gin_config.Layer(gin_files, bindings), gin_config.Layer(args.gin_file, of_user)]
-  source = gin_config.Source(layers, search_paths, ignore_unknown_macros)
-  return gin_config.configure(described, source)
 
 
 _COMMANDS = {
@@ -345,7 +271,9 @@ _COMMANDS = {
   'train': _train,
   'diagnose': _diagnose,
   'plan': _plan,
+  'collect': collect.collect,
   'win-rates': _win_rates,
+  'exploit': exploit.exploit,
   'sample': _sample,
   'report': _report,
   'export': _export,

@@ -3,7 +3,8 @@
 import bisect
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import seqio
@@ -13,6 +14,9 @@ import tokenizers
 from nlhf_jax.data import chat_templates, special_tokens
 from nlhf_jax.formats import hf_layout
 from nlhf_jax.types import EOS
+
+# Text, or tokens.
+S = TypeVar('S', str, list[int])
 
 
 class HuggingFaceVocabulary(seqio.Vocabulary):
@@ -98,6 +102,36 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
       theirs = self._encode_turns(self._shortened(turns, max_length))
     return self._to_ours(theirs), is_long
 
+  def encode_question(
+    self, fill: Callable[[Sequence[str]], str], num_texts: int, system: str | None
+  ) -> tuple[tuple[int, ...], ...]:
+    """What stands before, between and after texts in a prompt that is made of them.
+
+    Args:
+      fill: texts -> a user's words.
+      num_texts: how many.
+      system: of the chat template, in place of the one of prompts.
+
+    Raises:
+      ValueError: the chat template refuses, or `fill` has not each text once, in their order.
+    """
+
+    def render(texts):
+      words = fill(texts)
+      if self._template is None:
+        return words
+      return self._template._replace(system=system).render([{'role': 'user', 'content': words}])
+
+    before = self._before if self._template is None else ()
+    first, *rest = (self._to_ours(x) for x in self._unspellable.encode_pieces(render, num_texts))
+    return (*self._to_ours(before), *first), *map(tuple, rest)
+
+  def frame(self) -> tuple[int, int]:
+    """How many tokens stand before and after a prompt's words."""
+    one, other = self._encode('a'), self._encode('1')
+    before = len(_shared_beginning(one, other))
+    return before, len(_shared_beginning(one[before:][::-1], other[before:][::-1]))
+
   def model_ids(self, ids: Iterable[int]) -> list[int]:
     """What the model itself calls these tokens."""
     return [self._theirs[i] for i in ids]
@@ -182,6 +216,6 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     return hash(self._key)
 
 
-def _shared_beginning(one: str, other: str) -> str:
-  pairs = zip(one, other, strict=False)
-  return ''.join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _shared_beginning(one: S, other: S) -> S:
+  same = (a == b for a, b in zip(one, other, strict=False))
+  return one[: sum(itertools.takewhile(bool, same))]

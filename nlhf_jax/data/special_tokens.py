@@ -50,15 +50,48 @@ class Unspellable:
       render: makes one text of the contents, which it may trim.
       contents: texts that may hold anything.
     """
+    return self.encode(self._rendered(render, contents))
+
+  def encode_pieces(
+    self, render: Callable[[Sequence[str]], str], num_texts: int
+  ) -> tuple[tuple[int, ...], ...]:
+    """Ids of what a template puts before, between and after texts, each as it stands within a text.
+
+    Args:
+      render: makes one text of as many as there are; it must keep their order.
+      num_texts: how many.
+
+    Raises:
+      ValueError: it leaves a text out, or has one twice.
+    """
+    marks = [chr(place) for place in itertools.islice(_PRIVATE, num_texts)]
+    rendered = self._rendered(render, marks)
+    found = re.findall(f'[{"".join(marks)}]', rendered)
+    if found != marks:
+      raise ValueError(
+        f'The template has its {num_texts} texts in the order {[marks.index(mark) + 1 for mark in found]}: it must have each '
+        'once, in their order.'
+      )
+    first, *rest = re.split(f'[{"".join(marks)}]', rendered)
+    return tuple(self.encode(first)), *(tuple(self._encode_within(x)) for x in rest)
+
+  def _rendered(self, render: Callable[[Sequence[str]], str], contents: Sequence[str]) -> str:
+    """As this twin spells it."""
     if self._special is None:
-      return self.encode(render(contents))
+      return render(contents)
     begin, end = _unused(contents)
     originals = list(self._names)
     hide = lambda found: f'{begin}{originals.index(found[0])}{end}'
     rendered = render([self._special.sub(hide, text) for text in contents])
     rendered = self._special.sub(lambda found: self._names[found[0]], rendered)
     show = lambda found: originals[int(found[1])]
-    return self.encode(re.sub(f'{begin}(\\d+){end}', show, rendered))
+    return re.sub(f'{begin}(\\d+){end}', show, rendered)
+
+  def _encode_within(self, text: str) -> list[int]:
+    """Ids of a text that something stands before: some tokenizers put a blank before what comes first."""
+    mark = chr(_PRIVATE[-1])
+    before, both = self.encode(mark), self.encode(mark + text)
+    return both[len(before) :] if both[: len(before)] == before else self.encode(text)
 
 
 def _unused(texts: Sequence[str]) -> tuple[str, str]:

@@ -26,39 +26,55 @@ class Abstracts(NamedTuple):
   prompts: list[str]
   summaries: list[str]
   # Name of a split → its numbers.
-  splits: dict[str, range]
+  splits: dict[str, list[int]]
   vocabulary: seqio.Vocabulary
   # Of comparisons.
   seed: int
 
 
 def scitldr(
-  data_dir: str, vocabulary: seqio.Vocabulary, max_tokens: int = 512, seed: int = 0
+  data_dir: str,
+  vocabulary: seqio.Vocabulary,
+  num_sentences: int | None = None,
+  validation_share: float = 0.1,
+  seed: int = 0,
 ) -> Abstracts:
-  """train.jsonl and valid.jsonl of the `tldr_3_filtered` schema.
+  """train.jsonl and valid.jsonl of the `tldr_3_filtered` schema; a prompt is a title, and how an abstract begins.
 
   Args:
-    data_dir: holds both files.
+    data_dir: holds both files; train.jsonl gives the splits train and validation, valid.jsonl gives test.
     vocabulary: of prompts and responses.
-    max_tokens: prompts that are longer lose the end of their abstract.
+    num_sentences: of the abstract, that stand in its prompt; None: all. Annotators know the abstract as a whole.
+    validation_share: of train.jsonl, told by a hash of the abstract's name.
     seed: of comparisons.
   """
-  count_tokens = lambda text: len(vocabularies.for_prompts(vocabulary).encode(text))
-  result = Abstracts([], [], [], {}, vocabulary, seed)
-  for split, file in [('train', 'train.jsonl'), ('test', 'valid.jsonl')]:
-    start = len(result.posts)
+  result = Abstracts([], [], [], {'train': [], 'validation': [], 'test': []}, vocabulary, seed)
+  shares = {'train': 1 - validation_share, 'validation': validation_share}
+  for file in ('train.jsonl', 'valid.jsonl'):
     for row in readers.demonstrations(pathlib.Path(data_dir) / file, readers.tldr):
-      if post := posts.from_rows([row]):
-        result.posts.extend(post)
-        result.prompts.append(readers.fit_prompt(row['prompt'], count_tokens, max_tokens))
+      for post in posts.from_rows([row]):
+        split = readers.hash_split(post.id, shares) if file == 'train.jsonl' else 'test'
+        result.splits[split].append(len(result.posts))
+        beginning = ' '.join(post.sentences[:num_sentences])
+        result.posts.append(post)
+        result.prompts.append(f'Title: {row["title"]}\n\nAbstract: {beginning}')
         result.summaries.append(row['response'])
-    result.splits[split] = range(start, len(result.posts))
   return result
 
 
-def demonstrations(abstracts: Abstracts) -> seqio.Task:
-  """The human summaries."""
-  rows = lambda number: [{'response': abstracts.summaries[number]}]
+def demonstrations(abstracts: Abstracts, max_tokens: int | None = None) -> seqio.Task:
+  """The human summaries.
+
+  Args:
+    abstracts: what they summarise.
+    max_tokens: summaries that have more, with EOS, are left out: who imitates one that was cut learns never to end.
+  """
+
+  def rows(number):
+    summary = abstracts.summaries[number]
+    if max_tokens is None or len(abstracts.vocabulary.encode(summary)) < max_tokens:
+      yield {'response': summary}
+
   return _task(abstracts, 'demonstrations', rows)
 
 

@@ -84,6 +84,7 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     all_pairs_columns=_ALL_PAIRS,
     curves=_curves(directory),
     samples=_samples(directory / 'samples.jsonl'),
+    exploitability=_read_json(directory / 'exploitability.json'),
   )
   path = directory / 'report.html'
   atomic.write_text(path, page)
@@ -97,7 +98,7 @@ def render(template: str, **context: Any) -> str:
     autoescape=True,
     undefined=jinja2.StrictUndefined,
   )
-  environment.filters |= {'heat': _heat, 'number': _number}
+  environment.filters |= {'heat': _heat, 'number': _number, 'budget': budget_line}
   return environment.get_template(template).render(**context)
 
 
@@ -121,6 +122,35 @@ def print_tables(directory: pathlib.Path) -> None:
   for table in _tables(directory):
     out.print(table)
   out.print(f'Report: {directory / "report.html"}')
+
+
+def print_exploitability(directory: pathlib.Path) -> None:
+  """The table of `nlhf exploit`, on the terminal."""
+  result = _read_json(directory / 'exploitability.json')
+  title = (
+    f'P(exploiter ≻ policy) by {result["judge"]}, {result["num_prompts"]} prompts, 95 % half-width'
+  )
+  table = rich.table.Table(title=title, caption=budget_line(result['budget']))
+  is_exact = any('exact' in row for row in result['policies'].values())
+  columns = ['KL to μ', 'best of n', 'exploiter', 'its KL', f'regularised, τ = {result["tau"]:g}']
+  for name in ['', *columns, *(['share of exact worst case'] if is_exact else [])]:
+    table.add_column(name, justify='right')
+  for label, row in result['policies'].items():
+    for number, one in enumerate(row['exploiters']):
+      first = number == 0
+      cells = [_cell(**row['kl']), _cell(**row['best_of_n'])] if first else ['', '']
+      cells += [_cell(**one['preference']), _number(one['kl']), _number(one['regularised'])]
+      cells += [_number(one['exact']['share_found'])] if is_exact else []
+      table.add_row(_plain(label) if first else '', *cells)
+  console().print(table)
+
+
+def budget_line(budget: dict[str, Any]) -> str:
+  """How hard exploiters were looked for."""
+  return (
+    f'{budget["num_steps"]} steps of {budget["stage"]} from {budget["start"]}, τ = {budget["tau"]:g}, {budget["num_opponents"]} draws of '
+    f'the policy to a response; best of {budget["best_of"]}'
+  )
 
 
 def console() -> rich.console.Console:

@@ -8,13 +8,13 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from nlhf_jax.evaluation import exact, report, win_rates
+from nlhf_jax.evaluation.contestants import Contestant, as_text, draw
 from nlhf_jax.runtime import progress
-from nlhf_jax.types import EOS, Enumeration, FixedPoint, Params, Policy, PreferenceFn, Prompts
+from nlhf_jax.types import Enumeration, FixedPoint, PreferenceFn, Prompts
 
 Advance = Callable[[int], None]
 
@@ -51,24 +51,18 @@ class Evaluation(NamedTuple):
   num_shown: int = 8
 
 
-class Contestant(NamedTuple):
-  """A policy and its parameters."""
-
-  policy: Policy
-  params: Params
-  # Of the method that trained it, if it has one.
-  fixed_point: FixedPoint | None = None
-
-
 def compare(
   evaluation: Evaluation, contestants: Mapping[str, Contestant], output_dir: pathlib.Path
-) -> None:
+) -> win_rates.WinRates:
   """Plays every pair, and writes votes.jsonl, win_rates.csv, win_rates.json, exact.json, samples.jsonl and report.html.
 
   Args:
     evaluation: prompts and judge.
     contestants: by label.
     output_dir: where the tables go; made if need be.
+
+  Returns:
+    The win rates.
 
   Raises:
     ValueError: the judge is no PreferenceFn, or has answered outside [0, 1].
@@ -105,6 +99,7 @@ def compare(
   lines = [json.dumps(row) + '\n' for row in rows]
   (output_dir / 'samples.jsonl').write_text(''.join(lines))
   report.from_run_dir(output_dir)
+  return rates
 
 
 @contextlib.contextmanager
@@ -153,15 +148,10 @@ def _recorder(
 def _respond(
   evaluation: Evaluation, contestant: Contestant, prompts: Prompts, advance: Advance
 ) -> Int[np.ndarray, 'N T']:
-  """Responses of one contestant, k to a prompt. Contestants share keys, not draws."""
-  sample = jax.jit(contestant.policy.sample, static_argnames='num_samples')
-  rows = []
-  for number, part in enumerate(_batches(evaluation, prompts)):
-    rng = jax.random.fold_in(jax.random.PRNGKey(evaluation.seed), number)
-    rollout = sample(contestant.params, part, rng, num_samples=evaluation.num_samples)
-    rows.append(np.asarray(rollout.tokens))
+  k, seed, size = evaluation.num_samples, evaluation.seed, evaluation.batch_size
+  tokens = draw(contestant, prompts, k, seed, size)
   advance(1)
-  return np.concatenate(rows)
+  return tokens
 
 
 def _play_exactly(
@@ -211,20 +201,12 @@ def sample(
     prompts = _encode_all(texts, evaluation.encode, prompts.tokens.shape[1])
   else:
     prompts = Prompts(prompts.tokens[: evaluation.num_shown], prompts.index[: evaluation.num_shown])
-  rng = jax.random.PRNGKey(seed)
-  draw = jax.jit(contestant.policy.sample, static_argnames='num_samples')
-  tokens = np.asarray(draw(contestant.params, prompts, rng, num_samples=num_samples).tokens)
+  tokens = draw(contestant, prompts, num_samples, seed, evaluation.batch_size)
   answers = tokens.reshape(len(prompts.tokens), num_samples, -1)
   return [
     (_text(evaluation, prompt), [_text(evaluation, row) for row in rows])
     for prompt, rows in zip(prompts.tokens, answers, strict=True)
   ]
-
-
-def _batches(evaluation: Evaluation, prompts: Prompts) -> Iterator[Prompts]:
-  for start in range(0, prompts.tokens.shape[0], evaluation.batch_size):
-    rows = slice(start, start + evaluation.batch_size)
-    yield Prompts(prompts.tokens[rows], prompts.index[rows])
 
 
 def _samples(
@@ -247,8 +229,7 @@ def _samples(
 
 
 def _text(evaluation: Evaluation, tokens: Int[np.ndarray, 'T']) -> str:
-  """Without padding and EOS."""
-  return evaluation.decode([int(token) for token in tokens if token > EOS])
+  return as_text(evaluation.decode, tokens)
 
 
 def _encode_all(

@@ -24,6 +24,8 @@ class Lora(NamedTuple):
   rank: int = 16
   alpha: float = 32.0
   targets: tuple[str, ...] = ('query', 'key', 'value', 'out', 'wi_0', 'wi_1', 'wi', 'wo')
+  # Parts of the model that are trained in full, where it has them: the head of a rater.
+  in_full: tuple[str, ...] = ('head',)
 
 
 def adapt(model: Model, lora: Lora) -> Model:
@@ -51,7 +53,7 @@ def adapt(model: Model, lora: Lora) -> Model:
 
 
 def init(lora: Lora, base: Params, rng: PRNGKey) -> Params:
-  """Adapters {a: [in, r], b: [r, out]} at the path of each kernel; b is 0.
+  """Adapters {a: [in, r], b: [r, out]} at the path of each kernel; b is 0. What is trained in full has {change}, which is 0.
 
   Args:
     lora: what to adapt.
@@ -72,14 +74,17 @@ def init(lora: Lora, base: Params, rng: PRNGKey) -> Params:
     rows, columns = kernel.shape
     result[*path, 'a'] = jax.random.normal(key, (rows, lora.rank)) / jnp.sqrt(rows)
     result[*path, 'b'] = jnp.zeros((lora.rank, columns))
+  for path, leaf in _in_full(lora, base).items():
+    result[*path, 'change'] = jnp.zeros(leaf.shape, leaf.dtype)
   return flax.traverse_util.unflatten_dict(result)
 
 
 def _logical_axes(lora: Lora, base: Any) -> Any:
   """Logical axes of adapters: those of the kernel, less the rank."""
-  names: dict[tuple[str, ...], tuple[str | None, str | None]] = {}
+  names: dict[tuple[str, ...], tuple[str | None, ...]] = {}
   for path, (rows, columns) in _kernels(lora, base).items():
     names |= {(*path, 'a'): (rows, None), (*path, 'b'): (None, columns)}
+  names |= {(*path, 'change'): axes for path, axes in _in_full(lora, base).items()}
   return flax.traverse_util.unflatten_dict(names)
 
 
@@ -93,6 +98,8 @@ def merge(lora: Lora, params: Adapted) -> Params:
     kernel = leaves[*path, 'kernel']
     change = lora.alpha / lora.rank * (adapters[*path, 'a'] @ adapters[*path, 'b'])
     leaves[*path, 'kernel'] = kernel + change.astype(kernel.dtype)
+  for path in _in_full(lora, params.base):
+    leaves[path] = leaves[path] + adapters[*path, 'change']
   return flax.traverse_util.unflatten_dict(leaves)
 
 
@@ -114,3 +121,9 @@ def _kernels(lora: Lora, base: Params) -> dict[tuple[str, ...], Any]:
   """The kernels to adapt, by the paths of their layers."""
   leaves = flax.traverse_util.flatten_dict(base)
   return {p[:-1]: x for p, x in leaves.items() if p[-1] == 'kernel' and p[-2] in lora.targets}
+
+
+def _in_full(lora: Lora, base: Params) -> dict[tuple[str, ...], Any]:
+  """What is trained in full, by its path."""
+  leaves = flax.traverse_util.flatten_dict(base)
+  return {path: x for path, x in leaves.items() if path[0] in lora.in_full}

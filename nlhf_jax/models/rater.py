@@ -83,6 +83,21 @@ def vocabulary_row(token_id: int = EOS) -> Head:
 EOS_LOGIT = vocabulary_row()
 
 
+def answer_logits(first_id: int, second_id: int) -> Head:
+  """Log-odds of two answers, such as the letters that a template asks for: an untrained rater is then an LLM judge.
+
+  Args:
+    first_id: the token that says that the first response is better.
+    second_id: the one that says that the second is.
+  """
+
+  def score(params, hidden, to_logits):
+    logits = to_logits(hidden[:, None])[:, 0]
+    return logits[:, first_id] - logits[:, second_id]
+
+  return Head(score)
+
+
 def linear(num_features: int | None = None, scale: float = 1.0) -> Head:
   """A linear map of the hidden state, with weights of its own: to a vector, or (None) to one number.
 
@@ -98,12 +113,24 @@ def linear(num_features: int | None = None, scale: float = 1.0) -> Head:
   return Head(lambda params, hidden, to_logits: hidden @ params['kernel'], init)
 
 
+class Frame(NamedTuple):
+  """What a prompt has around its words, such as a chat template's; a template that has its own takes the words alone."""
+
+  # Tokens.
+  before: int = 0
+  after: int = 0
+
+
+NO_FRAME = Frame()
+
+
 def in_encoder(
   network: Network,
   template: Template,
   *,
   head: Head = EOS_LOGIT,
   render: Render = as_written,
+  frame: Frame = NO_FRAME,
 ) -> Rater:
   """The paper's layout: the encoder reads the filled template, the decoder its start token alone.
 
@@ -112,6 +139,7 @@ def in_encoder(
     template: the pieces around the text and each of the responses.
     head: from hidden state to score.
     render: turns responses into what raters read.
+    frame: taken off the prompts.
 
   Raises:
     ValueError: the template takes no response, or the head cannot read this network.
@@ -119,7 +147,7 @@ def in_encoder(
 
   def score(params, prompts, *responses):
     rows = responses[0].shape[0]
-    text = jnp.repeat(prompts.tokens, rows // prompts.tokens.shape[0], axis=0)
+    text = jnp.repeat(_words(prompts, frame), rows // prompts.tokens.shape[0], axis=0)
     tokens = _join(_fill(template, text, responses))
     return _score_last(network, head, params, tokens, jnp.zeros((rows, 0), jnp.int32))
 
@@ -132,6 +160,7 @@ def in_decoder(
   *,
   head: Head = EOS_LOGIT,
   render: Render = as_written,
+  frame: Frame = NO_FRAME,
 ) -> Rater:
   """A cheaper layout: the encoder reads the text, once for all responses and orders; the decoder reads the rest.
 
@@ -139,7 +168,7 @@ def in_decoder(
   """
 
   def score(params, prompts, *responses):
-    before, text, *rest = _fill(template, prompts.tokens, responses)
+    before, text, *rest = _fill(template, _words(prompts, frame), responses)
     return _score_last(network, head, params, _join([before, text]), _join(rest))
 
   return _make(network, template, head, render, score)
@@ -200,6 +229,14 @@ def _score_last(
   last = jnp.sum(decoder_tokens != PAD, axis=-1)
   hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
   return head.score(own, hidden, to_logits)
+
+
+def _words(prompts: Prompts, frame: Frame) -> Int[Array, 'B S']:
+  """Prompts without their frames, PAD in their place."""
+  tokens = prompts.tokens
+  place = jnp.arange(tokens.shape[1])
+  end = jnp.sum(tokens != PAD, axis=1, keepdims=True) - frame.after
+  return jnp.where((place >= frame.before) & (place < end), tokens, PAD)
 
 
 def _fill(

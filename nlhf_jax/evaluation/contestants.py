@@ -1,0 +1,52 @@
+"""Who answers: a policy and its parameters, and what it draws."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from nlhf_jax.types import EOS, FixedPoint, Params, Policy, Prompts
+
+
+class Contestant(NamedTuple):
+  """A policy and its parameters."""
+
+  policy: Policy
+  params: Params
+  # Of the method that trained it, if it has one.
+  fixed_point: FixedPoint | None = None
+
+
+def draw(
+  contestant: Contestant, prompts: Prompts, num_samples: int, seed: int, batch_size: int
+) -> Int[np.ndarray, 'N T']:
+  """Its responses, k to a prompt. Contestants share keys, not draws.
+
+  Args:
+    contestant: who answers.
+    prompts: what.
+    num_samples: k.
+    seed: of the draws.
+    batch_size: prompts at a time.
+  """
+  sample = jax.jit(contestant.policy.sample, static_argnames='num_samples')
+  rows = []
+  for number, part in enumerate(batches(prompts, batch_size)):
+    rng = jax.random.fold_in(jax.random.PRNGKey(seed), number)
+    rollout = sample(contestant.params, part, rng, num_samples=num_samples)
+    rows.append(np.asarray(rollout.tokens))
+  return np.concatenate(rows)
+
+
+def batches(prompts: Prompts, size: int) -> Iterator[Prompts]:
+  """`size` prompts at a time, in their order."""
+  for start in range(0, prompts.tokens.shape[0], size):
+    rows = slice(start, start + size)
+    yield Prompts(prompts.tokens[rows], prompts.index[rows])
+
+
+def as_text(decode: Callable[[Sequence[int]], str], tokens: Int[np.ndarray, 'T']) -> str:
+  """Without padding and EOS."""
+  return decode([int(token) for token in tokens if token > EOS])
