@@ -32,6 +32,7 @@ def flags(test_data, few_abstracts, chat_model):
   t5 += ["--gin.sizes.network.name='t5_1_1_tiny'", "--gin.judge/sizes.network.name='t5_1_1_tiny'"]
   t5 += [SHALLOW, '--gin.sizes.network.emb_dim=16', '--gin.sizes.network.mlp_dim=32']
   model = f"--gin.MODEL_DIR='{chat_model}'"
+  in_bytes = ['--gin.RESPONSE_LENGTH=160', '--gin.written.scitldr.validation_share=0.3']
   return {
     'builtin': small,
     'follow_ups': small,
@@ -50,20 +51,21 @@ def flags(test_data, few_abstracts, chat_model):
     'tldr': [*real(few_abstracts), *tldr, *t5],
     'scale/t5_xxl': [*real(few_abstracts), *tldr, *t5],
     'scale/llama_7b': [f'--data_dir={few_abstracts}', model, *tldr],
-    'smollm2': [f'--data_dir={few_abstracts}', model, '--gin.NUM_HELD_OUT=4'],
+    'smollm2': [*in_bytes, f'--data_dir={few_abstracts}', model],
   }
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_step_of_every_stage(name, flags, tmp_path):
   """In order, each on what the ones before it left."""
-  steps = [s.name for s in experiments.stages(EXPERIMENTS / name) if s.name not in TWINS]
-  for stage in steps:
-    own = next(f for start, f in flags.items() if f'{name}/{stage}'.startswith(start))
-    argv = ['train', f'--experiment={name}/{stage}', f'--run_dir={tmp_path / stage}', *QUICK, *own]
-    assert main.main(argv) == 0, stage
+  stages = [s for s in experiments.stages(EXPERIMENTS / name) if s.name not in TWINS]
+  for stage in stages:
+    own = next(f for start, f in flags.items() if f'{name}/{stage.name}'.startswith(start))
+    command = ['collect'] if stage.kind == 'Collection' else ['train', *QUICK]
+    place = [f'--experiment={name}/{stage.name}', f'--run_dir={tmp_path / stage.name}']
+    assert main.main([*command, *place, *own]) == 0, stage.name
   written = {path.name for path in tmp_path.iterdir()}
-  assert written == set(steps)
+  assert written == {stage.name for stage in stages}
   if name == 'tldr':
     _compare(tmp_path, flags[name])
 

@@ -144,6 +144,23 @@ def comparisons(
   return _from_files('comparisons', rows, vocabulary, soft_labels=soft_labels)
 
 
+def collected(runs: str, run: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
+  """The votes that `nlhf collect` wrote.
+
+  Args:
+    runs: the directory of the runs.
+    run: the name of the one that collected.
+    vocabulary: of prompts and responses.
+
+  Raises:
+    FileNotFoundError: nothing was collected there.
+  """
+  path = pathlib.Path(runs, run)
+  if not path.is_dir():
+    raise FileNotFoundError(f'No votes in {path}: run that stage first, with nlhf collect.')
+  return comparisons(str(path), vocabulary, schema='votes')
+
+
 def openai_comparisons(
   data_dir: str,
   vocabulary: seqio.Vocabulary,

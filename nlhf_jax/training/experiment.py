@@ -127,7 +127,7 @@ def from_run(
 
 
 def network_from(start: str | Start, model: Model, seed: int = 0) -> Start:
-  """Start: a rater whose head has weights of its own; the network's come from elsewhere, the head's are random.
+  """Start: a rater, whose network's weights come from elsewhere; its head's, where it has some of its own, are random.
 
   Args:
     start: where the network's weights are: a run, `from_run` or `pretrained`.
@@ -136,6 +136,8 @@ def network_from(start: str | Start, model: Model, seed: int = 0) -> Start:
   """
 
   def load(like: Params, runs: pathlib.Path) -> Params:
+    if set(like) != {'network', 'head'}:
+      return as_start(start)(like, runs)
     make_head = jax.jit(lambda rng: model.init(rng)['head'])
     network = as_start(start)(like['network'], runs)
     return {'network': network, 'head': make_head(jax.random.PRNGKey(seed))}
