@@ -65,14 +65,15 @@ def compare(
     The win rates.
 
   Raises:
-    ValueError: the judge is no PreferenceFn, or has answered outside [0, 1].
+    ValueError: the judge is no PreferenceFn, or has answered outside [0, 1]; the reference does not play.
   """
   if not callable(evaluation.judge):
     raise ValueError(
       f'A tournament asks a PreferenceFn, got {type(evaluation.judge).__name__}: resolve it first.'
     )
-  prompts = evaluation.prompts()
   labels = list(contestants)
+  check_reference(evaluation, labels)
+  prompts = evaluation.prompts()
   num_pairs = len(labels) * (len(labels) - 1) // 2
   with progress.bar('responses', len(labels)) as advance:
     responses = [_respond(evaluation, one, prompts, advance) for one in contestants.values()]
@@ -100,6 +101,15 @@ def compare(
   (output_dir / 'samples.jsonl').write_text(''.join(lines))
   report.from_run_dir(output_dir)
   return rates
+
+
+def check_reference(evaluation: Evaluation, labels: Sequence[str]) -> None:
+  """Raises ValueError where exact play needs a contestant that is none of these."""
+  if evaluation.enumeration is not None and evaluation.reference not in (None, *labels):
+    raise ValueError(
+      f'Exact play measures against the reference {evaluation.reference!r}, which is none of {", ".join(labels)}: give a run that '
+      'label, or set tournament.Evaluation.reference to one of these.'
+    )
 
 
 @contextlib.contextmanager

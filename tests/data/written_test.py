@@ -60,6 +60,32 @@ def test_views_share_their_prompts(abstracts):
   demonstrations, comparisons, prompts = map(read, views)
   np.testing.assert_array_equal(demonstrations.prompts.tokens, prompts.tokens)
   np.testing.assert_array_equal(comparisons.prompts.tokens[::2], prompts.tokens[:10])
-  assert prompts.index[0] == abstracts.splits['test'].start
+  assert prompts.index[0] == abstracts.splits['test'][0]
   assert set(np.unique(np.round(comparisons.preference * 6))) <= set(range(7))
   assert (comparisons.response.tokens != comparisons.alternative.tokens).any(axis=1).all()
+
+
+def test_splits_share_no_abstract_and_validation_is_of_the_training_file(abstracts):
+  splits = abstracts.splits
+  numbers = [number for split in splits.values() for number in split]
+  assert sorted(numbers) == list(range(len(abstracts.posts)))
+  assert max(*splits['train'], *splits['validation']) < min(splits['test'])
+  assert 0.05 < len(splits['validation']) / len(splits['train']) < 0.15
+
+
+def test_prompt_is_a_title_and_how_the_abstract_begins(test_data, abstracts):
+  short = written.scitldr(str(test_data / 'scitldr'), abstracts.vocabulary, num_sentences=2)
+  for post, prompt in zip(short.posts, short.prompts, strict=True):
+    title, _, rest = prompt.partition('\n\nAbstract: ')
+    assert title.startswith('Title: ')
+    assert rest == ' '.join(post.sentences[:2])
+  assert len(abstracts.prompts[0]) > len(short.prompts[0])
+
+
+def test_long_summaries_are_not_imitated(abstracts):
+  """They would end without EOS."""
+  task = written.demonstrations(abstracts, max_tokens=40)
+  rows = pipeline.load_split(task, split='train', prompt_length=8, response_length=40)
+  assert 0 < len(rows.prompts.index) < len(abstracts.splits['train'])
+  assert (rows.response.tokens == 1).any(axis=1).all()
+  assert (rows.response.tokens[:, -1] > 0).any()

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import lora, mixture
+from nlhf_jax.models import lora, mixture, rater, reward_model
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop
 from nlhf_jax.types import Adapted, PolicyParams
+from tests import tiny
 
 LORA = lora.Lora(rank=2, alpha=4.0, targets=('query', 'wo'))
 
@@ -99,3 +100,29 @@ def test_bad_adapters_are_refused(tiny_policy, tiny_params):
     lora.adapt(tiny_policy, lora.Lora(rank=0))
   with pytest.raises(ValueError, match='no kernel of q_proj'):
     lora.init(lora.Lora(targets=('q_proj',)), tiny_params[0], jax.random.PRNGKey(0))
+
+
+def test_head_of_a_rater_is_trained_in_full(tiny_params, tiny_prompts):
+  """Of `in_full` the change itself is trained: it starts at 0, is added, and has the gradient of what it changes."""
+  network = tiny.t5_network()
+  judge = reward_model.from_rater(rater.in_decoder(network, ((2,), (3,), ()), head=rater.linear()))
+  base = {'network': tiny_params[0], 'head': {'kernel': jnp.linspace(-1.0, 1.0, 8)}}
+  adapted = lora.adapt(judge, LORA)
+  fresh = jax.jit(adapted.init)(jax.random.PRNGKey(0))
+  tokens = jnp.array([[4, 1], [5, 1]])
+  reward = jax.jit(judge.reward)
+  plain = reward(base, tiny_prompts, tokens)
+  found = adapted.reward(Adapted(base, fresh), tiny_prompts, tokens)
+  np.testing.assert_allclose(found, plain, rtol=1e-6)
+  total = lambda adapters: adapted.reward(Adapted(base, adapters), tiny_prompts, tokens).sum()
+  gradient = jax.jit(jax.grad(total))(fresh)
+  expected = jax.grad(lambda params: judge.reward(params, tiny_prompts, tokens).sum())(base)
+  np.testing.assert_allclose(
+    gradient['head']['kernel']['change'], expected['head']['kernel'], rtol=1e-5
+  )
+  moved = jax.tree.map(lambda x: x, fresh)
+  moved['head']['kernel']['change'] = jnp.full(8, 0.5)
+  merged = lora.merge(LORA, Adapted(base, moved))
+  np.testing.assert_allclose(merged['head']['kernel'], base['head']['kernel'] + 0.5)
+  names = jax.tree.map(len, adapted.axes(), is_leaf=lambda x: isinstance(x, tuple))
+  assert names == jax.tree.map(lambda x: x.ndim, fresh)

@@ -1,0 +1,81 @@
+"""Votes on what policies write: tabular policies over three responses, a judge whose answers are known."""
+
+import numpy as np
+import pytest
+
+from nlhf_jax.data import tasks, vocabularies
+from nlhf_jax.evaluation import collection
+from nlhf_jax.votes import readers
+from tests.evaluation.tournament_test import PROMPTS, UNIFORM, always, decode, later_letter
+
+
+def collected(tmp_path, contestants=(UNIFORM,), **changes):
+  settings = {'runs': ['a'], 'prompts': {'train': lambda: PROMPTS}, 'judge': later_letter}
+  settings |= {'judge_name': 'rule', 'decode': decode, 'num_samples': 8, 'batch_size': 2}
+  written = collection.collect(collection.Collection(**settings | changes), contestants, tmp_path)
+  return written, {split: list(readers.votes(tmp_path / f'{split}.jsonl')) for split in written}
+
+
+def test_votes_are_the_judges_on_pairs_of_different_responses(tmp_path):
+  written, votes = collected(tmp_path)
+  assert written == {'train': len(votes['train'])}
+  for vote in votes['train']:
+    assert vote['response_a'] != vote['response_b']
+    margin = 0.1 if vote['prompt'] == 'ab' else 0.5
+    expected = 0.5 + margin * (1 if vote['response_a'] > vote['response_b'] else -1)
+    assert vote['probability'] == pytest.approx(expected)
+    assert (vote['judge'], vote['split']) == ('rule', 'train')
+  # Of 28 pairs of 8 draws over three responses most differ; every prompt has votes, in either order.
+  assert {vote['prompt'] for vote in votes['train']} == {'ab', 'c', 'bbc'}
+  assert {vote['response_a'] > vote['response_b'] for vote in votes['train']} == {True, False}
+
+
+def test_number_of_pairs_and_equal_responses(tmp_path):
+  _, votes = collected(tmp_path / 'few', num_pairs=2)
+  count = lambda prompt: sum(vote['prompt'] == prompt for vote in votes['train'])
+  assert [count(prompt) for prompt in ('ab', 'c', 'bbc')] == [2, 2, 2]
+  written, _ = collected(tmp_path / 'same', contestants=(always(0, 1, 2),))
+  assert written == {'train': 0}
+
+
+def test_responses_of_several_policies_meet(tmp_path):
+  """Each gives one, so that all pairs are between them."""
+  two = (always(0, 0, 0), always(2, 1, 0))
+  _, votes = collected(tmp_path, two, num_samples=1)
+  pairs = {vote['prompt']: {vote['response_a'], vote['response_b']} for vote in votes['train']}
+  assert pairs == {'ab': {'a', 'c'}, 'c': {'a', 'b'}}
+
+
+def test_files_that_are_there_are_kept_and_training_reads_them(tmp_path):
+  prompts = {'train': lambda: PROMPTS, 'test': lambda: PROMPTS}
+  collected(tmp_path)
+  before = (tmp_path / 'train.jsonl').read_text()
+  written, _ = collected(tmp_path, prompts=prompts, seed=1)
+  assert list(written) == ['test']
+  assert (tmp_path / 'train.jsonl').read_text() == before
+  (tmp_path / 'test.jsonl').unlink()
+  task = tasks.collected(str(tmp_path.parent), tmp_path.name, vocabularies.byte())
+  rows = list(task.get_dataset(split='train', shuffle=False).as_numpy_iterator())
+  assert 0 < len(rows) <= before.count('\n')  # Equal votes are one row.
+  assert all(0 <= row['preference'] <= 1 for row in rows)
+
+
+def test_pairs_without_a_vote_are_left_out(tmp_path):
+  def sometimes(prompts, response, alternative):
+    answers = later_letter(prompts, response, alternative)
+    return np.where(np.asarray(response)[:, 0] == 2, np.nan, answers)
+
+  _, votes = collected(tmp_path, judge=sometimes)
+  assert {vote['response_a'] for vote in votes['train']} == {'b', 'c'}
+
+
+def test_what_is_no_collection_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='resolve it first'):
+    collected(tmp_path, judge='learned')
+  with pytest.raises(ValueError, match='num_samples to 2'):
+    collected(tmp_path, num_samples=1)
+  with pytest.raises(ValueError, match=r'outside \[0, 1\]'):
+    collected(tmp_path, judge=lambda prompts, a, b: np.full(len(a), 1.5))
+  with pytest.raises(FileNotFoundError, match='nlhf collect'):
+    tasks.collected(str(tmp_path), 'none', vocabularies.byte())
+  assert not list(tmp_path.glob('*.jsonl'))
