@@ -38,6 +38,11 @@ def export(
       f'{run_dir} does not name the network that it trained: bind Experiment.network.'
     )
   config = experiment.network.config
+  if set(weights.shapes_of(experiment.model)) == {'network', 'head'}:
+    raise ValueError(
+      f'{run_dir} trained a judge whose head has weights of its own, for which {to} has no place: restore it with '
+      'training.weights.trained_params.'
+    )
   if to == 'hf':
     params = weights.trained_params(experiment, run_dir)
     hf.save(params, config, output_dir, dtype=dtype, tokenizer_from=base_model)

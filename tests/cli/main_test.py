@@ -238,6 +238,11 @@ def test_runs_are_exported(runs, capsys, tmp_path):
   status, output = run(capsys, *to('peft'))
   assert status == 2
   assert 'trained no adapters: export it with --to=hf' in output.err
+  status, output = run(
+    capsys, 'export', f'--run_dir={runs / "preference"}', f'--output_dir={tmp_path / "judge"}'
+  )
+  assert status == 2 and 'a judge whose head has weights of its own' in output.err
+  assert not (tmp_path / 'judge').exists()
 
 
 def test_pretrained_model_answers_is_tuned_and_exported(
@@ -246,6 +251,7 @@ def test_pretrained_model_answers_is_tuned_and_exported(
   """Through its chat template; adapters alone are saved, and leave merged or by themselves."""
   files = [f'--gin_file=configs/experiments/smollm2/{name}.gin' for name in ('sft', 'evaluation')]
   flags = [f'--data_dir={few_abstracts}', f"--gin.MODEL_DIR='{chat_model}'"]
+  flags += ['--gin.RESPONSE_LENGTH=160']
   status, output = run(capsys, 'sample', *files, *flags, '--prompt=Why?', '--num_samples=2')
   assert status == 0
   (line,) = map(json.loads, output.out.splitlines())
