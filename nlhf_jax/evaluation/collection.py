@@ -71,11 +71,9 @@ def collect(
     if path.exists():
       continue
     prompts = load()
-    with progress.bar(f'responses, {split}', len(contestants)) as advance:
-      rows = []
-      for contestant in contestants:
-        rows.append(_draw(collection, contestant, prompts))
-        advance(1)
+    total = len(contestants) * len(prompts.tokens)
+    with progress.bar(f'responses, {split}', total) as advance:
+      rows = [_draw(collection, contestant, prompts, advance) for contestant in contestants]
     votes = list(_votes(collection, prompts, np.concatenate(rows, axis=1), split))
     atomic.write_text(path, ''.join(json.dumps(vote, ensure_ascii=False) + '\n' for vote in votes))
     written[split] = len(votes)
@@ -83,10 +81,13 @@ def collect(
 
 
 def _draw(
-  collection: Collection, contestant: Contestant, prompts: Prompts
+  collection: Collection,
+  contestant: Contestant,
+  prompts: Prompts,
+  advance: Callable[[int], None],
 ) -> Int[np.ndarray, 'B k T']:
   k, seed, size = collection.num_samples, collection.seed, collection.batch_size
-  tokens = draw(contestant, prompts, k, seed, size)
+  tokens = draw(contestant, prompts, k, seed, size, advance)
   return tokens.reshape(len(prompts.tokens), k, -1)
 
 

@@ -20,7 +20,12 @@ class Contestant(NamedTuple):
 
 
 def draw(
-  contestant: Contestant, prompts: Prompts, num_samples: int, seed: int, batch_size: int
+  contestant: Contestant,
+  prompts: Prompts,
+  num_samples: int,
+  seed: int,
+  batch_size: int,
+  advance: Callable[[int], None] = lambda prompts: None,
 ) -> Int[np.ndarray, 'N T']:
   """Its responses, k to a prompt. Contestants share keys, not draws.
 
@@ -30,6 +35,7 @@ def draw(
     num_samples: k.
     seed: of the draws.
     batch_size: prompts at a time.
+    advance: called with the number of prompts that were answered.
   """
   sample = jax.jit(contestant.policy.sample, static_argnames='num_samples')
   rows = []
@@ -37,6 +43,7 @@ def draw(
     rng = jax.random.fold_in(jax.random.PRNGKey(seed), number)
     rollout = sample(contestant.params, part, rng, num_samples=num_samples)
     rows.append(np.asarray(rollout.tokens))
+    advance(len(part.tokens))
   return np.concatenate(rows)
 
 
