@@ -2,14 +2,16 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 import pytest
 
 from nlhf_jax import algorithms
-from nlhf_jax.runtime import partitioning
 from nlhf_jax.training import loop, steps, traces
 from nlhf_jax.types import EOS, PAD
 from nlhf_jax.votes import readers, schemas
@@ -42,8 +44,6 @@ def rollout_of(method, tiny_policy, tiny_params, tiny_prompts):
 
 
 def optimizer():
-  import optax
-
   return optax.sgd(0.1)
 
 
@@ -193,10 +193,29 @@ def test_halves_of_characters():
   assert json.dumps(traces._encodable('a\ud800b')) == '"a?b"'
 
 
-def test_rows_of_a_mesh(tiny_policy, tiny_params, tiny_prompts):
-  """The first rows, though they are sharded and the judge's numbers are not."""
-  algorithm, rollout, _ = rollout_of(METHODS['nash_md_pg'], tiny_policy, tiny_params, tiny_prompts)
-  plain = traces.votes(KEPT, algorithm, rollout, 1)
-  layout = partitioning.Layout(partitioning.make_mesh(partitioning.Devices()))
-  sharded = layout.shard_rows(rollout)._replace(preference=np.asarray(rollout.preference))
-  assert traces.votes(KEPT, algorithm, sharded, 1) == plain
+ON_A_MESH = """
+import jax.numpy as jnp
+import numpy as np
+from nlhf_jax.runtime import partitioning
+from nlhf_jax.training import traces
+from nlhf_jax.types import Comparison, Prompts, Rollout
+
+layout = partitioning.Layout(partitioning.make_mesh(partitioning.Devices(2, 1, 2)))
+tokens = np.arange(8 * 3 * 4).reshape(24, 4)
+rollout = Rollout(tokens, tokens > -1, tokens * 1.0)
+prompts = Prompts(np.arange(16).reshape(8, 2), np.arange(8))
+batch = layout.shard_rows(Comparison(prompts, rollout, rollout))
+# A judge on the host has given all rows to one device.
+batch = batch._replace(preference=jnp.arange(24))
+for wanted, number in ((3, 3), (6, 4)):  # A device has four prompts.
+  few = traces.first_prompts(batch, wanted)
+  assert few.prompts.tokens.shape == (number, 2)
+  assert (few.response.tokens == tokens[: 3 * number]).all()
+  assert (few.preference == np.arange(3 * number)).all()
+"""
+
+
+def test_first_rows_of_a_mesh():
+  """Of arrays that are sharded by rows, and of one that is not."""
+  simulated = {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'}
+  subprocess.run([sys.executable, '-c', ON_A_MESH], check=True, env=os.environ | simulated)
