@@ -25,7 +25,7 @@ setuptools.setup(
     'nlhf_jax': ['py.typed'],
     'nlhf_jax.cli': ['*.html'],
     'nlhf_jax.configs': ['**/*.gin', '**/*.txt'],
-    'nlhf_jax.evaluation': ['*.html'],
+    'nlhf_jax.evaluation': ['*.html', '*.js'],
     'nlhf_jax.judges': ['templates/*.txt'],
   },
   entry_points={'console_scripts': ['nlhf = nlhf_jax.cli.main:main']},

@@ -19,6 +19,12 @@ from typing import Any
 
 from nlhf_jax.runtime import atomic, background, metrics
 
+# It would read what is printed, and wait for its server as long as that takes.
+_WANDB_SETTINGS = {
+  'console': 'off',
+  'init_timeout': 0.5 * background.PATIENCE_SECONDS,
+  'finish_timeout': 0.8 * background.PATIENCE_SECONDS,
+}
 # MLflow takes so many parameters at a time, and so long ones.
 _MLFLOW_BATCH, _MLFLOW_LENGTH = 100, 6000
 
@@ -58,8 +64,7 @@ def wandb(
       dir=str(about.run_dir),
       config=dict(about.fields),
       allow_val_change=True,
-      # It would read what is printed, and wait for its server as long as that takes.
-      settings={'console': 'off', 'finish_timeout': 0.8 * background.PATIENCE_SECONDS},
+      settings=dict(_WANDB_SETTINGS),
     )
 
     def text(step: int, kind: str, line: str) -> None:

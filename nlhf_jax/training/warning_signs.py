@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from nlhf_jax.types import Algorithm, FixedPoint, Policy
 
-Row = Mapping[str, float | None]
+Row = Mapping[str, float | int | None]
 
 
 class Thresholds(NamedTuple):
