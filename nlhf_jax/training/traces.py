@@ -14,7 +14,7 @@ P(a ≻ b) as `probability`, null where the judge gave no vote. What else traini
 | ended       | whether it ended by itself; false: it was cut at the limit                                             |
 
 Where one vote is the mean over several opponents and the pairs' own are not kept (EGPO, SPPO, DNO of several samples),
-`probability` is null too. Rows come from a rollout that is there already; only these few are moved to the host.
+`probability` is null too. Rows come from a rollout that is there already: nothing is sampled, judged or compiled for them.
 """
 
 import json
@@ -84,11 +84,12 @@ def votes(traces: Traces, algorithm: Algorithm, rollout: Batch, step: int) -> li
 def first_prompts(rollout: Batch, number: int) -> Batch:
   """The first prompts that this process holds with all their rows, at most `number`, on the host."""
   size = rollout.prompts.tokens.shape[0]
-  here = jax.tree.map(_first_shard, rollout)
+  # Rows are taken on the host: a slice on the device would be a program to compile for each shape.
+  here = jax.device_get(jax.tree.map(_first_shard, rollout))
   per_prompt = jax.tree.map(lambda x: x.shape[0] // size, rollout)
   held = jax.tree.map(lambda x, k: x.shape[0] // k, here, per_prompt)
   number = min(number, *jax.tree.leaves(held))
-  return jax.device_get(jax.tree.map(lambda x, k: x[: number * k], here, per_prompt))
+  return jax.tree.map(lambda x, k: x[: number * k], here, per_prompt)
 
 
 def _first_shard(x: Any) -> Any:
@@ -157,7 +158,7 @@ def _of_preference(
   table = few.pair_preference
   one = few.preference[row] if table is None else table[row, second]
   opponents = 1 if table is None else table.shape[1] - among
-  learnt = {'preference': _finite(few.preference[row]), 'opponents': opponents}
+  learnt: dict[str, Any] = {'preference': _finite(few.preference[row]), 'opponents': opponents}
   learnt['log_ratio'] = [ratio(row), ratio(other) if among else None]
   mixtures = (algorithm.mixtures[0], algorithm.mixtures[-1])
   return _Side(*rows, against, mixtures, _finite(one), learnt)
@@ -169,17 +170,17 @@ def _of_payoffs(few: Pair, algorithm: Algorithm, rows: tuple[int, int, int], sec
   payoff = few.payoff[row, :, 0]
   logp = lambda rollout, r, n: _finite(np.sum(rollout.token_logp[r]) - few.reference_logp[r, n])
   if few.opponent is None:
-    one, opponents = payoff[second if len(payoff) > 1 else 0], len(payoff)
+    one, opponents = float(payoff[second if len(payoff) > 1 else 0]), len(payoff)
     against, by = few.alternative, algorithm.mixtures[1]
     ratios = [logp(few.response, row, 0), logp(few.alternative, other, 1)]
   else:
     opponents = len(few.opponent.tokens) // len(few.prompts.tokens)
-    one = payoff[0] if opponents == 1 else math.nan
+    one = float(payoff[0]) if opponents == 1 else math.nan
     against, by = few.opponent, algorithm.mixtures[2]
     ratios = [logp(few.response, row, 0), None]
   known = payoff[~np.isnan(payoff)]
-  learnt = {'preference': _finite(known.mean()) if known.size else None, 'opponents': opponents}
-  learnt['log_ratio'] = ratios
+  mean = _finite(known.mean()) if known.size else None
+  learnt = {'preference': mean, 'opponents': opponents, 'log_ratio': ratios}
   return _Side(*rows, against, (algorithm.mixtures[0], by), _finite(one), learnt)
 
 
@@ -187,7 +188,7 @@ def _vote(side: _Side, few: Batch, step: int, decode: Callable[[Sequence[int]], 
   sides = [(few.response, side.row)]
   if side.against is not None:
     sides.append((side.against, side.other))
-  text = lambda tokens: _encodable(decode([int(token) for token in tokens if token > EOS]))
+  text = lambda tokens: _encodable(decode(tokens[tokens > EOS].tolist()))
   names = [mixture_name(weights) for weights in side.drawn_by]
   vote: Row = {'prompt': text(few.prompts.tokens[side.prompt])}
   if len(set(names)) > 1:
