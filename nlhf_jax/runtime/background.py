@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,68 +35,65 @@ def open_all(
   Args:
     about: the run.
     others: besides the files.
-    patience: seconds that each may take to close.
+    patience: seconds that they may take to close, all at a time.
   """
-  writers = [Apart(make, about, patience).writer for make in others]
+  files = metrics.files(about)
+  apart = [Apart(make, about) for make in others]
+
+  def scalars(step: int, values: Mapping[str, float]) -> None:
+    files.scalars(step, values)
+    for other in apart:
+      other.put('scalars', step, dict(values))
+
+  def text(step: int, name: str, text: str) -> None:
+    files.text(step, name, text)
+    for other in apart:
+      other.put('text', step, name, text)
+
   fine = False
   try:
-    writers.insert(0, metrics.files(about))
-    yield metrics.Writer(
-      lambda step, values: _each(writers, 'scalars', step, values),
-      lambda step, name, text: _each(writers, 'text', step, name, text),
-    )
+    yield metrics.Writer(scalars, text)
     fine = True
   finally:
-    _each(writers, 'close', fine)
-
-
-def _each(writers: Sequence[metrics.Writer], function: str, *args: Any) -> None:
-  for writer in writers:
-    getattr(writer, function)(*args)
+    files.close(fine)
+    for other in apart:
+      other.put('close', fine)
+    end = time.monotonic() + patience
+    for other in apart:
+      other.wait(max(0.0, end - time.monotonic()), patience)
 
 
 class Apart:
   """A writer on a thread of its own, which is made there too."""
 
-  def __init__(self, make: metrics.MakeWriter, about: metrics.About, patience: float):
-    """Starts the thread.
-
-    Args:
-      make: of the writer.
-      about: the run.
-      patience: seconds that it may take to close.
-    """
-    self._make, self._about, self._patience = make, about, patience
+  def __init__(self, make: metrics.MakeWriter, about: metrics.About):
+    """Starts the thread."""
+    self._make, self._about = make, about
     self._calls: queue.Queue = queue.Queue(_CAPACITY)
     self._done, self._failed = threading.Event(), False
     self._lock = threading.Lock()
     # A daemon: one that hangs must not keep the process.
     threading.Thread(target=self._work, name=f'writer {self.name}', daemon=True).start()
-    self.writer = metrics.Writer(self._scalars, self._text, self._close)
 
   @property
   def name(self) -> str:
-    """Of the function that made it: 'wandb' of `trackers.wandb()`."""
-    return getattr(self._make, '__qualname__', type(self._make).__name__).split('.')[0]
+    """That of the tracker, or of the function that made it."""
+    known = self._make.package if isinstance(self._make, metrics.Tracker) else None
+    return known or getattr(self._make, '__qualname__', type(self._make).__name__).split('.')[0]
 
-  def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-    self._put('scalars', step, dict(values))
-
-  def _text(self, step: int, name: str, text: str) -> None:
-    self._put('text', step, name, text)
-
-  def _close(self, fine: bool) -> None:
-    self._put('close', fine)
-    if not self._failed and not self._done.wait(self._patience):
-      self._fail(f'it did not end within {self._patience:g} s, and what it had not sent is lost')
-
-  def _put(self, *call: Any) -> None:
+  def put(self, *call: Any) -> None:
+    """Has one of the writer's functions called, by its name; does not wait."""
     if self._failed:
       return
     try:
       self._calls.put_nowait(call)
     except queue.Full:
       self._fail(f'{_CAPACITY} reports wait for it')
+
+  def wait(self, seconds: float, patience: float) -> None:
+    """Waits for the end of a writer that was told to close; `patience` is what the warning says."""
+    if not self._failed and not self._done.wait(seconds):
+      self._fail(f'it did not end within {patience:g} s, and what it had not sent is lost')
 
   def _work(self) -> None:
     try:

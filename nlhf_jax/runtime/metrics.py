@@ -4,10 +4,12 @@ A writer is three functions. Of these files there is one here; others are in `ru
 `runtime.background` calls them where they cannot hold training up.
 """
 
+import importlib.util
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorboardX
@@ -41,6 +43,32 @@ class Writer(NamedTuple):
 
 # Begins to write: what `Experiment.writers` holds.
 MakeWriter = Callable[[About], Writer]
+
+
+class Tracker(NamedTuple):
+  """A `MakeWriter` that needs a package: who only reads a run's configuration need not have it."""
+
+  package: str
+  make: MakeWriter
+
+  def __call__(self, about: About) -> Writer:
+    """Begins to write."""
+    return self.make(about)
+
+
+def check_installed(writers: Sequence[MakeWriter]) -> None:
+  """Before a run begins: what is missing must not be found out on the way.
+
+  Raises:
+    ValueError: a tracker's package is not installed.
+  """
+  for writer in writers:
+    package = writer.package if isinstance(writer, Tracker) else None
+    if package and package not in sys.modules and importlib.util.find_spec(package) is None:
+      raise ValueError(
+        f"trackers.{package} needs the package {package}, which is not installed: pip install 'nlhf_jax[{package}]', or take it "
+        'out of Experiment.writers.'
+      )
 
 
 def files(about: About) -> Writer:

@@ -5,14 +5,13 @@ itself reads from the environment (WANDB_API_KEY, WANDB_MODE=offline, MLFLOW_TRA
 a key. The resolved configuration becomes the tracker's. A file NAME.id in the run's directory holds the tracker's own name of
 the run, by which a resumed run goes on in it.
 
-A writer of your own is a function that returns a `metrics.MakeWriter`, as these do.
+A package is imported once a run begins, and looked for before (`metrics.check_installed`). A writer of your own is a function
+that returns a `metrics.MakeWriter`, as these do.
 """
 
 import importlib
-import importlib.util
 import math
 import secrets
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ def wandb(
   group: str | None = None,
   name: str | None = None,
   tags: Sequence[str] = (),
-) -> metrics.MakeWriter:
+) -> metrics.Tracker:
   """A run of Weights & Biases; its files are in wandb/ of the run's directory, for `wandb sync` where it was offline.
 
   Args:
@@ -44,11 +43,7 @@ def wandb(
     group: of runs that belong together.
     name: of the run; None: its directory's.
     tags: of the run.
-
-  Raises:
-    ModuleNotFoundError: the package is not installed.
   """
-  _check_installed('wandb')
 
   def make_writer(about: metrics.About) -> metrics.Writer:
     module = importlib.import_module('wandb')
@@ -74,23 +69,19 @@ def wandb(
     scalars = lambda step, values: run.log(dict(values), step=step) if step >= run.step else None
     return metrics.Writer(scalars, text, lambda fine: run.finish(exit_code=0 if fine else 1))
 
-  return _named(make_writer, 'wandb')
+  return metrics.Tracker('wandb', make_writer)
 
 
 def mlflow(
   experiment: str = 'nlhf_jax', tracking_uri: str | None = None, name: str | None = None
-) -> metrics.MakeWriter:
+) -> metrics.Tracker:
   """A run of MLflow.
 
   Args:
     experiment: which it belongs to; made if need be.
     tracking_uri: of the server or store, without a password; None: MLFLOW_TRACKING_URI, or MLflow's own default.
     name: of the run; None: its directory's.
-
-  Raises:
-    ModuleNotFoundError: the package is not installed.
   """
-  _check_installed('mlflow')
 
   def make_writer(about: metrics.About) -> metrics.Writer:
     module = importlib.import_module('mlflow')
@@ -120,7 +111,7 @@ def mlflow(
     close = lambda fine: client.set_terminated(run_id, 'FINISHED' if fine else 'FAILED')
     return metrics.Writer(scalars, text, close)
 
-  return _named(make_writer, 'mlflow')
+  return metrics.Tracker('mlflow', make_writer)
 
 
 def trackio(
@@ -128,7 +119,7 @@ def trackio(
   group: str | None = None,
   name: str | None = None,
   space_id: str | None = None,
-) -> metrics.MakeWriter:
+) -> metrics.Tracker:
   """A run of trackio: a local file, a server of one's own (TRACKIO_SERVER_URL), or a Space on the hub.
 
   Args:
@@ -136,11 +127,7 @@ def trackio(
     group: of runs that belong together.
     name: of the run; None: its directory's, with what tells it from others of that name.
     space_id: OWNER/SPACE on the hub; None: TRACKIO_SPACE_ID, or none.
-
-  Raises:
-    ModuleNotFoundError: the package is not installed.
   """
-  _check_installed('trackio')
 
   def make_writer(about: metrics.About) -> metrics.Writer:
     module = importlib.import_module('trackio')
@@ -163,21 +150,7 @@ def trackio(
     text = lambda step, kind, line: run.alert(title=kind, text=line)
     return metrics.Writer(scalars, text, lambda fine: run.finish())
 
-  return _named(make_writer, 'trackio')
-
-
-def _check_installed(package: str) -> None:
-  """Before anything runs: a package that is missing must not be found out on the way."""
-  if package not in sys.modules and importlib.util.find_spec(package) is None:
-    raise ModuleNotFoundError(
-      f"trackers.{package} needs the package {package}: pip install 'nlhf_jax[{package}]'."
-    )
-
-
-def _named(make_writer: metrics.MakeWriter, name: str) -> metrics.MakeWriter:
-  """Under the name that warnings give it."""
-  make_writer.__qualname__ = name
-  return make_writer
+  return metrics.Tracker('trackio', make_writer)
 
 
 def _identity(about: metrics.About, tracker: str, create: Any) -> tuple[str, bool]:

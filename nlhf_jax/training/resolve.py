@@ -100,6 +100,7 @@ def resolve(
     feedback = [bind_feedback(experiment.feedback, runs, layout)]
   algorithm = build_algorithm(experiment, *feedback)
   rollouts.check_method(algorithm, experiment.num_rollout_parts)
+  metrics.check_installed(experiment.writers)
   if experiment.traced is not None:
     traces.check(experiment.traced)
   if experiment.num_rollout_parts > 1 and isinstance(experiment.feedback, FeedbackSource):

@@ -1,6 +1,7 @@
 """A run's files, trackers, traces and warnings, together: what is left of a run that was killed, and of one that was not."""
 
 import functools
+import importlib.util
 import json
 import shutil
 
@@ -108,6 +109,14 @@ def test_tracker_that_fails_leaves_the_run(tmp_path, caplog):
   assert len(rows(tmp_path / 'run', 'metrics.jsonl')) == 2
   lines = [x.getMessage() for x in caplog.records if 'gets no more reports' in x.getMessage()]
   assert len(lines) == 1 and 'no network' in lines[0]
+
+
+def test_package_that_is_missing_costs_no_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  missing = metrics.Tracker('no_such_tracker', lambda about: None)
+  with pytest.raises(ValueError, match=r"pip install 'nlhf_jax\[no_such_tracker\]'"):
+    run.train(described(1, missing), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_truncated_sampling_is_told(tmp_path, caplog):
