@@ -79,7 +79,7 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     'report.html',
     policy=rollouts.content_policy([script]),
     warnings=rollouts.warnings(runs),
-    rollouts=rollouts.read(runs),
+    rollouts=rollouts.newest(runs),
     script=script,
     name=directory.resolve().name,
     versions=_versions(),

@@ -8,6 +8,7 @@ no script but this one, by its hash.
 import base64
 import hashlib
 import importlib.resources
+import itertools
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -16,9 +17,10 @@ import markupsafe
 
 from nlhf_jax.runtime import metrics
 
-# Pairs of a run on the page, and characters of a text; all are in votes.jsonl.
+# Pairs of a run on the page, characters of a text, and characters of all of them; the rest is in votes.jsonl.
 NUM_SHOWN = 200
 MAX_TEXT = 6000
+MAX_PAGE = 8_000_000
 
 
 def run_dirs(directory: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -37,17 +39,26 @@ def warnings(runs: dict[str, pathlib.Path]) -> list[dict[str, str]]:
   ]
 
 
-def read(runs: dict[str, pathlib.Path]) -> list[dict[str, Any]]:
-  """The newest rollouts of each run that has some, and how many are left out."""
-  result = []
+def newest(runs: dict[str, pathlib.Path]) -> list[dict[str, Any]]:
+  """The newest rollouts of each run that has some, the oldest first, and how many are left out."""
+  found = {}
   for name, path in runs.items():
     rows = [row for row in metrics.read_rows(path / 'votes.jsonl') if 'rollout' in row]
     if rows:
       # A stable sort: within a step, as they were written.
-      newest = sorted(rows, key=lambda row: row['rollout']['step'])[-NUM_SHOWN:]
-      shown = [_shown(row) for row in newest]
-      result.append({'name': name, 'left_out': len(rows) - len(shown), 'rows': shown})
+      found[name] = sorted(rows, key=lambda row: row['rollout']['step'])
+  result = []
+  for name, rows in found.items():
+    shown = [_shown(row) for row in rows[-NUM_SHOWN:]]
+    sizes = itertools.accumulate(map(_size, reversed(shown)))
+    number = sum(size <= MAX_PAGE // len(found) for size in sizes)
+    shown = shown[len(shown) - number :]
+    result.append({'name': name, 'left_out': len(rows) - number, 'rows': shown})
   return result
+
+
+def _size(shown: dict[str, Any]) -> int:
+  return len(shown['prompt']) + sum(map(len, shown['responses']))
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

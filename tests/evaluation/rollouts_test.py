@@ -93,6 +93,16 @@ def test_newest_are_shown_and_the_rest_counted(tmp_path, monkeypatch):
   assert found['one']['rows'][0]['reward'] == [1.5]
 
 
+def test_long_texts_leave_room_for_fewer(tmp_path, monkeypatch):
+  """Each run has its share of the page; what is left out are the oldest."""
+  monkeypatch.setattr(rollouts, 'MAX_PAGE', 200)
+  write(tmp_path / 'long', [row(step, a='x' * 40, b='') for step in (1, 2, 3)])
+  write(tmp_path / 'short', [row(step) for step in (1, 2, 3)])
+  found = {run['name']: run for run in data_of(report.from_run_dir(tmp_path).read_text())}
+  assert [x['step'] for x in found['long']['rows']] == [2, 3] and found['long']['left_out'] == 1
+  assert len(found['short']['rows']) == 3 and found['short']['left_out'] == 0
+
+
 def test_warnings_are_on_the_page(tmp_path):
   write(tmp_path / 'md', [row(1)], warnings=['step 3: <b>34 %</b> are cut'])
   page = report.from_run_dir(tmp_path).read_text()
