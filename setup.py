@@ -25,7 +25,7 @@ setuptools.setup(
     'nlhf_jax': ['py.typed'],
     'nlhf_jax.cli': ['*.html'],
     'nlhf_jax.configs': ['**/*.gin', '**/*.txt'],
-    'nlhf_jax.evaluation': ['*.html'],
+    'nlhf_jax.evaluation': ['*.html', '*.js'],
     'nlhf_jax.judges': ['templates/*.txt'],
   },
   entry_points={'console_scripts': ['nlhf = nlhf_jax.cli.main:main']},
@@ -61,6 +61,10 @@ setuptools.setup(
     'annotate': ['starlette>=1,<2', 'uvicorn>=0.34,<1'],
     # LLM judges.
     'judge': ['httpx>=0.28,<1', 'httpx-aiohttp>=0.2,<1'],
+    # Experiment trackers; tested with 0.31.0, 3.17.2 (mlflow-skinny) and 0.43.0.
+    'wandb': ['wandb>=0.31,<1'],
+    'mlflow': ['mlflow>=3,<4'],
+    'trackio': ['trackio>=0.43,<1'],
     # ziamath draws equations while the site is built; ruff lays signatures out.
     'docs': [
       'mkdocs>=1.6,<2',

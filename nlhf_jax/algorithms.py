@@ -43,6 +43,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nlhf_jax import losses, pairwise
+from nlhf_jax.judges import tables
 from nlhf_jax.models import mixture, preference_model, reward_model
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
@@ -307,13 +308,17 @@ def _policy_gradient(
 
   def score(comparison: Comparison) -> Comparison:
     responses = comparison.prompts, comparison.response.tokens, comparison.alternative.tokens
-    if all_pairs:
-      asked = responses[:2] if each_other else responses
-      preference, missing = pairwise.preference_and_missing(preference_fn, *asked)
-    else:
+    if not all_pairs:
       preference = preference_fn(*responses)
       missing = pairwise.known_missing(jnp.isnan(preference)[:, None])
-    return comparison._replace(preference=preference, votes_missing=missing)
+      return comparison._replace(preference=preference, votes_missing=missing)
+    asked = responses[:2] if each_other else responses
+    table = tables.preference_table(preference_fn, *asked)
+    preference, missing = pairwise.mean_over_opponents(table, each_other=each_other)
+    of_response = table.reshape(-1, table.shape[-1])
+    return comparison._replace(
+      preference=preference, votes_missing=missing, pair_preference=of_response
+    )
 
   # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
   leave_one_out = not each_other and num_samples > 1

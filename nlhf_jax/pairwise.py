@@ -195,8 +195,15 @@ def preference_and_missing(
   None for the opponents: those of each are the k − 1 other responses to its prompt.
   """
   table = tables.preference_table(preference_fn, prompts, responses, opponents)
+  return mean_over_opponents(table, each_other=opponents is None)
+
+
+def mean_over_opponents(
+  table: Float[Array, 'B k m'], *, each_other: bool
+) -> tuple[Float[Array, 'N'], Float[Array, 'N'] | None]:
+  """`preference_and_missing` of a table that is there; each other: a response is no opponent of its own."""
   size, missing = table.shape[-1], jnp.isnan(table)
-  if opponents is None:
+  if each_other:
     itself = jnp.eye(size, dtype=bool)
     share = known_missing(missing & ~itself, size - 1)
     if share is None:

@@ -68,6 +68,8 @@ class Comparison(NamedTuple):
   anchor_token_logp: Float[Array, 'N T'] | None = None
   # Share of the pairs behind the preference that have no vote; None: all have one, as far as is known.
   votes_missing: Float[Array, 'N'] | None = None
+  # P of y over each of the m alternatives that the preference is the mean of, for those who read rollouts; None: of one alone.
+  pair_preference: Float[Array, 'N m'] | None = None
 
 
 class Pair(NamedTuple):

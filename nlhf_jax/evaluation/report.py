@@ -1,6 +1,7 @@
 """One self-contained page about a directory of runs, and the same tables for a terminal.
 
-Reads what the tournament and the runs left: win_rates.json, exact.json, samples.jsonl, */metrics.jsonl, */judge.json.
+Reads what the tournament and the runs left: win_rates.json, exact.json, samples.jsonl; of each run, metrics.jsonl, warnings.jsonl,
+votes.jsonl and judge.json. The directory may be a run itself.
 What is missing is left out, and a note tells so. Responses are untrusted text: the template escapes everything.
 """
 
@@ -18,6 +19,7 @@ import matplotlib.figure
 import rich.console
 import rich.table
 
+from nlhf_jax.evaluation import rollouts
 from nlhf_jax.runtime import atomic, metrics
 
 matplotlib.use('Agg')
@@ -72,17 +74,22 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     raise FileNotFoundError(
       f'No directory {directory}: name one that `nlhf demo` or `nlhf win-rates` wrote.'
     )
+  runs, script = rollouts.run_dirs(directory), rollouts.script()
   page = render(
     'report.html',
+    policy=rollouts.content_policy([script]),
+    warnings=rollouts.warnings(runs),
+    rollouts=rollouts.newest(runs),
+    script=script,
     name=directory.resolve().name,
     versions=_versions(),
     rates=_read_json(directory / 'win_rates.json'),
     exact=_read_json(directory / 'exact.json'),
     exact_columns=_EXACT,
     subsets=_SUBSETS,
-    judges=_judges(directory),
+    judges=_judges(runs),
     all_pairs_columns=_ALL_PAIRS,
-    curves=_curves(directory),
+    curves=_curves(runs),
     samples=_samples(directory / 'samples.jsonl'),
     exploitability=_read_json(directory / 'exploitability.json'),
   )
@@ -227,8 +234,9 @@ def _samples(path: pathlib.Path) -> list[dict[str, Any]]:
   )
 
 
-def _judges(directory: pathlib.Path) -> dict[str, Any]:
-  return {path.parent.name: _read_json(path) for path in sorted(directory.glob('*/judge.json'))}
+def _judges(runs: dict[str, pathlib.Path]) -> dict[str, Any]:
+  found = {name: _read_json(path / 'judge.json') for name, path in runs.items()}
+  return {name: judge for name, judge in found.items() if judge is not None}
 
 
 def _versions() -> dict[str, str]:
@@ -237,11 +245,9 @@ def _versions() -> dict[str, str]:
   }
 
 
-def _curves(directory: pathlib.Path) -> list[dict[str, str]]:
+def _curves(found: dict[str, pathlib.Path]) -> list[dict[str, str]]:
   """One picture for each metric that some run has."""
-  runs = {
-    path.parent.name: metrics.read_rows(path) for path in sorted(directory.glob('*/metrics.jsonl'))
-  }
+  runs = {name: metrics.read_rows(path / metrics.METRICS) for name, path in found.items()}
   # A run has one colour in every picture.
   colours = {name: f'C{number}' for number, name in enumerate(runs)}
   pictures = []

@@ -1,50 +1,130 @@
-"""What a run reports: metrics.jsonl, one object a line, and the same as TensorBoard events."""
+"""What a run reports: metrics.jsonl, one object a line, the same as TensorBoard events, and warnings.jsonl.
 
+A writer is three functions. Of these files there is one here; others are in `runtime.trackers`, or a user's own, and
+`runtime.background` calls them where they cannot hold training up.
+"""
+
+import importlib.util
 import json
 import math
 import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorboardX
 
 from nlhf_jax.runtime import atomic
 
+METRICS, WARNINGS = 'metrics.jsonl', 'warnings.jsonl'
 
-class Writer:
-  """Appends to a run's metrics. A resumed run first drops what it will write again."""
 
-  def __init__(self, run_dir: pathlib.Path, *, resume_step: int = 0):
-    """Opens the file.
+class About(NamedTuple):
+  """What a writer is told of the run."""
 
-    Args:
-      run_dir: must exist.
-      resume_step: lines of later steps are dropped.
-    """
-    self._path = run_dir / 'metrics.jsonl'
-    kept = [row for row in read_rows(self._path) if row['step'] <= resume_step]
-    # A kill in between loses nothing.
-    atomic.write_text(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
-    self._file = self._path.open('a')
-    # A run killed before its first checkpoint starts anew, and left events too.
-    self._events = tensorboardX.SummaryWriter(str(run_dir), purge_step=resume_step + 1)
+  # Exists; a writer may keep files of its own in it.
+  run_dir: pathlib.Path
+  # Resolved configuration, by name; values are JSON.
+  fields: Mapping[str, Any] = {}
+  # Steps that are done: what was reported of later ones will be reported again.
+  resume_step: int = 0
 
-  def __enter__(self) -> 'Writer':
-    return self
 
-  def __exit__(self, *_) -> None:
-    self._file.close()
-    self._events.close()
+class Writer(NamedTuple):
+  """What takes a run's reports; one thread calls it."""
 
-  def scalars(self, step: int, values: dict[str, float]) -> None:
-    """Writes the values of a step; NaN and infinity become null, since JSON knows neither."""
+  # (step, values by name), which may be NaN or infinite.
+  scalars: Callable[[int, Mapping[str, float]], None]
+  # (step, name, text): a line for people, such as a warning.
+  text: Callable[[int, str, str], None] = lambda step, name, text: None
+  # (whether the run ended without an error)
+  close: Callable[[bool], None] = lambda fine: None
+
+
+# Begins to write: what `Experiment.writers` holds.
+MakeWriter = Callable[[About], Writer]
+
+
+class Tracker(NamedTuple):
+  """A `MakeWriter` that needs a package: who only reads a run's configuration need not have it."""
+
+  package: str
+  make: MakeWriter
+
+  def __call__(self, about: About) -> Writer:
+    """Begins to write."""
+    return self.make(about)
+
+
+def check_installed(writers: Sequence[MakeWriter]) -> None:
+  """Before a run begins: what is missing must not be found out on the way.
+
+  Raises:
+    ValueError: a tracker's package is not installed.
+  """
+  for writer in writers:
+    package = writer.package if isinstance(writer, Tracker) else None
+    if package and package not in sys.modules and importlib.util.find_spec(package) is None:
+      raise ValueError(
+        f"trackers.{package} needs the package {package}, which is not installed: pip install 'nlhf_jax[{package}]', or take it "
+        'out of Experiment.writers.'
+      )
+
+
+def files(about: About) -> Writer:
+  """Appends to the run's own files. A resumed run first drops what it will write again.
+
+  Raises:
+    ValueError: a line of them is no JSON.
+  """
+  paths = [about.run_dir / name for name in (METRICS, WARNINGS)]
+  for path in paths:
+    drop_later(path, about.resume_step)
+  metrics_file = paths[0].open('a')
+  # A run killed before its first checkpoint starts anew, and left events too.
+  events = tensorboardX.SummaryWriter(str(about.run_dir), purge_step=about.resume_step + 1)
+
+  def scalars(step: int, values: Mapping[str, float]) -> None:
+    """NaN and infinity become null, since JSON knows neither."""
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    self._file.write(json.dumps({'step': step} | finite) + '\n')
-    self._file.flush()
+    metrics_file.write(json.dumps({'step': step} | finite) + '\n')
+    metrics_file.flush()
     for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+      events.add_scalar(name, value, step)
+
+  def text(step: int, name: str, text: str) -> None:
+    # Few are written, and in most runs none: then there is no file.
+    with paths[1].open('a') as file:
+      file.write(json.dumps({'step': step, 'name': name, 'text': text}) + '\n')
+    events.add_text(name, text, step)
+
+  def close(fine: bool) -> None:
+    del fine
+    metrics_file.close()
+    events.close()
+
+  return Writer(scalars, text, close)
 
 
-def read_rows(path: pathlib.Path) -> list[dict[str, float | int | None]]:
-  """The rows of a metrics.jsonl; none where there is no file.
+def drop_later(
+  path: pathlib.Path,
+  step: int,
+  step_of: Callable[[dict[str, Any]], int] = lambda row: row['step'],
+) -> None:
+  """Takes the lines of later steps out of a file of a run, if it is there; a kill in between loses nothing.
+
+  Args:
+    path: JSONL; a last line that a kill has truncated goes too.
+    step: the last one that stays.
+    step_of: of a line.
+  """
+  if path.is_file():
+    kept = [row for row in read_rows(path) if step_of(row) <= step]
+    atomic.write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a metrics.jsonl, or of another such file of a run; none where there is no file.
 
   A last line that a kill has truncated is dropped.
 
@@ -53,7 +133,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float | int | None]]:
   """
   if not path.is_file():
     return []
-  lines, rows = path.read_text().splitlines(), []
+  lines, rows = path.read_text(encoding='utf-8').splitlines(), []
   for number, line in enumerate(lines, start=1):
     try:
       rows.append(json.loads(line))

@@ -16,7 +16,7 @@ import nlhf_jax
 from nlhf_jax.runtime import atomic
 
 _CONFIG, _RUN = 'config.gin', 'run.json'
-# Fields that say where a run runs and what it keeps, not what it computes: they may differ when it resumes.
+# Fields that say where a run runs, what it keeps and to whom it reports, not what it computes: they may differ when it resumes.
 _MAY_CHANGE = (
   'Devices.data',
   'Devices.fsdp',
@@ -24,6 +24,13 @@ _MAY_CHANGE = (
   'Keep.*',
   'Experiment.save_every',
   'Experiment.reference_on_host',
+  'Experiment.traced',
+  'Traces.*',
+  'decoder.*',
+  'Experiment.writers',
+  'wandb.*',
+  'mlflow.*',
+  'trackio.*',
 )
 
 

@@ -106,7 +106,9 @@ def diagnose(
   if point is None:
     raise ValueError('The method of this run has no fixed point that could be found.')
   _check_fresh(experiment)
-  experiment = experiment._replace(measured=measured._replace(fixed_point=point))
+  measured = measured._replace(fixed_point=point)
+  # Trials are compared here; nobody reads what they wrote, and they are no runs for a tracker.
+  experiment = experiment._replace(measured=measured, traced=None, writers=())
   runs = run_dir.parent
   reference = weights.load_params(experiment.model, experiment.start_from, runs)
   measure = distance.make_measure(experiment.measured, policy, reference, point)

@@ -5,7 +5,7 @@ Runs name each other by directory, relative to their common parent: a policy sta
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +14,8 @@ import optax
 
 from nlhf_jax.evaluation import distance
 from nlhf_jax.models import lora, preference_model, reward_model
-from nlhf_jax.runtime import checkpoints, partitioning
+from nlhf_jax.runtime import checkpoints, metrics, partitioning
+from nlhf_jax.training import traces
 from nlhf_jax.types import (
   Adapted,
   Algorithm,
@@ -78,6 +79,10 @@ class Experiment(NamedTuple):
   enumeration: Callable[[Prompts], Enumeration] | None = None
   # What a policy is measured on while it trains, where its responses can be enumerated.
   measured: distance.Measured | None = None
+  # Rollouts of every n-th step that are kept in votes.jsonl, to be read; None: none are.
+  traced: traces.Traces | None = None
+  # To whom metrics are reported besides the run's files: trackers, or functions of your own.
+  writers: Sequence[metrics.MakeWriter] = ()
   num_microbatches: int = 1
   # Updates from one rollout; more than one needs a method that reuses them.
   num_updates: int = 1

@@ -45,6 +45,8 @@ class Hooks(NamedTuple):
   stop: Callable[[int], bool] = lambda step: False
   # (parameters, steps done) -> metrics to log beside the means.
   measure: Callable[[PolicyParams, int], dict[str, float]] = lambda params, step: {}
+  # (step done, the rollout that it was trained on); on many processes each holds a part of its rows.
+  trace: Callable[[int, Batch], None] = lambda step, rollout: None
 
 
 def init_state(
@@ -135,6 +137,7 @@ def train(
     window.add(metrics, rollout.response.tokens.shape[0], clock.seconds)
     hooks.advance(1)
     done = step + 1
+    hooks.trace(done, rollout)
     last = hooks.stop(done) or done == num_steps
     if done % log_every == 0 or done == num_steps:
       hooks.log(done, window.close() | hooks.measure(state.params, done))

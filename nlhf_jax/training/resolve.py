@@ -11,8 +11,8 @@ import optax
 
 from nlhf_jax.evaluation import distance, judge_accuracy
 from nlhf_jax.models import lora, preference_model, reward_model
-from nlhf_jax.runtime import checkpoints, fingerprints, partitioning, processes
-from nlhf_jax.training import loop, parameter_sets, rollouts, steps, weights
+from nlhf_jax.runtime import checkpoints, fingerprints, metrics, partitioning, processes
+from nlhf_jax.training import loop, parameter_sets, rollouts, steps, traces, warning_signs, weights
 from nlhf_jax.training.experiment import (
   Experiment,
   Feedback,
@@ -72,6 +72,12 @@ class Run(NamedTuple):
   # Reads the prompts that the policy is measured on; None: it is not.
   make_measure: Callable[[], Measure] | None
   layout: partitioning.Layout | None
+  # Rollouts that are kept; None: none are.
+  traced: traces.Traces | None
+  # To whom metrics are reported, besides the run's files.
+  writers: tuple[metrics.MakeWriter, ...]
+  # What warnings depend on.
+  method: warning_signs.Method
 
 
 def resolve(
@@ -94,6 +100,9 @@ def resolve(
     feedback = [bind_feedback(experiment.feedback, runs, layout)]
   algorithm = build_algorithm(experiment, *feedback)
   rollouts.check_method(algorithm, experiment.num_rollout_parts)
+  metrics.check_installed(experiment.writers)
+  if experiment.traced is not None:
+    traces.check(experiment.traced)
   if experiment.num_rollout_parts > 1 and isinstance(experiment.feedback, FeedbackSource):
     raise ValueError(
       'num_rollout_parts must be 1 where another run trained the judge: it runs on the devices that sample, and the two '
@@ -122,6 +131,9 @@ def resolve(
     functools.partial(_test_judge, experiment),
     _measure_maker(experiment, algorithm, state.params),
     layout,
+    experiment.traced,
+    tuple(experiment.writers),
+    warning_signs.method_of(algorithm, experiment.model),
   )
 
 

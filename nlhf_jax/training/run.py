@@ -1,9 +1,8 @@
 """Trains a run to its end, and goes on where it stopped.
 
-A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and TensorBoard events.
+A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and TensorBoard events, votes.jsonl, warnings.jsonl.
 """
 
-import contextlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -15,13 +14,11 @@ import numpy as np
 from nlhf_jax.runtime import (
   atomic,
   checkpoints,
-  metrics,
   partitioning,
   processes,
-  progress,
   run_directory,
 )
-from nlhf_jax.training import loop, rollouts
+from nlhf_jax.training import loop, reports, rollouts
 from nlhf_jax.training.experiment import Experiment, plain_fields
 from nlhf_jax.training.resolve import Run, resolve
 from nlhf_jax.types import Batch, Prompts, TrainState
@@ -114,17 +111,17 @@ def _continue(
   """From a state to the last step, with reports and checkpoints on the way."""
   latest, start = {}, int(state.step)
   with (
-    _reports(run_dir, start, run.num_steps) as (log, advance),
+    reports.opened(run, run_dir, fields, start) as report,
     checkpoints.Writer(run_dir / 'checkpoints', run.keep) as writer,
   ):
 
     def keep_and_log(step, means):
       latest.update(means)
-      log(step, means)
+      report.log(step, means)
 
     def check_and_advance(steps):
       writer.check()
-      advance(steps)
+      report.advance(steps)
 
     def save(state, sums):
       metadata = {'fields': dict(fields), 'reference': run.reference}
@@ -137,7 +134,7 @@ def _continue(
         run.optimizer,
         state,
         batches,
-        loop.Hooks(keep_and_log, save, check_and_advance, stop, measure),
+        loop.Hooks(keep_and_log, save, check_and_advance, stop, measure, report.trace),
         num_steps=run.num_steps,
         num_microbatches=run.num_microbatches,
         num_updates=run.num_updates,
@@ -149,19 +146,6 @@ def _continue(
       )
     except loop.NonFiniteError as error:
       raise FloatingPointError(f'{error} Its batch: {_keep_batch(run_dir, error)}.') from error
-
-
-@contextlib.contextmanager
-def _reports(run_dir: pathlib.Path, start: int, num_steps: int):
-  """What logs metrics and what advances the bar; on all processes but the primary one they do nothing."""
-  if not processes.is_primary():
-    yield lambda step, means: None, lambda steps: None
-    return
-  with (
-    metrics.Writer(run_dir, resume_step=start) as writer,
-    progress.bar(run_dir.name, num_steps, done=start) as advance,
-  ):
-    yield writer.scalars, advance
 
 
 def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any] | None]:

@@ -52,7 +52,14 @@ def detect(row: Row) -> str:
 
 
 def _own(row: Row) -> list[Row]:
-  """The table's own rows; in a CSV numbers are texts."""
+  """The table's own rows; in a CSV numbers are texts.
+
+  A row of training (`training.traces`) says in `rollout` what else was known, and stays where the judge gave no vote.
+  """
+  if 'rollout' in row:
+    row = {name: value for name, value in row.items() if name != 'rollout'}
+    if row.get('probability') is None and row.get('verdict') is None:
+      return []
   numbers = ('probability', 'time', 'seed', 'weight')
   return [
     row | {name: fields.number_of(row, name) for name in numbers if isinstance(row.get(name), str)}

@@ -18,7 +18,8 @@ one JSON object a line:
 | split                  | 'train' or another: what the vote is meant for                                             |
 
 A verdict or a probability is needed, and what it is about: `a` and `b`, both responses, or all four. The rest is null or
-absent where unknown. A judgement that failed is no row.
+absent where unknown. A judgement that failed is no row; but pairs of responses that training kept (`training.traces`), which
+have a field `rollout` of their own in the file, stay there without a vote.
 """
 
 import array

@@ -1,5 +1,6 @@
 """The command line: a user's mistake is one line with a remedy, and leaves nothing behind."""
 
+import importlib.util
 import json
 
 import jax
@@ -85,6 +86,21 @@ def test_beta_outside_the_unit_interval_leaves_no_run(runs, capsys):
   assert 'beta must be in [0, 1] (0: self-play, 1: the reference alone), got 1.5.' in output.err
   assert '(Set by --gin.algorithms.nash_md_pg.beta.)' in output.err
   assert not (runs / 'bad').exists()
+
+
+def test_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
+  """Bound by its name alone; refused in one line before anything is written."""
+  there = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util, 'find_spec', lambda name: None if name == 'trackio' else there(name)
+  )
+  argv = ['train', SFT, f'--run_dir={tmp_path / "run"}', *SMALL]
+  argv += ['--gin.experiment.Experiment.writers=(@trackers.trackio(),)']
+  status, output = run(capsys, *argv, "--gin.trackers.trackio.project='p'")
+  (line,) = [x for x in output.err.splitlines() if x.startswith('nlhf')]
+  assert status == 2
+  assert "pip install 'nlhf_jax[trackio]'" in line
+  assert not (tmp_path / 'run').exists()
 
 
 def test_vocabulary_that_does_not_match_is_named(runs, capsys):

@@ -26,10 +26,11 @@ def shown(run_dir):
   return found
 
 
-def write_losses(run_dir, rows, **kwargs):
-  with metrics.Writer(run_dir, **kwargs) as writer:
-    for step, loss in rows:
-      writer.scalars(step, {'loss': loss})
+def write_losses(run_dir, rows, resume_step=0):
+  writer = metrics.files(metrics.About(run_dir, resume_step=resume_step))
+  for step, loss in rows:
+    writer.scalars(step, {'loss': loss})
+  writer.close(True)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,10 @@ def test_strict_json_of_every_line(tmp_path):
   def refuse(constant):
     raise ValueError(constant)
 
-  with metrics.Writer(tmp_path) as writer:
-    writer.scalars(1, {'a': float('nan'), 'b': float('-inf'), 'c': 0.1})
-    text = (tmp_path / 'metrics.jsonl').read_text()  # Before the file is closed.
+  writer = metrics.files(metrics.About(tmp_path))
+  writer.scalars(1, {'a': float('nan'), 'b': float('-inf'), 'c': 0.1})
+  text = (tmp_path / 'metrics.jsonl').read_text()  # Before the file is closed.
+  writer.close(True)
   row = json.loads(text, parse_constant=refuse)
   assert row == {'step': 1, 'a': None, 'b': None, 'c': 0.1}
 
@@ -64,5 +66,18 @@ def test_truncated_line(tmp_path):
   corrupt = '{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n'
   path.write_text(corrupt)
   with pytest.raises(ValueError, match=r'metrics.jsonl:1 is no JSON.*delete that line'):
-    metrics.Writer(tmp_path, resume_step=2)
+    metrics.files(metrics.About(tmp_path, resume_step=2))
   assert path.read_text() == corrupt
+
+
+def test_warnings_of_later_steps_are_dropped(tmp_path):
+  """As metrics are; a run without any has no file."""
+  write_losses(tmp_path, [(1, 1.0)])
+  assert not (tmp_path / 'warnings.jsonl').exists()
+  for resume_step, step in ((0, 5), (3, 4)):
+    writer = metrics.files(metrics.About(tmp_path, resume_step=resume_step))
+    writer.text(step, 'responses_cut', 'line\u2028break')
+    writer.close(False)
+  assert metrics.read_rows(tmp_path / 'warnings.jsonl') == [
+    {'step': 4, 'name': 'responses_cut', 'text': 'line\u2028break'}
+  ]

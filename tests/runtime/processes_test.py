@@ -92,6 +92,21 @@ def alone_by_sgd(start):
   return run
 
 
+def same_rollouts(run, other):
+  """One process has written them, and of the rows that it holds."""
+  read = lambda run: [
+    json.loads(line) for line in (run.directory / 'votes.jsonl').read_text().splitlines()
+  ]
+  one, two = read(run), read(other)
+  assert [vote['rollout']['step'] for vote in one] == [
+    step for step in (1, 3, 6, 9, 12) for _ in '1234'
+  ]
+  for a, b in zip(one, two, strict=True):
+    for name in ('prompt', 'a', 'b', 'response_a', 'response_b'):
+      assert a[name] == b[name]
+    assert a['probability'] == pytest.approx(b['probability'], abs=1e-5)
+
+
 def same_numbers(run, other):
   """Metrics, parameters and average, to rounding. For runs by SGD: those by Adafactor differ by more than that."""
   one, two = run.outcome()[1], other.outcome()[1]
@@ -117,6 +132,7 @@ def test_many_processes_are_one(count, mesh, start, alone_by_sgd):
   assert metrics[-1]['kl_to_reference'] > 0.1  # It has learnt something that could differ.
   assert samples == alone_by_sgd.outcome()[0]
   same_numbers(again, alone_by_sgd)
+  same_rollouts(again, alone_by_sgd)
   assert metadata['next_batch'] == 12
 
 

@@ -26,7 +26,7 @@ from nlhf_jax.models import lora, policy, rater
 from nlhf_jax.models import preference_model as pm
 from nlhf_jax.networks import decoding
 from nlhf_jax.runtime import checkpoints, partitioning, processes
-from nlhf_jax.training import optimizers, parameter_sets
+from nlhf_jax.training import optimizers, parameter_sets, traces
 from nlhf_jax.training import run as runs
 from nlhf_jax.training.experiment import Experiment, trained_preference
 from nlhf_jax.types import Adapted, Comparison, Prompts
@@ -78,6 +78,8 @@ def experiment(
     feedback=trained_preference(JUDGE, DECIDED),
     start_from=fixed(0),
     sets={'average': parameter_sets.average(0.9)},
+    # As many prompts as a process has of a batch on each of the meshes.
+    traced=traces.Traces(every=3, num_prompts=2),
     log_every=3,
     save_every=save_every,
     devices=devices,
