@@ -12,7 +12,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
-from nlhf_jax.formats import hf
+from nlhf_jax.formats import hf, hf_directory
 
 # Of a conversation: each has a role ('system', 'user', 'assistant') and a content.
 Messages = Sequence[Mapping[str, str]]
@@ -62,7 +62,7 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
   Raises:
     ValueError: there is no template, or it leaves out the user's words.
   """
-  settings, special = (hf.read_json(directory / name) for name in (_SETTINGS, _MAP))
+  settings, special = (hf_directory.read_json(directory / name) for name in (_SETTINGS, _MAP))
   source = settings.get('chat_template')
   if (directory / _FILE).is_file():
     source = (directory / _FILE).read_text(encoding='utf-8')
