@@ -258,12 +258,14 @@ def save(
 
   Raises:
     FileExistsError: there is something at output_dir.
+    FileNotFoundError: there is no such directory to take a tokenizer from.
   """
   with run_directory.atomic_directory(output_dir) as directory:
     write(params, network_config, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    for file in _TOKENIZER if tokenizer_from else ():
-      if (pathlib.Path(tokenizer_from) / file).is_file():
-        shutil.copy(pathlib.Path(tokenizer_from) / file, directory / file)
+    if tokenizer_from:
+      source = hf_directory.find(tokenizer_from).tokenizer
+      for file in filter(lambda file: (source / file).is_file(), _TOKENIZER):
+        shutil.copy(source / file, directory / file)
 
 
 def write(

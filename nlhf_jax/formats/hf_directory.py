@@ -64,11 +64,16 @@ def find(name: str | pathlib.Path, adapter: str | pathlib.Path | None = None) ->
 
 
 def _check_no_adapter(base: pathlib.Path, adapter: pathlib.Path) -> None:
-  if (base / ADAPTER).is_file() and not _has_weights(base):
+  if is_adapter(base):
     raise ValueError(
       f'{base} is an adapter itself, and no model for the adapter {adapter}: merge it into its own base where peft is '
       'installed, with merge_and_unload().save_pretrained(NEW_DIR), and name NEW_DIR.'
     )
+
+
+def is_adapter(directory: pathlib.Path) -> bool:
+  """Whether a directory holds an adapter, and no model."""
+  return (directory / ADAPTER).is_file() and not _has_weights(directory)
 
 
 def _has_weights(directory: pathlib.Path) -> bool:
