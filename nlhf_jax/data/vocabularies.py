@@ -59,7 +59,10 @@ def hugging_face(
   if not path.is_file():
     raise FileNotFoundError(f'No {path}: name the directory of a model, or download it again.')
   config = hf.read_config(model, ids=ids)
-  tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # It raises nothing more special.
+    raise ValueError(f'{path} is no tokenizer ({error}): download it again.') from None
   special = getattr(config, 'pad_id', PAD), getattr(config, 'eos_id', EOS)
   largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
   if largest >= config.vocab_size:

@@ -90,7 +90,25 @@ def _read_config(
   values = hf_directory.read_json(path)
   special = special_ids(_named_ids(model, values), ids, str(model.base))
   values |= {'pad_token_id': special.pad, 'eos_token_id': [special.eos, *special.other_ends]}
-  return hf_models.config_from_json(values, dtype)
+  try:
+    config = hf_models.config_from_json(values, dtype)
+  except ValueError as error:  # Of config.json, which has a place here.
+    text = str(error).removeprefix('config.json ')
+    raise ValueError(f'{path} {text}' if text != str(error) else f'{path}: {text}') from None
+  _check_ids(model.base, special, config.vocab_size)
+  return config
+
+
+def _check_ids(directory: pathlib.Path, special: SpecialIds, vocab_size: int) -> None:
+  named = {'padding': [special.pad], 'an end': [special.eos, *special.other_ends]}
+  for meaning, numbers in named.items():
+    for number in numbers:
+      if number >= vocab_size:
+        field = 'ids.pad' if meaning == 'padding' else 'ids.eos'
+        raise ValueError(
+          f'{directory} has id {number} for {meaning}, but embeddings of 0 to {vocab_size - 1} (vocab_size of config.json): '
+          f'correct its JSON, or give another as {field}.'
+        )
 
 
 def special_ids(
@@ -108,7 +126,8 @@ def special_ids(
   Raises:
     ValueError: there is no end, or padding is the first end.
   """
-  pads, ends = (_ids(values.get(f'{key}_token_id')) for key in ('pad', 'eos'))
+  keys = 'pad_token_id', 'eos_token_id'
+  pads, ends = (_ids(values.get(key), key, name) for key in keys)
   if ids.eos is None and not ends:
     raise ValueError(f'{name} names no token that ends a response: give its id as ids.eos.')
   eos = ends[0] if ids.eos is None else ids.eos
@@ -124,25 +143,42 @@ def special_ids(
 
 def _named_ids(model: hf_directory.Model, values: Mapping[str, Any]) -> dict[str, list[int]]:
   """All that a model's files name for padding and for ends: config.json, generation_config.json, then the tokenizer."""
-  generation = hf_directory.read_json(model.base / _GENERATION)
+  generation_file, config_file = model.base / _GENERATION, model.base / 'config.json'
+  generation = hf_directory.read_json(generation_file)
   settings = hf_directory.read_json(model.tokenizer / 'tokenizer_config.json')
   of_tokens = _added_tokens(model.tokenizer)
   result = {}
   for key in ('pad_token', 'eos_token'):
     token = token_text(settings.get(key))
-    named = values.get(f'{key}_id'), generation.get(f'{key}_id'), of_tokens.get(token)
-    result[f'{key}_id'] = [number for each in named for number in _ids(each)]
+    number = f'{key}_id'
+    named = (
+      (values.get(number), config_file),
+      (generation.get(number), generation_file),
+      (of_tokens.get(token) if token else None, model.tokenizer / 'tokenizer.json'),
+    )
+    result[number] = [x for value, file in named for x in _ids(value, number, str(file))]
   return result
 
 
-def _ids(value: Any) -> list[int]:
-  return [number for number in np.atleast_1d(value).tolist() if number is not None and number >= 0]
+def _ids(value: Any, key: str, place: str) -> list[int]:
+  """None, one or several; below 0 is none. Raises ValueError where a value is no id."""
+  given = value if isinstance(value, list) else [value]
+  for number in given:
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+      raise ValueError(f'{place} has {key} = {value!r}, where an id is needed: correct it.')
+  return [number for number in given if number is not None and number >= 0]
 
 
 def _added_tokens(directory: pathlib.Path) -> dict[str, int]:
   """Ids of a tokenizer's special words."""
-  tokens = hf_directory.read_json(directory / 'tokenizer.json').get('added_tokens', [])
-  return {token['content']: token['id'] for token in tokens}
+  path = directory / 'tokenizer.json'
+  tokens = hf_directory.read_json(path).get('added_tokens') or []
+  try:
+    return {token['content']: token['id'] for token in tokens}
+  except (KeyError, TypeError):
+    raise ValueError(
+      f'{path} has added_tokens = {str(tokens)[:80]}, which are no tokens with ids: download it again.'
+    ) from None
 
 
 def token_text(value: Any) -> str | None:
@@ -200,7 +236,9 @@ def load(
   tensor_for = hf_models.tensor_for(config)
   leaves = flax.traverse_util.flatten_dict(like)
   tensors = {path: tensor_for(path) for path in leaves}
-  _check_names(directory, files, tensors, hf_models.aliases(config))
+  known = hf_models.copies(config) | hf_models.constants(config)
+  _check_names(directory, files, tensors, known)
+  _check_copies(directory, files, config)
   changes = _changes(model.adapter, tensors, config)
   moved = moved_ids(config)
   by_file = collections.defaultdict(list)
@@ -227,11 +265,7 @@ def _changes(
   """Of an adapter, by names of tensors; none where there is none."""
   if adapter is None:
     return {}
-  tied = (
-    hf_models.tensor_for(config)(('token_embedder', 'embedding')).name
-    if config.logits_via_embedding
-    else None
-  )
+  tied = hf_models.embedding(config) if config.logits_via_embedding else None
   kernels = {tensor.name for path, tensor in tensors.items() if path[-1] == 'kernel'}
   names = {tensor.name for tensor in tensors.values()}
   return peft_reader.read_changes(adapter, peft_reader.Base(names, kernels, tied))
@@ -337,6 +371,24 @@ def _check_names(directory, files: Mapping[str, str], tensors, aliases: frozense
       raise ValueError(
         f'{directory} holds the tensor {name}, which the network lacks: take weights and config.json from one model.'
       )
+
+
+def _check_copies(
+  directory: pathlib.Path, files: Mapping[str, str], config: hf_models.Config
+) -> None:
+  """Raises ValueError where the embedding's other names hold something else: they would be lost."""
+  name = hf_models.embedding(config)
+  for copy in hf_models.copies(config) & files.keys():
+    with (
+      hf_directory.open_tensors(directory / files[name]) as one,
+      hf_directory.open_tensors(directory / files[copy]) as other,
+    ):
+      tensors = one.get_slice(name), other.get_slice(copy)
+      if not hf_directory.are_equal(*tensors):
+        raise ValueError(
+          f'{directory / files[copy]}: tensor {copy} differs from {name}, which it is by config.json: set '
+          'tie_word_embeddings to false there (of T5 scale_decoder_outputs too), or take both from one model.'
+        )
 
 
 def _read_tensor(

@@ -92,7 +92,7 @@ def _base_of(directory: pathlib.Path) -> pathlib.Path:
     return locate(base, revision if isinstance(revision, str) else None)
   except FileNotFoundError as error:
     raise FileNotFoundError(
-      f'{directory / ADAPTER} is of an adapter of {base!r}, which is not here ({error}) Or {remedy}'
+      f'{directory} holds a PEFT adapter of {base!r}, which is not here ({error}) Or {remedy}'
     ) from error
 
 
@@ -184,6 +184,15 @@ def check_finite(path: pathlib.Path, name: str, x: np.ndarray) -> None:
         f'{path}: tensor {name} has weights that are NaN or infinite: download it again, or save it in bfloat16 or float32, '
         'where float16 has overflown.'
       )
+
+
+def are_equal(one: Any, other: Any) -> bool:
+  """Whether two stored tensors are the same, a thousand rows at a time."""
+  rows = one.get_shape()[0]
+  parts = (slice(n, min(n + 1000, rows)) for n in range(0, rows, 1000))
+  return one.get_shape() == other.get_shape() and all(
+    np.array_equal(one[part], other[part]) for part in parts
+  )
 
 
 def tensor_files(directory: pathlib.Path) -> dict[str, str]:

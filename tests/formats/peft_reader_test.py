@@ -230,7 +230,7 @@ REFUSED = {
   ),
   'base that is gone': (
     _settings(base_model_name_or_path='/no/such/base'),
-    "of an adapter of '/no/such/base', which is not here .*name its base",
+    "holds a PEFT adapter of '/no/such/base', which is not here .*name its base",
   ),
   'base that is an adapter': (_of_itself, 'is an adapter itself, and no model for the adapter'),
   'base of another family': (
