@@ -12,7 +12,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
-from nlhf_jax.formats import hf
+from nlhf_jax.formats import hf, hf_directory
 
 # Of a conversation: each has a role ('system', 'user', 'assistant') and a content.
 Messages = Sequence[Mapping[str, str]]
@@ -46,9 +46,11 @@ class ChatTemplate(NamedTuple):
       return _compiled(self.source).render(
         messages=turns, add_generation_prompt=True, **self.special
       )
-    except jinja2.TemplateError as error:
+    except Exception as error:  # A template is foreign code, and may divide by zero.
+      text = ' '.join(str(error).split())
       raise ValueError(
-        f'{self.directory}: the chat template fails ({type(error).__name__}: {error}).'
+        f'{self.directory}: the chat template fails ({type(error).__name__}: {text}): correct {_FILE} or {_SETTINGS}, or set '
+        'chat = False.'
       ) from error
 
 
@@ -62,12 +64,12 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
   Raises:
     ValueError: there is no template, or it leaves out the user's words.
   """
-  settings, special = (hf.read_json(directory / name) for name in (_SETTINGS, _MAP))
+  settings, special = (hf_directory.read_json(directory / name) for name in (_SETTINGS, _MAP))
   source = settings.get('chat_template')
   if (directory / _FILE).is_file():
     source = (directory / _FILE).read_text(encoding='utf-8')
   if isinstance(source, list):
-    named = {each['name']: each['template'] for each in source}
+    named = _named(directory, source)
     if _DEFAULT not in named:
       raise ValueError(
         f'{directory} has chat templates {", ".join(map(repr, named))}, and none named {_DEFAULT!r}: write the one to use into '
@@ -76,6 +78,10 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
     source = named[_DEFAULT]
   if not source:
     raise ValueError(f'{directory} has no chat template: set chat = False.')
+  if not isinstance(source, str):
+    raise ValueError(
+      f'{directory / _SETTINGS} has chat_template = {source!r}, which is no template: correct it, or set chat = False.'
+    )
   tokens = {
     key: hf.token_text(value)
     for key, value in (special | settings).items()
@@ -87,6 +93,15 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
   if words not in template.render([{'role': 'user', 'content': words}]):
     raise ValueError(f"{directory}: the chat template leaves out the user's words.")
   return template
+
+
+def _named(directory: pathlib.Path, templates: Sequence[Any]) -> dict[str, Any]:
+  try:
+    return {each['name']: each['template'] for each in templates}
+  except (KeyError, TypeError):
+    raise ValueError(
+      f'{directory / _SETTINGS} has a list as chat_template that is not of names and templates: correct it, or set chat = False.'
+    ) from None
 
 
 class _Generation(jinja2.ext.Extension):

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from nlhf_jax.data import chat_templates, special_tokens
 from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
 from nlhf_jax.data.word_vocabulary import WordVocabulary
-from nlhf_jax.formats import hf
+from nlhf_jax.formats import hf, hf_directory
 from nlhf_jax.judges import llm, text
 from nlhf_jax.types import EOS, PAD, PreferenceFn
 
@@ -45,7 +45,7 @@ def hugging_face(
   """The tokenizer of a model.
 
   Args:
-    model: a directory that holds tokenizer.json, or a repository on the hub.
+    model: a directory that holds tokenizer.json, or a repository on the hub; an adapter without one has its base's.
     ids: padding and end; the same as the network's.
     chat: put each prompt into the model's chat template, as the user's turn, before the assistant's.
     system: the system's turn of that; None: what the template itself says.
@@ -54,12 +54,15 @@ def hugging_face(
     FileNotFoundError: there is no tokenizer.json.
     ValueError: the id of padding is a word that text uses; there is no chat template.
   """
-  directory = hf.locate(model)
+  directory = hf_directory.find(model).tokenizer
   path = directory / 'tokenizer.json'
   if not path.is_file():
-    raise FileNotFoundError(f'No {path}: {hf.hint(directory)}')
-  config = hf.read_config(directory, ids=ids)
-  tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    raise FileNotFoundError(f'No {path}: name the directory of a model, or download it again.')
+  config = hf.read_config(model, ids=ids)
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # It raises nothing more special.
+    raise ValueError(f'{path} is no tokenizer ({error}): download it again.') from None
   special = getattr(config, 'pad_id', PAD), getattr(config, 'eos_id', EOS)
   largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
   if largest >= config.vocab_size:

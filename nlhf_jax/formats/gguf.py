@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from nlhf_jax.formats import hf, hf_layout, hf_models
+from nlhf_jax.formats import hf, hf_directory, hf_layout, hf_models
 from nlhf_jax.networks import llama
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
@@ -21,6 +21,7 @@ from nlhf_jax.types import Params
 _PROJECTIONS = {'query': 'attn_q', 'key': 'attn_k', 'value': 'attn_v', 'out': 'attn_output'}
 _MLP = {'wi_0': 'ffn_gate', 'wi_1': 'ffn_up', 'wo': 'ffn_down'}
 _NORMS = {'pre_self_attention_layer_norm': 'attn_norm', 'pre_mlp_layer_norm': 'ffn_norm'}
+_EPSILON = 'llama.attention.layer_norm_rms_epsilon'
 # Kinds of token that text is never split into, nor merged across.
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -45,9 +46,10 @@ def load(path: str | pathlib.Path) -> tuple[llama.LlamaConfig, Params]:
   """
   reader = _reader(path)
   fields = _fields(reader)
-  if fields['general.architecture'] != 'llama':
+  architecture = _required(path, fields, 'general.architecture')
+  if architecture != 'llama':
     raise ValueError(
-      f'{path} is of architecture {fields["general.architecture"]!r}: only llama is supported.'
+      f'{path} is of architecture {architecture!r}: only llama is supported, so take the safetensors of the model.'
     )
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   config = _config(path, fields, tied='output.weight' not in tensors)
@@ -76,8 +78,10 @@ def tokenizer(path: str | pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str,
     raise ValueError(
       f'{path} has a tokenizer of kind {kind}: copy tokenizer.json of the model instead.'
     )
-  tokens = fields['tokenizer.ggml.tokens']
-  merges = [tuple(pair.split(' ')) for pair in fields['tokenizer.ggml.merges']]
+  tokens, pairs, types = (
+    _required(path, fields, f'tokenizer.ggml.{name}') for name in ('tokens', 'merges', 'token_type')
+  )
+  merges = [tuple(pair.split(' ')) for pair in pairs]
   vocabulary = {token: number for number, token in enumerate(tokens)}
   result = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
   splits: list[Any] = [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -85,7 +89,7 @@ def tokenizer(path: str | pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str,
     splits.insert(0, tokenizers.pre_tokenizers.Digits(individual_digits=True))
   result.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(splits)
   result.decoder = tokenizers.decoders.ByteLevel()
-  kinds = zip(tokens, fields['tokenizer.ggml.token_type'], strict=True)
+  kinds = zip(tokens, types, strict=True)
   result.add_special_tokens([token for token, kind in kinds if kind in (_CONTROL, _USER_DEFINED)])
   names = {'bos': 'bos_token', 'eos': 'eos_token', 'unknown': 'unk_token', 'padding': 'pad_token'}
   ids = {new: fields.get(f'tokenizer.ggml.{old}_token_id') for old, new in names.items()}
@@ -103,21 +107,42 @@ def _reader(path: str | pathlib.Path):
     import gguf
   except ModuleNotFoundError:
     raise ValueError("Reading GGUF needs one more package: pip install 'nlhf_jax[gguf]'.") from None
-  return gguf.GGUFReader(path)
+  try:
+    return gguf.GGUFReader(path)
+  except Exception as error:  # Whatever NumPy meets where the file ends too early.
+    text = ' '.join(str(error).split())
+    raise ValueError(
+      f'{path} is no intact GGUF file ({type(error).__name__}: {text}): download it again.'
+    ) from None
 
 
 def _fields(reader) -> dict[str, Any]:
   return {name: field.contents() for name, field in reader.fields.items()}
 
 
+def _required(path: str | pathlib.Path, fields: dict[str, Any], name: str) -> Any:
+  if name not in fields:
+    raise ValueError(f'{path} lacks the field {name}: download it again.')
+  return fields[name]
+
+
+def _size(path: str | pathlib.Path, fields: dict[str, Any], name: str) -> int:
+  found = _required(path, fields, name)
+  if not isinstance(found, int) or found < 1:
+    raise ValueError(
+      f'{path} has {name} = {found!r}, where a whole number above 0 is needed: download it again.'
+    )
+  return found
+
+
 def _config(path: str | pathlib.Path, fields: dict[str, Any], tied: bool) -> llama.LlamaConfig:
-  at = lambda name: fields[f'llama.{name}']
+  at = lambda name: _size(path, fields, f'llama.{name}')
   heads = at('attention.head_count')
   names = {'pad_token_id': 'padding', 'eos_token_id': 'eos'}
   given = {key: fields.get(f'tokenizer.ggml.{name}_token_id') for key, name in names.items()}
   special = hf.special_ids(given, name=str(path))
   return llama.LlamaConfig(
-    vocab_size=len(fields['tokenizer.ggml.tokens']),
+    vocab_size=len(_required(path, fields, 'tokenizer.ggml.tokens')),
     dtype='float32',
     emb_dim=at('embedding_length'),
     num_heads=heads,
@@ -127,7 +152,7 @@ def _config(path: str | pathlib.Path, fields: dict[str, Any], tied: bool) -> lla
     mlp_dim=at('feed_forward_length'),
     rope_base=float(fields.get('llama.rope.freq_base', 1e4)),
     # Stored in float32.
-    norm_epsilon=float(f'{at("attention.layer_norm_rms_epsilon"):.6g}'),
+    norm_epsilon=float(f'{_required(path, fields, _EPSILON):.6g}'),
     logits_via_embedding=tied,
     pad_id=special.pad,
     eos_id=special.eos,
@@ -157,9 +182,16 @@ def _read_tensor(
 
   name = _name(leaf)
   if name not in tensors:
-    raise ValueError(f'{path} lacks the tensor {name}, our {"/".join(leaf)}.')
+    raise ValueError(f'{path} lacks the tensor {name}, our {"/".join(leaf)}: download it again.')
   stored = tensors[name]
-  x = np.array(gguf.dequantize(stored.data, stored.tensor_type), np.float32)
+  try:
+    x = np.array(gguf.dequantize(stored.data, stored.tensor_type), np.float32)
+  except NotImplementedError:
+    raise ValueError(
+      f'{path}: tensor {name} is quantised as {stored.tensor_type.name}, which is not read: take a file in F16 or Q8_0, or the '
+      'safetensors of the model.'
+    ) from None
+  hf_directory.check_finite(pathlib.Path(path), name, x)
   if leaf[-2] in ('query', 'key'):
     x = _halves(x, config.num_heads if leaf[-2] == 'query' else config.num_kv_heads)
   if name in ('token_embd.weight', 'output.weight'):
@@ -167,7 +199,9 @@ def _read_tensor(
     x[list(moved)] = x[list(moved.values())]
   x = x.T if leaf[-1] == 'kernel' else x
   if x.shape != shape:
-    raise ValueError(f'{path}: {name} is {x.shape} in our layout, {"/".join(leaf)} is {shape}.')
+    raise ValueError(
+      f'{path}: {name} is {x.shape} in our layout, {"/".join(leaf)} is {shape}: download it again.'
+    )
   return np.ascontiguousarray(x)
 
 

@@ -1,14 +1,13 @@
 """Models in Hugging Face's layout: config.json beside safetensors, read and written; no pickle is ever loaded.
 
 A directory is read tensor by tensor, straight into the shardings that are asked for, so that no more than one file of
-it is in memory at a time.
+it is in memory at a time. An adapter of `peft` is merged into its base on the way (`peft_reader`).
 """
 
 import collections
 import dataclasses
 import json
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,10 +17,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from nlhf_jax.formats import hf_layout, hf_models
+from nlhf_jax.formats import hf_directory, hf_layout, hf_models, peft_reader
 from nlhf_jax.networks import layers, llama
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
@@ -40,32 +38,6 @@ _TOKENIZER = (
   _GENERATION,
   'spiece.model',
 )
-
-
-def locate(name: str | pathlib.Path) -> pathlib.Path:
-  """The directory of a model: a path on disk, or else the name of a repository on the hub.
-
-  Raises:
-    FileNotFoundError: it is neither, or the hub cannot be reached.
-  """
-  path = pathlib.Path(name)
-  if path.is_dir():
-    return path
-  if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)):
-    raise FileNotFoundError(
-      f'No directory {name}: name one that holds config.json and safetensors.'
-    )
-  import huggingface_hub
-
-  try:
-    patterns = ['*.json', '*.safetensors', '*.jinja', '*.model']
-    return pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
-  except Exception as error:  # Its own kinds, and those of three network libraries below it.
-    reason = str(error).split('\n')[0]
-    raise FileNotFoundError(
-      f'{name} is no directory here, and the hub has not given it ({type(error).__name__}: {reason}): '
-      'name a directory that holds config.json and safetensors.'
-    ) from error
 
 
 class Ids(NamedTuple):
@@ -98,7 +70,7 @@ def read_config(
   A response ends at any of the ids that config.json, generation_config.json and the tokenizer name.
 
   Args:
-    name: a directory, or a repository on the hub.
+    name: a directory, or a repository on the hub; of an adapter, its base is meant.
     dtype: of activations.
     ids: of padding and end.
 
@@ -106,14 +78,37 @@ def read_config(
     FileNotFoundError: there is no such model, or it has no config.json.
     ValueError: it is of another family, or uses what the networks here do not have; it names no end.
   """
-  directory = locate(name)
-  path = directory / 'config.json'
+  return _read_config(hf_directory.find(name), dtype, ids)
+
+
+def _read_config(
+  model: hf_directory.Model, dtype: Any = 'float32', ids: Ids = AS_GIVEN
+) -> hf_models.Config:
+  path = model.base / 'config.json'
   if not path.is_file():
-    raise FileNotFoundError(f'No {path}: {hint(directory)}')
-  values = read_json(path)
-  special = special_ids(_named_ids(directory, values), ids, str(directory))
+    raise FileNotFoundError(f'No {path}: name the directory of a model, or download it again.')
+  values = hf_directory.read_json(path)
+  special = special_ids(_named_ids(model, values), ids, str(model.base))
   values |= {'pad_token_id': special.pad, 'eos_token_id': [special.eos, *special.other_ends]}
-  return hf_models.config_from_json(values, dtype)
+  try:
+    config = hf_models.config_from_json(values, dtype)
+  except ValueError as error:  # Of config.json, which has a place here.
+    text = str(error).removeprefix('config.json ')
+    raise ValueError(f'{path} {text}' if text != str(error) else f'{path}: {text}') from None
+  _check_ids(model.base, special, config.vocab_size)
+  return config
+
+
+def _check_ids(directory: pathlib.Path, special: SpecialIds, vocab_size: int) -> None:
+  named = {'padding': [special.pad], 'an end': [special.eos, *special.other_ends]}
+  for meaning, numbers in named.items():
+    for number in numbers:
+      if number >= vocab_size:
+        field = 'ids.pad' if meaning == 'padding' else 'ids.eos'
+        raise ValueError(
+          f'{directory} has id {number} for {meaning}, but embeddings of 0 to {vocab_size - 1} (vocab_size of config.json): '
+          f'correct its JSON, or give another as {field}.'
+        )
 
 
 def special_ids(
@@ -131,7 +126,8 @@ def special_ids(
   Raises:
     ValueError: there is no end, or padding is the first end.
   """
-  pads, ends = (_ids(values.get(f'{key}_token_id')) for key in ('pad', 'eos'))
+  keys = 'pad_token_id', 'eos_token_id'
+  pads, ends = (_ids(values.get(key), key, name) for key in keys)
   if ids.eos is None and not ends:
     raise ValueError(f'{name} names no token that ends a response: give its id as ids.eos.')
   eos = ends[0] if ids.eos is None else ids.eos
@@ -145,63 +141,50 @@ def special_ids(
   return SpecialIds(pad, eos, tuple(dict.fromkeys(others)))
 
 
-def _named_ids(directory: pathlib.Path, values: Mapping[str, Any]) -> dict[str, list[int]]:
+def _named_ids(model: hf_directory.Model, values: Mapping[str, Any]) -> dict[str, list[int]]:
   """All that a model's files name for padding and for ends: config.json, generation_config.json, then the tokenizer."""
-  generation, settings = (
-    read_json(directory / file) for file in (_GENERATION, 'tokenizer_config.json')
-  )
-  of_tokens = _added_tokens(directory)
+  generation_file, config_file = model.base / _GENERATION, model.base / 'config.json'
+  generation = hf_directory.read_json(generation_file)
+  settings = hf_directory.read_json(model.tokenizer / 'tokenizer_config.json')
+  of_tokens = _added_tokens(model.tokenizer)
   result = {}
   for key in ('pad_token', 'eos_token'):
     token = token_text(settings.get(key))
-    named = values.get(f'{key}_id'), generation.get(f'{key}_id'), of_tokens.get(token)
-    result[f'{key}_id'] = [number for each in named for number in _ids(each)]
+    number = f'{key}_id'
+    named = (
+      (values.get(number), config_file),
+      (generation.get(number), generation_file),
+      (of_tokens.get(token) if token else None, model.tokenizer / 'tokenizer.json'),
+    )
+    result[number] = [x for value, file in named for x in _ids(value, number, str(file))]
   return result
 
 
-def _ids(value: Any) -> list[int]:
-  return [number for number in np.atleast_1d(value).tolist() if number is not None and number >= 0]
+def _ids(value: Any, key: str, place: str) -> list[int]:
+  """None, one or several; below 0 is none. Raises ValueError where a value is no id."""
+  given = value if isinstance(value, list) else [value]
+  for number in given:
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+      raise ValueError(f'{place} has {key} = {value!r}, where an id is needed: correct it.')
+  return [number for number in given if number is not None and number >= 0]
 
 
 def _added_tokens(directory: pathlib.Path) -> dict[str, int]:
   """Ids of a tokenizer's special words."""
-  tokens = read_json(directory / 'tokenizer.json').get('added_tokens', [])
-  return {token['content']: token['id'] for token in tokens}
+  path = directory / 'tokenizer.json'
+  tokens = hf_directory.read_json(path).get('added_tokens') or []
+  try:
+    return {token['content']: token['id'] for token in tokens}
+  except (KeyError, TypeError):
+    raise ValueError(
+      f'{path} has added_tokens = {str(tokens)[:80]}, which are no tokens with ids: download it again.'
+    ) from None
 
 
 def token_text(value: Any) -> str | None:
   """A special token's text, which tokenizer_config.json gives as it is or as an object; None: there is none."""
   value = value.get('content') if isinstance(value, dict) else value
   return value if isinstance(value, str) else None
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object that a model's file holds; an empty one where there is no such file.
-
-  Raises:
-    ValueError: the file is damaged.
-  """
-  if not path.is_file():
-    return {}
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:  # UnicodeDecodeError too.
-    raise ValueError(f'{path} is no JSON ({error}): download it again.') from None
-  if not isinstance(values, dict):
-    raise ValueError(f'{path} holds no JSON object: download it again.')
-  return values
-
-
-def hint(directory: pathlib.Path) -> str:
-  """What to do about a directory that holds no model."""
-  adapter = directory / 'adapter_config.json'
-  if not adapter.is_file():
-    return 'name the directory of a model.'
-  base = read_json(adapter).get('base_model_name_or_path')
-  return (
-    f'{directory} holds a PEFT adapter of {base!r}. Merge it into that where peft is installed, with '
-    'PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW_DIR), and name NEW_DIR.'
-  )
 
 
 def network(
@@ -215,40 +198,77 @@ def network(
   return hf_models.network_from_config(config)
 
 
-def weights(name: str | pathlib.Path, ids: Ids = AS_GIVEN) -> Callable[[Params], Params]:
-  """Reads a model's weights, when it is called with the shapes, types and shardings that they are to have."""
-  return lambda like: load(name, like, ids)
+def weights(
+  name: str | pathlib.Path, ids: Ids = AS_GIVEN, adapter: str | pathlib.Path | None = None
+) -> Callable[[Params], Params]:
+  """Reads a model's weights, when it is called with the shapes, types and shardings that they are to have.
+
+  Args:
+    name: a directory, or a repository on the hub; of an adapter, its base is read with the adapter merged into it.
+    ids: of padding and end.
+    adapter: one for the model of that name, whatever base it was written for.
+  """
+  return lambda like: load(name, like, ids, adapter)
 
 
-def load(name: str | pathlib.Path, like: Params, ids: Ids = AS_GIVEN) -> Params:
-  """The weights of a model.
+def load(
+  name: str | pathlib.Path,
+  like: Params,
+  ids: Ids = AS_GIVEN,
+  adapter: str | pathlib.Path | None = None,
+) -> Params:
+  """The weights of a model; name and adapter as of `weights`.
 
   Args:
     name: a directory, or a repository on the hub.
     like: arrays, or `jax.ShapeDtypeStruct`s; with shardings, each device's shard is read by itself.
     ids: as of `read_config`; the same as the network's.
+    adapter: what is merged into them.
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: a tensor is missing, left over, or of another shape; the model has pickled weights only.
+    ValueError: a tensor is missing, left over, quantised, not finite, or of another shape; the model has pickled weights
+      only; the adapter is of a kind that is not read, or does not fit.
   """
-  directory = locate(name)
-  config = read_config(directory, ids=ids)
-  files = _files(directory)
+  model = hf_directory.find(name, adapter)
+  directory, config = model.base, _read_config(model, ids=ids)
+  files = hf_directory.tensor_files(directory)
   tensor_for = hf_models.tensor_for(config)
   leaves = flax.traverse_util.flatten_dict(like)
   tensors = {path: tensor_for(path) for path in leaves}
-  _check_names(directory, files, tensors, hf_models.aliases(config))
+  known = hf_models.copies(config) | hf_models.constants(config)
+  _check_names(directory, files, tensors, known)
+  _check_copies(directory, files, config)
+  changes = _changes(model.adapter, tensors, config)
   moved = moved_ids(config)
   by_file = collections.defaultdict(list)
   for path, tensor in tensors.items():
     by_file[files[tensor.name]].append(path)
   result = {}
   for file, paths in by_file.items():
-    with safetensors.safe_open(directory / file, framework='np') as stored:
+    with hf_directory.open_tensors(directory / file) as stored:
       for path in paths:
-        result[path] = _read_tensor(stored, path, tensors[path], leaves[path], moved)
+        name = tensors[path].name
+        x = stored.get_slice(name)
+        if name in changes:
+          peft_reader.check_shape(model.adapter, name, changes[name], x.get_shape())
+          x = peft_reader.ChangedTensor(x, changes[name])
+        result[path] = _read_tensor(directory / file, x, path, tensors[path], leaves[path], moved)
   return flax.traverse_util.unflatten_dict({path: result[path] for path in leaves})
+
+
+def _changes(
+  adapter: pathlib.Path | None,
+  tensors: Mapping[hf_layout.Path, hf_layout.Tensor],
+  config: hf_models.Config,
+) -> dict[str, peft_reader.Change]:
+  """Of an adapter, by names of tensors; none where there is none."""
+  if adapter is None:
+    return {}
+  tied = hf_models.embedding(config) if config.logits_via_embedding else None
+  kernels = {tensor.name for path, tensor in tensors.items() if path[-1] == 'kernel'}
+  names = {tensor.name for tensor in tensors.values()}
+  return peft_reader.read_changes(adapter, peft_reader.Base(names, kernels, tied))
 
 
 def save(
@@ -272,12 +292,14 @@ def save(
 
   Raises:
     FileExistsError: there is something at output_dir.
+    FileNotFoundError: there is no such directory to take a tokenizer from.
   """
   with run_directory.atomic_directory(output_dir) as directory:
     write(params, network_config, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    for file in _TOKENIZER if tokenizer_from else ():
-      if (pathlib.Path(tokenizer_from) / file).is_file():
-        shutil.copy(pathlib.Path(tokenizer_from) / file, directory / file)
+    if tokenizer_from:
+      source = hf_directory.find(tokenizer_from).tokenizer
+      for file in filter(lambda file: (source / file).is_file(), _TOKENIZER):
+        shutil.copy(source / file, directory / file)
 
 
 def write(
@@ -337,42 +359,48 @@ def moved_ids(network_config: hf_models.Config) -> dict[int, int]:
   return hf_layout.moved_ids(network_config.pad_id, network_config.eos_id)
 
 
-def _files(directory: pathlib.Path) -> dict[str, str]:
-  """The file that holds each tensor."""
-  if (directory / _INDEX).is_file():
-    files = json.loads((directory / _INDEX).read_text(encoding='utf-8'))['weight_map']
-    for file in set(files.values()):
-      if pathlib.PurePath(file).name != file:
-        raise ValueError(f'{directory / _INDEX} names {file!r}, which is not a file beside it.')
-      if not (directory / file).is_file():
-        raise FileNotFoundError(f'No {directory / file}, which {_INDEX} names: download it again.')
-    return files
-  if (directory / _SINGLE).is_file():
-    with safetensors.safe_open(directory / _SINGLE, framework='np') as stored:
-      return dict.fromkeys(stored.keys(), _SINGLE)
-  if pickled := sorted(directory.glob('*.bin')):
-    raise ValueError(
-      f'{pickled[0]} is a pickle, which could run any code and is not read: convert it where you trust it, with '
-      'AutoModel….from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True) of transformers.'
-    )
-  raise FileNotFoundError(f'No {_SINGLE} and no {_INDEX} in {directory}: download them.')
-
-
 def _check_names(directory, files: Mapping[str, str], tensors, aliases: frozenset[str]) -> None:
   wanted = {tensor.name: path for path, tensor in tensors.items()}
   for name, path in wanted.items():
     if name not in files:
-      raise ValueError(f'{directory} lacks the tensor {name}, our {"/".join(path)}.')
+      raise ValueError(
+        f'{directory} lacks the tensor {name}, our {"/".join(path)}: take weights and config.json from one model.'
+      )
   for name in files:
     if name not in wanted and name not in aliases:
-      raise ValueError(f'{directory} holds the tensor {name}, which the network lacks.')
+      raise ValueError(
+        f'{directory} holds the tensor {name}, which the network lacks: take weights and config.json from one model.'
+      )
+
+
+def _check_copies(
+  directory: pathlib.Path, files: Mapping[str, str], config: hf_models.Config
+) -> None:
+  """Raises ValueError where the embedding's other names hold something else: they would be lost."""
+  name = hf_models.embedding(config)
+  for copy in hf_models.copies(config) & files.keys():
+    with (
+      hf_directory.open_tensors(directory / files[name]) as one,
+      hf_directory.open_tensors(directory / files[copy]) as other,
+    ):
+      tensors = one.get_slice(name), other.get_slice(copy)
+      if not hf_directory.are_equal(*tensors):
+        raise ValueError(
+          f'{directory / files[copy]}: tensor {copy} differs from {name}, which it is by config.json: set '
+          'tie_word_embeddings to false there (of T5 scale_decoder_outputs too), or take both from one model.'
+        )
 
 
 def _read_tensor(
-  file, path, tensor: hf_layout.Tensor, like: Any, moved: Mapping[int, int]
+  file: pathlib.Path,
+  stored: Any,
+  path: hf_layout.Path,
+  tensor: hf_layout.Tensor,
+  like: Any,
+  moved: Mapping[int, int],
 ) -> jax.Array:
-  """One leaf, in the sharding of `like`; each device reads its own shard alone."""
-  stored = file.get_slice(tensor.name)
+  """One leaf, in the sharding of `like`; each device reads its own shard of what is stored alone."""
+  hf_directory.check_floats(file, tensor.name, stored)
   shape = tuple(stored.get_shape())
   first = 0
   if tensor.rows and shape[0] == tensor.rows.total:
@@ -380,7 +408,7 @@ def _read_tensor(
   shape = shape[::-1] if tensor.transposed else shape
   if shape != tuple(like.shape):
     raise ValueError(
-      f'Tensor {tensor.name} is {shape} in our layout, {"/".join(path)} is {tuple(like.shape)}: '
+      f'{file}: tensor {tensor.name} is {shape} in our layout, {"/".join(path)} is {tuple(like.shape)}: '
       'use the network of its config.json.'
     )
 
@@ -389,6 +417,7 @@ def _read_tensor(
     rows, *columns = index[::-1] if tensor.transposed else index
     index = slice(first + rows.start, first + rows.stop), *columns
     x = _moved_rows(stored, index, moved) if tensor.by_token else stored[index]
+    hf_directory.check_finite(file, tensor.name, x)
     x = x.astype(like.dtype, copy=False)
     return np.ascontiguousarray(x.T) if tensor.transposed else x
 

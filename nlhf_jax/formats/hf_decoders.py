@@ -12,8 +12,14 @@ from nlhf_jax.formats.hf_layout import (
   Rows,
   Tensor,
   expect,
+  flag,
   moved_ids,
+  number,
+  number_or_none,
+  of_layers,
   our_ids,
+  section,
+  size,
 )
 from nlhf_jax.networks import layers, llama, rope
 from nlhf_jax.types import EOS, PAD
@@ -44,31 +50,64 @@ _OURS: dict[str, Any] = {
 
 def config_from_json(values: Mapping[str, Any], dtype: Any) -> llama.LlamaConfig:
   """The network that a config.json describes; raises ValueError where it uses what the network here does not have."""
-  kind, heads = values['model_type'], values['num_attention_heads']
+  kind, heads = values['model_type'], size(values, 'num_attention_heads')
   rotations, _ = _rotations(values)
+  head_dim = _head_dim(values)
+  scaling = hf_rope.read_scaling(rotations)
+  _check_factors(scaling, head_dim)
   pad_id = values.get('pad_token_id') or PAD
   ends = values.get('eos_token_id')
   eos_id, *other_ends = [EOS] if ends is None else ends if isinstance(ends, list) else [ends]
   return llama.LlamaConfig(
-    vocab_size=values['vocab_size'],
+    vocab_size=size(values, 'vocab_size'),
     dtype=dtype,
-    emb_dim=values['hidden_size'],
+    emb_dim=size(values, 'hidden_size'),
     num_heads=heads,
-    num_kv_heads=values.get('num_key_value_heads') or heads,
-    num_layers=values['num_hidden_layers'],
-    head_dim=values.get('head_dim') or values['hidden_size'] // heads,
-    mlp_dim=values['intermediate_size'],
+    num_kv_heads=size(values, 'num_key_value_heads', heads),
+    num_layers=size(values, 'num_hidden_layers'),
+    head_dim=head_dim,
+    mlp_dim=size(values, 'intermediate_size'),
     rope_base=hf_rope.read_base(rotations, _ROPE_BASES.get(kind, 1e4)),
-    rope_scaling=hf_rope.read_scaling(rotations),
-    norm_epsilon=values.get('rms_norm_eps', 1e-6),
-    logits_via_embedding=values.get('tie_word_embeddings', kind in _TIED),
+    rope_scaling=scaling,
+    norm_epsilon=number(values, 'rms_norm_eps', 1e-6),
+    logits_via_embedding=flag(values, 'tie_word_embeddings', kind in _TIED),
     pad_id=pad_id,
     eos_id=eos_id,
     other_ends=our_ids(other_ends, moved_ids(pad_id, eos_id)),
     bos_id=values.get('bos_token_id'),
-    max_position_embeddings=values.get('max_position_embeddings'),
+    max_position_embeddings=_size_or_none(values, 'max_position_embeddings'),
     **_features(values),
   )
+
+
+def _head_dim(values: Mapping[str, Any]) -> int:
+  """Features of a head, which are rotated in pairs; raises ValueError where they are no whole pairs."""
+  heads, features = size(values, 'num_attention_heads'), size(values, 'hidden_size')
+  if values.get('head_dim') is None and features % heads:
+    raise ValueError(
+      f'config.json has hidden_size = {features}, which is no multiple of num_attention_heads = {heads}, and no head_dim: '
+      'download it again.'
+    )
+  found = size(values, 'head_dim', features // heads)
+  if found % 2:
+    raise ValueError(
+      f'config.json has heads of {found} features, which must be even: download it again.'
+    )
+  return found
+
+
+def _check_factors(scaling: rope.Scaling | None, head_dim: int) -> None:
+  """Raises ValueError where rotations have not a factor each."""
+  if isinstance(scaling, rope.LongScaling):
+    for key, factors in (('short', scaling.short_factors), ('long', scaling.long_factors)):
+      if len(factors) != head_dim // 2:
+        raise ValueError(
+          f'config.json has a {key}_factor of {len(factors)} numbers for {head_dim // 2} rotations: download it again.'
+        )
+
+
+def _size_or_none(values: Mapping[str, Any], key: str, default: int | None = None) -> int | None:
+  return None if values.get(key, default) is None else size(values, key, default)
 
 
 def _features(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,12 +127,16 @@ def _features(values: Mapping[str, Any]) -> dict[str, Any]:
   if kind == 'qwen3':
     return {'qk_norm': 'head'}
   if kind == 'smollm3':
-    number, every = values['num_hidden_layers'], values.get('no_rope_layer_interval', 4)
-    rotary = values.get('no_rope_layers') or [(n + 1) % every != 0 for n in range(number)]
-    return {'rotary_pattern': _pattern(rotary[:number])}
+    every = size(values, 'no_rope_layer_interval', 4)
+    rotary = of_layers(values, 'no_rope_layers', (0, 1))
+    rotary = rotary or [(n + 1) % every != 0 for n in range(size(values, 'num_hidden_layers'))]
+    return {'rotary_pattern': _pattern(rotary)}
   if kind == 'olmo2':
     return {'qk_norm': 'projection', 'norms_before': False, 'norms_after': True}
-  return {'sliding_window': values.get('sliding_window'), 'fused_in_files': kind == 'phi3'}
+  return {
+    'sliding_window': _size_or_none(values, 'sliding_window'),
+    'fused_in_files': kind == 'phi3',
+  }
 
 
 def _gemma_features(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,16 +145,16 @@ def _gemma_features(values: Mapping[str, Any]) -> dict[str, Any]:
   expect(values, 'attention_bias', False, False)
   if values.get('use_bidirectional_attention'):
     expect(values, 'use_bidirectional_attention', False, False)
-  third, number = values['model_type'] == 'gemma3_text', values['num_hidden_layers']
-  every = values.get('sliding_window_pattern', 6) if third else 2
-  types = values.get('layer_types')
+  third, layers_in_all = values['model_type'] == 'gemma3_text', size(values, 'num_hidden_layers')
+  every = size(values, 'sliding_window_pattern', 6) if third else 2
+  types = of_layers(values, 'layer_types', ('sliding_attention', 'full_attention'))
   windows = (
     [name == 'sliding_attention' for name in types]
     if types
-    else [(n + 1) % every != 0 for n in range(number)]
+    else [(n + 1) % every != 0 for n in range(layers_in_all)]
   )
   return {
-    'sliding_window': values.get('sliding_window', 4096),
+    'sliding_window': _size_or_none(values, 'sliding_window', 4096),
     'window_pattern': _pattern(windows),
     'local_rope_base': _rotations(values)[1] if third else None,
     'qk_norm': 'head' if third else None,
@@ -119,20 +162,20 @@ def _gemma_features(values: Mapping[str, Any]) -> dict[str, Any]:
     'norm_offset': 1.0,
     'mlp_activation': 'gelu',
     'scaled_embedding': True,
-    'query_dim': values.get('query_pre_attn_scalar', 256),
-    'attention_soft_cap': values.get('attn_logit_softcapping', None if third else 50.0),
-    'logit_soft_cap': values.get('final_logit_softcapping', None if third else 30.0),
+    'query_dim': size(values, 'query_pre_attn_scalar', 256),
+    'attention_soft_cap': number_or_none(values, 'attn_logit_softcapping', None if third else 50.0),
+    'logit_soft_cap': number_or_none(values, 'final_logit_softcapping', None if third else 30.0),
   }
 
 
 def _rotations(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
   """config.json as of models whose layers all rotate alike, and the base of layers with a window."""
-  own = values.get('rope_parameters') or {}
+  own = section(values, 'rope_parameters')
   if 'full_attention' not in own:
-    return values, float(values.get('rope_local_base_freq', 1e4))
-  local = own.get('sliding_attention') or {}
+    return values, number(values, 'rope_local_base_freq', 1e4)
+  local = section(own, 'sliding_attention')
   expect(local, 'rope_type', 'default', 'default')
-  return {**values, 'rope_parameters': own['full_attention']}, float(local.get('rope_theta', 1e4))
+  return {**values, 'rope_parameters': own['full_attention']}, number(local, 'rope_theta', 1e4)
 
 
 def _gemma_json(config: llama.LlamaConfig) -> dict[str, Any]:

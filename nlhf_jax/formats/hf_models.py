@@ -12,11 +12,13 @@ from typing import Any
 import flax.linen as nn
 
 from nlhf_jax.formats import hf_decoders
-from nlhf_jax.formats.hf_layout import PROJECTIONS, Path, Tensor, expect
+from nlhf_jax.formats.hf_layout import PROJECTIONS, Path, Tensor, expect, flag, size
 from nlhf_jax.networks import llama, t5
 from nlhf_jax.types import EOS, PAD
 
 Config = t5.T5Config | llama.LlamaConfig
+# What T5 has for an MLP; its GELU is the approximate one where it is gated, and another where it is not.
+_T5_MLPS = ('relu', 'silu', 'gated-relu', 'gated-silu', 'gated-gelu')
 
 
 def config_from_json(values: Mapping[str, Any], dtype: Any = 'float32') -> Config:
@@ -29,13 +31,21 @@ def config_from_json(values: Mapping[str, Any], dtype: Any = 'float32') -> Confi
   Raises:
     ValueError: it is of another family, or uses what the networks here do not have.
   """
+  if quantised := values.get('quantization_config'):
+    kind = quantised.get('quant_method') if isinstance(quantised, Mapping) else quantised
+    raise ValueError(
+      f'config.json has quantization_config of quant_method {kind!r}, and quantised weights are not read: take the model in '
+      'bfloat16, float16 or float32.'
+    )
   kind = values.get('model_type')
   if kind in ('t5', 'mt5'):
     return _t5_config(values, dtype)
-  if kind in hf_decoders.KINDS:
+  if isinstance(kind, str) and kind in hf_decoders.KINDS:
     return hf_decoders.config_from_json(values, dtype)
   known = ', '.join(sorted({'t5', *hf_decoders.KINDS}))
-  raise ValueError(f'config.json is of model_type {kind!r}, which is not supported: {known} are.')
+  raise ValueError(
+    f'config.json is of model_type {kind!r}, which is not supported: take one of {known}.'
+  )
 
 
 def network_from_config(config: Config) -> nn.Module:
@@ -59,32 +69,49 @@ def config_to_json(config: Config, dtype: str = 'float32') -> str:
   return json.dumps(values, indent=2) + '\n'
 
 
-def aliases(config: Config) -> frozenset[str]:
-  """Tensors that checkpoints may hold besides, copies of others or constants."""
+def embedding(config: Config) -> str:
+  """The tensor that holds the embedding."""
+  return tensor_for(config)(('token_embedder', 'embedding')).name
+
+
+def copies(config: Config) -> frozenset[str]:
+  """Tensors that checkpoints may hold besides, which are the embedding under other names."""
+  names = set()
   if isinstance(config, t5.T5Config):
     names = {'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'}
-  else:
-    names = {f'model.layers.{n}.self_attn.rotary_emb.inv_freq' for n in range(config.num_layers)}
   return frozenset(names | ({'lm_head.weight'} if config.logits_via_embedding else set()))
+
+
+def constants(config: Config) -> frozenset[str]:
+  """Tensors that checkpoints may hold besides, which follow from config.json."""
+  if isinstance(config, t5.T5Config):
+    return frozenset()
+  layers = range(config.num_layers)
+  return frozenset(f'model.layers.{n}.self_attn.rotary_emb.inv_freq' for n in layers)
 
 
 def _t5_config(values: Mapping[str, Any], dtype: Any) -> t5.T5Config:
   expect(values, 'relative_attention_num_buckets', 32, 32)
   expect(values, 'relative_attention_max_distance', 128, 128)
   expect(values, 'layer_norm_epsilon', 1e-6, 1e-6)
-  gated, _, activation = values.get('feed_forward_proj', 'relu').rpartition('-')
-  layers = values['num_layers']
+  kind = values.get('feed_forward_proj', 'relu')
+  if kind not in _T5_MLPS:
+    raise ValueError(
+      f'config.json has feed_forward_proj = {kind!r}: only {", ".join(_T5_MLPS)} are supported, so take another model.'
+    )
+  gated, _, activation = kind.rpartition('-')
+  layers = size(values, 'num_layers')
   # transformers 5 writes tie_word_embeddings = true for all of them, and gives apart whether the tied logits are scaled.
-  tied = values.get('scale_decoder_outputs', values.get('tie_word_embeddings', True))
+  tied = flag(values, 'scale_decoder_outputs', flag(values, 'tie_word_embeddings', True))
   return t5.T5Config(
-    vocab_size=values['vocab_size'],
+    vocab_size=size(values, 'vocab_size'),
     dtype=dtype,
-    emb_dim=values['d_model'],
-    num_heads=values['num_heads'],
+    emb_dim=size(values, 'd_model'),
+    num_heads=size(values, 'num_heads'),
     num_encoder_layers=layers,
-    num_decoder_layers=values.get('num_decoder_layers') or layers,
-    head_dim=values['d_kv'],
-    mlp_dim=values['d_ff'],
+    num_decoder_layers=size(values, 'num_decoder_layers', layers),
+    head_dim=size(values, 'd_kv'),
+    mlp_dim=size(values, 'd_ff'),
     mlp_activations=(activation, 'linear') if gated else (activation,),
     dropout_rate=0.0,
     logits_via_embedding=tied,
@@ -93,7 +120,8 @@ def _t5_config(values: Mapping[str, Any], dtype: Any) -> t5.T5Config:
 
 def _t5_json(config: t5.T5Config) -> dict[str, Any]:
   activation, *gate = config.mlp_activations
-  if gate not in ([], ['linear']):
+  kind = f'gated-{activation}' if gate else activation
+  if gate not in ([], ['linear']) or kind not in _T5_MLPS:
     raise ValueError(f'T5 of Hugging Face has no feed-forward of {config.mlp_activations}.')
   config.check_published('T5 of Hugging Face')
   return {
@@ -106,7 +134,7 @@ def _t5_json(config: t5.T5Config) -> dict[str, Any]:
     'num_heads': config.num_heads,
     'num_layers': config.num_encoder_layers,
     'num_decoder_layers': config.num_decoder_layers,
-    'feed_forward_proj': f'gated-{activation}' if gate else activation,
+    'feed_forward_proj': kind,
     'relative_attention_num_buckets': 32,
     'relative_attention_max_distance': 128,
     'layer_norm_epsilon': 1e-6,

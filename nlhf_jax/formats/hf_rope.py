@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nlhf_jax.formats.hf_layout import expect
+from nlhf_jax.formats.hf_layout import expect, flag, number, numbers, section, size
 from nlhf_jax.networks import rope
 
 _KINDS = ('default', 'linear', 'dynamic', 'yarn', 'longrope', 'llama3')
@@ -12,8 +12,9 @@ _KINDS = ('default', 'linear', 'dynamic', 'yarn', 'longrope', 'llama3')
 
 def read_base(values: Mapping[str, Any], default: float) -> float:
   """Base of the rotations; of config.json, and what a missing one means."""
-  parameters = values.get('rope_parameters') or {}
-  return float(parameters.get('rope_theta') or values.get('rope_theta') or default)
+  return number(
+    section(values, 'rope_parameters'), 'rope_theta', number(values, 'rope_theta', default)
+  )
 
 
 def read_scaling(values: Mapping[str, Any]) -> rope.Scaling | None:
@@ -23,53 +24,62 @@ def read_scaling(values: Mapping[str, Any]) -> rope.Scaling | None:
     ValueError: in a way that is not known here, or of a part of each head alone.
   """
   expect(values, 'partial_rotary_factor', 1.0, 1.0)
-  own = values.get('rope_parameters') or values.get('rope_scaling') or {}
+  own = section(values, 'rope_parameters') or section(values, 'rope_scaling')
   expect(own, 'partial_rotary_factor', 1.0, 1.0)
   kind = own.get('rope_type', own.get('type', 'default'))
   if kind == 'su' or (kind == 'yarn' and 'short_factor' in own):
     kind = 'longrope'  # As Phi-3 once called it.
   if kind not in _KINDS:
     raise ValueError(
-      f'config.json scales rotary positions by rope_type = {kind!r}: only {", ".join(_KINDS)} are supported.'
+      f'config.json scales rotary positions by rope_type = {kind!r}: only {", ".join(_KINDS)} are supported, so take another '
+      'model.'
     )
-  if kind == 'default':
-    return None
-  longest = values.get('max_position_embeddings')
-  if kind == 'linear':
-    return rope.LinearScaling(float(own['factor']))
-  if kind == 'dynamic':
-    return rope.DynamicScaling(float(own['factor']), longest)
-  length = values.get('original_max_position_embeddings')
-  length = length or own.get('original_max_position_embeddings') or longest
-  factor = float(own.get('factor') or longest / length)
+  match kind:
+    case 'default':
+      return None
+    case 'linear':
+      return rope.LinearScaling(number(own, 'factor'))
+    case 'dynamic':
+      return rope.DynamicScaling(number(own, 'factor'), size(values, 'max_position_embeddings'))
+  return _relative_scaling(kind, values, own)
+
+
+def _relative_scaling(kind: str, values: Mapping[str, Any], own: Mapping[str, Any]) -> rope.Scaling:
+  """Stretches that go by the length of pre-training: llama3, longrope and yarn."""
+  key = 'original_max_position_embeddings'
+  known = values if values.get(key) else own if own.get(key) else values
+  length = size(known, key if known.get(key) else 'max_position_embeddings')
+  longest = size(values, 'max_position_embeddings', length)
+  factor = number(own, 'factor', longest / length)
   if kind == 'llama3':
-    return rope.RopeScaling(
-      factor, float(own['low_freq_factor']), float(own['high_freq_factor']), length
-    )
+    low, high = number(own, 'low_freq_factor'), number(own, 'high_freq_factor')
+    if low >= high:
+      raise ValueError(
+        f'config.json has low_freq_factor = {low}, which must be below high_freq_factor = {high}: download it again.'
+      )
+    return rope.RopeScaling(number(own, 'factor'), low, high, length)
   if kind == 'longrope':
-    given = own.get('attention_factor')
-    largest = math.sqrt(1 + math.log(max(factor, 1)) / math.log(length))
-    factors = tuple(map(float, own['short_factor'])), tuple(map(float, own['long_factor']))
-    attention_factor = largest if given is None else float(given)
-    return rope.LongScaling(factors[0], length, attention_factor, factors[1])
+    largest = math.sqrt(1 + math.log(max(factor, 1)) / math.log(max(length, 2)))
+    short, long = numbers(own, 'short_factor'), numbers(own, 'long_factor')
+    return rope.LongScaling(short, length, number(own, 'attention_factor', largest), long)
   return rope.YarnScaling(
     factor,
     length,
     _yarn_attention_factor(own, factor),
-    float(own.get('beta_fast') or 32),
-    float(own.get('beta_slow') or 1),
-    own.get('truncate', True),
+    number(own, 'beta_fast', 32.0),
+    number(own, 'beta_slow', 1.0),
+    flag(own, 'truncate', True),
   )
 
 
 def _yarn_attention_factor(own: Mapping[str, Any], factor: float) -> float:
   """As given, or √(1/t) = 0.1 ln(factor) + 1 of the paper, or a ratio of two such."""
-  if own.get('attention_factor') is not None:
-    return float(own['attention_factor'])
   grown = lambda scale: 0.1 * scale * math.log(max(factor, 1)) + 1
   if own.get('mscale') and own.get('mscale_all_dim'):
-    return grown(own['mscale']) / grown(own['mscale_all_dim'])
-  return grown(1)
+    default = grown(number(own, 'mscale')) / grown(number(own, 'mscale_all_dim'))
+  else:
+    default = grown(1)
+  return number(own, 'attention_factor', default)
 
 
 def scaling_to_json(scaling: rope.Scaling | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from nlhf_jax.formats import hf, peft, t5x
+from nlhf_jax.formats import hf, hf_directory, peft, t5x
 from nlhf_jax.networks import t5
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import weights
@@ -49,6 +49,10 @@ def export(
     return
   if to == 'peft' and experiment.adapters is None:
     raise ValueError(f'{run_dir} trained no adapters: export it with --to=hf.')
+  if to == 'peft' and base_model and hf_directory.is_adapter(pathlib.Path(base_model)):
+    raise ValueError(
+      f'{base_model} is an adapter itself, which was merged into its base before training: export with --to=hf.'
+    )
   if to == 't5x' and not isinstance(config, t5.T5Config):
     raise ValueError(f'{run_dir} trained no T5, which T5X needs: export it with --to=hf.')
   state = _newest_state(experiment, run_dir)

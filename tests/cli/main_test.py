@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from nlhf_jax.cli import gin_config, main
 from nlhf_jax.formats import hf, t5x
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
+from tests.formats import golden_models
 from tests.judges.llm_stub import Stub, longer
 
 SFT = '--experiment=builtin/sft'
@@ -292,6 +294,18 @@ def test_pretrained_model_answers_is_tuned_and_exported(
   change = 2.0 * factors[at('B')] @ factors[at('A')]  # α/r of the experiment.
   np.testing.assert_allclose(after[name] - before[name], change, atol=1e-6)
   assert run(capsys, 'export', tuned, f'--output_dir={tmp_path}', '--to=t5x')[0] == 2
+  # The adapter's directory is a model too: its base with the adapter.
+  for path, x in flax.traverse_util.flatten_dict(golden_models.load(tmp_path / 'hf')[1]).items():
+    found = flax.traverse_util.flatten_dict(golden_models.load(tmp_path / 'peft')[1])[path]
+    np.testing.assert_allclose(found, x, atol=1e-6, err_msg='/'.join(path))
+  flags[1] = f"--gin.MODEL_DIR='{tmp_path / 'peft'}'"
+  status, output = run(capsys, 'sample', *files, *flags[:2], '--prompt=Why?')
+  assert status == 0, output.err
+  where = f'--output_dir={tmp_path / "again"}'
+  base = f'--base_model={tmp_path / "peft"}'
+  status, output = run(capsys, 'export', tuned, where, '--to=peft', base)
+  assert status == 2
+  assert 'is an adapter itself, which was merged' in output.err
 
 
 def test_reference_bound_on_the_command_line(runs, capsys, tmp_path):

@@ -1,5 +1,6 @@
 """Hugging Face's tokenizers behind seqio's interface: ids, and text that cannot pose as a turn."""
 
+import json
 import shutil
 
 import pytest
@@ -65,6 +66,8 @@ def test_start_of_text_is_kept(model):
 
 def test_ids_beyond_the_list_are_skipped(model):
   """An embedding may have more rows than there are tokens: one of them may pad, and any may be sampled."""
+  path = model / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'vocab_size': 290}))
   vocabulary = vocabularies.hugging_face(str(model), hf.Ids(pad=270))
   ids = vocabulary.encode('abc')
   for one in (vocabulary, vocabulary.for_prompts):

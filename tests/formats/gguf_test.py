@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import flax.traverse_util
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from nlhf_jax.cli import main
 from nlhf_jax.formats import gguf, hf
 from nlhf_jax.networks import llama
 
@@ -120,3 +122,42 @@ def test_errors(file, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=message):
       gguf.convert(file, tmp_path / 'other')
   assert not (tmp_path / 'other').exists()
+
+
+def _changed(start: int, content: bytes):
+  """Some bytes of a file are others."""
+  return lambda data: data[:start] + content + data[start + len(content) :]
+
+
+def _quantised(data: bytes) -> bytes:
+  """A tensor of 8 bits is said to be of a kind that is for intermediate results alone."""
+  name = b'blk.0.ffn_down.weight'
+  start = data.index(name) + len(name) + 4 + 2 * 8
+  assert data[start] == writer.GGMLQuantizationType.Q8_0
+  return _changed(start, bytes([writer.GGMLQuantizationType.Q8_1]))(data)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda data: b'', r'tiny\.gguf is no intact GGUF file .*: download it again'),
+    (lambda data: data[:300], r'tiny\.gguf is no intact GGUF file'),
+    (lambda data: data[:-3000], r'tiny\.gguf is no intact GGUF file'),
+    (_changed(0, b'GGML'), r'tiny\.gguf is no intact GGUF file .*magic'),
+    (_changed(4, b'\x63'), r'tiny\.gguf is no intact GGUF file .*: download'),
+    (lambda data: data.replace(b'llama', b'gemma'), "architecture 'gemma': only llama"),
+    (lambda data: data.replace(b'block_count', b'block_cnt__'), r'lacks the field llama\.block_c'),
+    (lambda data: data.replace(b'.merges', b'.merged'), r'lacks the field tokenizer\.ggml\.merges'),
+    (_quantised, 'is quantised as Q8_1, which is not read: take a file in F16 or Q8_0'),
+  ],
+)
+def test_damaged_file_is_one_line_of_the_command(change, message, file, tmp_path, capsys):
+  path = tmp_path / 'tiny.gguf'
+  path.write_bytes(change(file.read_bytes()))
+  argv = ['import', f'--gguf_file={path}', f'--output_dir={tmp_path / "model"}']
+  status = main.main(argv)
+  output = capsys.readouterr()
+  assert (status, output.out) == (2, '')
+  (line,) = output.err.splitlines()
+  assert re.search(message, line), line
+  assert list(tmp_path.iterdir()) == [path]
