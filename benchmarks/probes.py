@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import timing
 
-# Passes in one program, so that starting it costs next to nothing.
-_PASSES = 20
-_REPEATS = 5
+_REPEATS = 10
+
+
+def _passes() -> int:
+  """In one program, so that starting it costs next to nothing; few on a CPU, where other processes interrupt what is long."""
+  return 2 if jax.default_backend() == 'cpu' else 20
 
 
 def bandwidth(num_bytes: int = 2**30) -> float:
@@ -18,10 +21,9 @@ def bandwidth(num_bytes: int = 2**30) -> float:
     num_bytes: of x; far more than the device's caches hold.
   """
 
-  def body(_, x):
-    return 0.999 * x + 0.001
-
-  run = jax.jit(lambda x: jax.lax.fori_loop(0, _PASSES, body, x), donate_argnums=0)
+  passes = _passes()
+  body = lambda _, x: 0.999 * x + 0.001
+  run = jax.jit(lambda x: jax.lax.fori_loop(0, passes, body, x), donate_argnums=0)
   x = jnp.ones((num_bytes // 4,), jnp.float32)
 
   def work():
@@ -30,7 +32,7 @@ def bandwidth(num_bytes: int = 2**30) -> float:
     return x
 
   shortest = min(timing.repeated(work, _REPEATS, wait=jax.block_until_ready))
-  return 2 * x.nbytes * _PASSES / shortest
+  return 2 * x.nbytes * passes / shortest
 
 
 def matrix_rate(size: int = 8192, dtype: str = 'bfloat16') -> float:
@@ -44,7 +46,8 @@ def matrix_rate(size: int = 8192, dtype: str = 'bfloat16') -> float:
   x = jax.random.normal(keys[0], (size, size)).astype(dtype)
   # Products then stay of one size; zeros would take less power, and be faster.
   w = (jax.random.normal(keys[1], (size, size)) / size**0.5).astype(dtype)
-  run = jax.jit(lambda x, w: jax.lax.fori_loop(0, _PASSES, lambda _, y: y @ w, x))
+  passes = _passes()
+  run = jax.jit(lambda x, w: jax.lax.fori_loop(0, passes, lambda _, y: y @ w, x))
   work = functools.partial(run, x, w)
   shortest = min(timing.repeated(work, _REPEATS, wait=jax.block_until_ready))
-  return 2 * size**3 * _PASSES / shortest
+  return 2 * size**3 * passes / shortest

@@ -15,6 +15,8 @@ from nlhf_jax.cli import gin_config
 
 _DATA = 'nlhf_jax.data.'
 _FILES = f'{_DATA}token_files'
+_CONVERSATION = f'{_DATA}chat_raters.conversation'
+_RATER = 'nlhf_jax.models.rater.in_decoder'
 _READERS = ('batches', 'load_split')
 # Where the files are; --data_dir sets it.
 _DIRECTORY = 'DATA_DIR'
@@ -63,8 +65,11 @@ class _Replacement:
     self._name, self._directory = name, directory
     self._config: Config = gin.config._CONFIG
     files = [f'token_files.{reader}.directory = %{_DIRECTORY}' for reader in _READERS]
+    imports = ['from nlhf_jax.data import token_files', 'from nlhf_jax.models import rater']
+    # gin knows a function once something of it is bound; nothing reads within this scope.
+    known = f'{_DIRECTORY}/rater.in_decoder.template = ()'
     with gin.unlock_config():
-      gin.parse_config([_DYNAMIC, 'from nlhf_jax.data import token_files', *files])
+      gin.parse_config([_DYNAMIC, *imports, *files, known])
 
   def replace(self, described: Callable[..., Any]) -> Config:
     """All that can reach what is described, in the scopes in which it was bound."""
@@ -101,6 +106,8 @@ class _Replacement:
       return self._file(reader, self._bindings(scopes, selector), scopes)
     if reader == 'shapes':
       return None  # A batch is read in its place.
+    if selector == _CONVERSATION and value.evaluate:
+      return self._conversation(self._bindings(scopes, selector), scopes)
     made = _evaluate(value, scopes) if value.evaluate else None
     if made is None or not gin.config._is_literally_representable(made):
       raise ValueError(
@@ -108,6 +115,14 @@ class _Replacement:
         'None where it may be left out.'
       )
     return made
+
+  def _conversation(self, settings: dict[str, Any], scopes: Scopes) -> Any:
+    """A rater that reads no words of its own is one of `models.rater`, which needs no vocabulary."""
+    from nlhf_jax.data import chat_raters
+
+    bound = {**settings, 'template': chat_raters.CONVERSATION}
+    self._config.setdefault(('/'.join(scopes), _RATER), {}).update(bound)
+    return gin.config.ConfigurableReference('/'.join([*scopes, _RATER]), True)
 
   def _bindings(self, scopes: Scopes, selector: str) -> dict[str, Any]:
     result: dict[str, Any] = {}

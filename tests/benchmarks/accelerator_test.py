@@ -12,7 +12,7 @@ import pytest
 from nlhf_jax.cli import main
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent.parent / 'benchmarks'
-FLAGS = {'dtype': 'float32', 'frozen_dtype': 'bfloat16', 'batch': 2, 'prompt': 8, 'response': 65}
+FLAGS = {'dtype': 'float32', 'frozen_dtype': 'bfloat16', 'batch': 2, 'prompt': 8, 'response': 33}
 FLAGS |= {'remat': 'layers', 'scan': False, 'model': None}
 FIELDS = {'part', 'size', 'status', 'error', 'setting', 'device', 'probe', 'measured', 'memory'}
 BLOCK = "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'seqio'{more}]))\n"
@@ -168,7 +168,8 @@ def test_stage_from_token_files(few_abstracts, chat_model, tmp_path, compile_onc
   """A run that `nlhf tokenize` wrote, trained where seqio is not installed; its steps and their times."""
   tokens = tmp_path / 'tokens'
   argv = ['tokenize', '--experiment=smollm2/sft', f'--data_dir={few_abstracts}']
-  argv += [f"--gin.MODEL_DIR='{chat_model}'", f'--output_dir={tokens}', '--gin.PROMPT_LENGTH=64']
+  argv += [f"--gin.MODEL_DIR='{chat_model}'", f'--output_dir={tokens}', '--gin.PROMPT_LENGTH=80']
+  argv += ['--gin.RESPONSE_LENGTH=160', '--gin.written.scitldr.validation_share=0.3']
   assert main.main(argv) == 0
   flags = {'tokens': str(tokens), 'model': str(chat_model), 'train_flags': ['--gin.NUM_STEPS=3']}
   flags['train_flags'] += ['--gin.BATCH_SIZE=2', '--gin.optimizers.warmup_linear.warmup_steps=0']

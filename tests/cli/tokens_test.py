@@ -14,11 +14,7 @@ from nlhf_jax.training import weights
 from nlhf_jax.training.experiment import Experiment
 
 QUICK = ['--gin.BATCH_SIZE=2', '--gin.optimizers.warmup_linear.warmup_steps=0']
-QUICK += [
-  '--gin.NUM_STEPS=3',
-  '--gin.NUM_HELD_OUT=8',
-  '--gin.pipeline.batches.num_prompt_lengths=2',
-]
+QUICK += ['--gin.NUM_STEPS=3', '--gin.RESPONSES_PER_PROMPT=2', '--gin.PROMPT_LENGTH=80']
 WITHOUT = (
   "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'seqio']))\n"
   'from nlhf_jax.cli import main\n'
@@ -31,12 +27,31 @@ def _params(run_dir):
   return weights.trained_params(experiment, run_dir, 'online')
 
 
+def _write_votes(runs):
+  """Eight prompts in training and four held out, two pairs each."""
+  (runs / 'votes').mkdir()
+  for split, size in {'train': 8, 'test': 4}.items():
+    pairs = [('short', 'a longer one'), ('that is it', 'no')]
+    rows = [
+      {'prompt': f'{split} {n}' * n, 'response_a': a, 'response_b': b, 'probability': n / 8}
+      for n in range(1, size + 1)
+      for a, b in pairs
+    ]
+    (runs / 'votes' / f'{split}.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in rows))
+
+
 def test_run_without_seqio(few_abstracts, chat_model, tmp_path):
   """A preference model of three steps: the same parameters, the same test of the judge."""
+  _write_votes(tmp_path)
   flags = ['--experiment=smollm2/preference', f'--data_dir={few_abstracts}', *QUICK]
   flags += [f"--gin.MODEL_DIR='{chat_model}'"]
   assert main.main(['train', *flags, f'--run_dir={tmp_path / "ordinary"}']) == 0
-  assert main.main(['tokenize', *flags, f'--output_dir={tmp_path / "written"}']) == 0
+  assert (
+    main.main(
+      ['tokenize', *flags, f'--output_dir={tmp_path / "written"}', f'--runs_dir={tmp_path}']
+    )
+    == 0
+  )
   # Data move to another machine.
   tokens = (tmp_path / 'written').rename(tmp_path / 'tokens')
   argv = ['train', f'--gin_file={tokens / "preference.gin"}', f'--data_dir={tokens}']
