@@ -19,20 +19,36 @@ import numpy as np
 import timing
 
 from nlhf_jax import algorithms
-from nlhf_jax.models import policy, rater, reward_model
+from nlhf_jax.formats import hf
+from nlhf_jax.models import policy, preference_model, rater, reward_model
 from nlhf_jax.networks import decoding, layers, llama, t5
 from nlhf_jax.networks.network import Decoder, Network
-from nlhf_jax.types import EOS, Algorithm, Policy, PolicyParams, Prompts
+from nlhf_jax.types import EOS, Algorithm, Params, Policy, PolicyParams, Prompts
 
 TAU, BETA = 0.02, 0.125
+TEMPLATE = (2, 3, 4), (5, 6), (7,)
+PAIR_TEMPLATE = *TEMPLATE, (8,)
 _GELU = ('gelu', 'linear')
 SIZES = {
+  'tiny': llama.LlamaConfig(
+    64, emb_dim=32, num_heads=2, num_kv_heads=1, num_layers=1, head_dim=16, mlp_dim=64
+  ),
   'test': llama.LlamaConfig(
     8192, emb_dim=256, num_heads=8, num_kv_heads=4, num_layers=8, head_dim=32, mlp_dim=1024
   ),
   'smollm2_135m': llama.LlamaConfig(49152, rope_base=1e5, logits_via_embedding=True),
   'llama_1_5b': llama.LlamaConfig(
     32128, emb_dim=2048, num_heads=32, num_kv_heads=8, num_layers=24, head_dim=64, mlp_dim=8192
+  ),
+  't5_tiny': t5.T5Config(
+    64,
+    emb_dim=32,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=16,
+    mlp_dim=64,
+    mlp_activations=_GELU,
   ),
   't5_test': t5.T5Config(
     8192, emb_dim=256, num_heads=8, head_dim=32, mlp_dim=1024, mlp_activations=_GELU
@@ -95,31 +111,80 @@ class Ending:
 
 
 class Setting:
-  """A network, two parameter sets, prompts and a judge."""
+  """A network, parameter sets that are made when they are first asked for, prompts and judges."""
 
-  def __init__(self, size: str, dtype: str, batch: int, prompt: int, response: int, **execution):
+  def __init__(
+    self,
+    size: str,
+    dtype: str,
+    batch: int,
+    prompt: int,
+    response: int,
+    *,
+    frozen_dtype: str = 'float32',
+    model: str | None = None,
+    **execution,
+  ):
+    """Makes prompts, and no weights yet.
+
+    Args:
+      size: one of SIZES.
+      dtype: of activations.
+      batch, prompt, response: prompts, and tokens of each and of its response.
+      frozen_dtype: of the weights of reference and judges.
+      model: a Hugging Face directory, whose weights and sizes are taken in place of random ones.
+      **execution: of the layers.
+    """
     execution = layers.Execution(**execution)
     self.config = dataclasses.replace(SIZES[size], dtype=dtype, execution=execution)
     self.is_t5 = isinstance(self.config, t5.T5Config)
     self.network = (t5 if self.is_t5 else llama).Transformer(self.config)
+    self._model, self._frozen_dtype = model, frozen_dtype
+    if model is not None:
+      self.network = hf.network(model, dtype, execution=execution)
+      self.config = self.network.config
     self.response = response
     self.policy = self.policy_of_length(response)
-    init = jax.jit(self.policy.init)
-    self.params, self.reference = init(jax.random.PRNGKey(0)), init(jax.random.PRNGKey(1))
     tokens = np.random.default_rng(0).integers(2, self.config.vocab_size, (batch, prompt))
     self.prompts = Prompts(jnp.asarray(tokens, jnp.int32), jnp.arange(batch, dtype=jnp.int32))
-    template = (2, 3, 4), (5, 6), (7,)
-    self.judge = reward_model.from_rater(rater.in_decoder(self.network, template))
-    self.judge_params = init(jax.random.PRNGKey(2))
+    self.judge = reward_model.from_rater(rater.in_decoder(self.network, TEMPLATE))
+    self.pair_judge = preference_model.from_rater(rater.in_decoder(self.network, PAIR_TEMPLATE))
+
+  def _make(self, seed: int, dtype: str) -> Params:
+    if self._model is not None:
+      return _cast(hf.load(self._model, self.shapes), dtype)
+    make = jax.jit(lambda rng: _cast(self.policy.init(rng), dtype))
+    return make(jax.random.PRNGKey(seed))
+
+  @functools.cached_property
+  def shapes(self) -> Params:
+    """Of the weights."""
+    return jax.eval_shape(self.policy.init, jax.random.PRNGKey(0))
+
+  @functools.cached_property
+  def params(self) -> Params:
+    """What is trained."""
+    return self._make(0, 'float32')
+
+  @functools.cached_property
+  def reference(self) -> Params:
+    """μ."""
+    return self._make(1, self._frozen_dtype)
+
+  @functools.cached_property
+  def judge_params(self) -> Params:
+    """Of either judge."""
+    return self._make(2, self._frozen_dtype)
 
   def policy_of_length(self, response: int) -> Policy:
     """The policy whose responses all have this length."""
     return policy.from_network(Ending(self.network, 0.0), decoding.Sampling(response))
 
   def with_prompts(self, prompts: Prompts) -> 'Setting':
-    """The same for other prompts."""
+    """The same for other prompts, with the same weights."""
     other = object.__new__(Setting)
-    other.__dict__ = self.__dict__ | {'prompts': prompts}
+    weights_made = {'params': self.params, 'reference': self.reference}
+    other.__dict__ = self.__dict__ | weights_made | {'prompts': prompts}
     return other
 
   @property
@@ -129,18 +194,28 @@ class Setting:
 
   @property
   def stack(self):
-    """The weights that a token of a response is multiplied with, all but those of the output layer."""
-    decoder = self.params['decoder']
+    """Shapes of the weights that a token of a response is multiplied with, all but those of the output layer."""
+    decoder = self.shapes['decoder']
     return {name: x for name, x in decoder.items() if name != 'logits_dense'}
 
   @functools.cached_property
   def preference_fn(self):
-    """The judge."""
+    """The judge that scores single responses."""
     return reward_model.bradley_terry(reward_model.reward_fn(self.judge, self.judge_params))
 
-  def method(self) -> Algorithm:
-    """Nash-MD-PG."""
-    return algorithms.nash_md_pg(self.policy, self.preference_fn, tau=TAU, beta=BETA)
+  @functools.cached_property
+  def pair_preference_fn(self):
+    """The judge that reads pairs, in both orders."""
+    return preference_model.preference_fn(self.pair_judge, self.judge_params)
+
+  def method(self, preference_fn=None) -> Algorithm:
+    """Nash-MD-PG, under the judge of single responses or another."""
+    judge = preference_fn or self.preference_fn
+    return algorithms.nash_md_pg(self.policy, judge, tau=TAU, beta=BETA)
+
+
+def _cast(params: Params, dtype: str) -> Params:
+  return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def num_weights(tree) -> int:
@@ -160,21 +235,30 @@ def bytes_per_token(setting: Setting) -> float:
   return (weights + cache) * jnp.dtype(cfg.dtype).itemsize
 
 
-def operations(setting: Setting) -> float:
-  """Multiply-adds count two; those of one pass forwards over prompts and responses, attention's included."""
+def operations(
+  setting: Setting, *, rows: int = 1, length: int | None = None, logits: int | None = None
+) -> float:
+  """Multiply-adds count two; those of one pass forwards over prompts and responses, attention's included.
+
+  Args:
+    setting: whose prompts they are.
+    rows: responses to a prompt.
+    length: of each; None: of the setting's.
+    logits: positions of each that the output layer is applied to; None: all.
+  """
   cfg, (batch, prompt) = setting.config, setting.prompts.tokens.shape
-  response = setting.response
-  head = cfg.vocab_size * cfg.emb_dim
+  length = setting.response if length is None else length
+  head = cfg.vocab_size * cfg.emb_dim * rows * (length if logits is None else logits)
   if not setting.is_t5:
     per_token = num_weights(setting.stack)
-    attended = prompt**2 / 2 + response * (prompt + response / 2)
+    attended = prompt**2 / 2 + rows * length * (prompt + length / 2)
     attention = 2 * cfg.num_layers * cfg.num_heads * cfg.head_dim * attended
-    return 2 * batch * (per_token * (prompt + response) + head * response + attention)
+    return 2 * batch * (per_token * (prompt + rows * length) + head + attention)
   joined = cfg.num_heads * cfg.head_dim
   # Keys and values of the encoder's output.
   cross = 2 * cfg.num_decoder_layers * cfg.emb_dim * joined
-  on_prompt = num_weights(setting.params['encoder']) + cross
-  on_response = num_weights(setting.stack) - cross + head
+  on_prompt = num_weights(setting.shapes['encoder']) + cross
+  on_response = (num_weights(setting.stack) - cross) * rows * length
   attention = 2 * joined * (cfg.num_encoder_layers * prompt**2)
-  attention += 2 * joined * cfg.num_decoder_layers * response * (prompt + response / 2)
-  return 2 * batch * (on_prompt * prompt + on_response * response + attention)
+  attention += 2 * joined * cfg.num_decoder_layers * rows * length * (prompt + length / 2)
+  return 2 * batch * (on_prompt * prompt + on_response + head + attention)

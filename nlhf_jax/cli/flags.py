@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   collect.add(commands, _command, _add_run)
   _add_win_rates(commands)
   exploit.add(commands, _command, _add_gin)
-  for add in (_add_sample, _add_report, _add_export, _add_import):
+  for add in (_add_sample, _add_report, _add_export, _add_import, _add_tokenize):
     add(commands)
   games.add_solve(commands, _command)
   votes.add_rank(commands, _command)
@@ -197,6 +197,22 @@ def _add_import(commands) -> None:
   )
   parser.add_argument('--gguf_file', required=True, help='the file')
   parser.add_argument('--output_dir', required=True, help='where to; must not exist')
+
+
+def _add_tokenize(commands) -> None:
+  parser = _command(
+    commands,
+    'tokenize',
+    "Writes a run's data as tokens, for a machine that has neither seqio nor TensorFlow.",
+    'Writes NAME.gin and the token files that it reads. There, nlhf train --gin_file=NAME.gin --data_dir=DIR trains on the same '
+    'batches in the same order.',
+  )
+  _add_run(parser)
+  parser.add_argument('--output_dir', required=True, help='where to')
+  parser.add_argument('--runs_dir', help='directory of the runs whose votes it reads, if it does')
+  parser.add_argument(
+    '--name', help="of the gin file (default: the run's, or that of the last --gin_file)"
+  )
 
 
 def _command(commands, name, summary, details) -> argparse.ArgumentParser:

@@ -197,7 +197,7 @@ def _macro(binding: str) -> str | None:
 def _resolve(described: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, str]]:
   """All parameters that reach an object through references, and the flags that set them."""
   config = gin.config._CONFIG
-  queue: list[tuple[tuple[str, ...], str]] = [((), _selector(described))]
+  queue: list[tuple[tuple[str, ...], str]] = [((), full_name(described))]
   seen: set[tuple[tuple[str, ...], str]] = set()
   fields: dict[str, Any] = {}
   flags: dict[str, str] = {}
@@ -227,11 +227,12 @@ def _resolve(described: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, s
       fields[name] = value_of(value, scopes)
       flags.setdefault(parameter, _flag(name, value))
   for parameter in getattr(described, '_fields', ()):
-    flags.setdefault(parameter, f'--gin.{_short(_selector(described))}.{parameter}')
+    flags.setdefault(parameter, f'--gin.{_short(full_name(described))}.{parameter}')
   return dict(sorted(fields.items())), flags
 
 
-def _selector(described: Callable[..., Any]) -> str:
+def full_name(described: Callable[..., Any]) -> str:
+  """What gin calls a function or class."""
   return f'{described.__module__}.{described.__qualname__}'
 
 
@@ -240,11 +241,15 @@ def _short(selector: str) -> str:
   return '.'.join(selector.split('.')[-2:])
 
 
+def keys(scopes: tuple[str, ...], selector: str) -> list[tuple[str, str]]:
+  """Where gin keeps what is bound in a scope, inner scopes last: they win."""
+  return [('/'.join(scopes[:n]), selector) for n in range(len(scopes) + 1)]
+
+
 def _bindings(scopes: tuple[str, ...], selector: str) -> dict[str, Any]:
-  """What is bound in a scope; inner scopes win."""
   result: dict[str, Any] = {}
-  for n in range(len(scopes) + 1):
-    result |= gin.config._CONFIG.get(('/'.join(scopes[:n]), selector), {})
+  for key in keys(scopes, selector):
+    result |= gin.config._CONFIG.get(key, {})
   return result
 
 

@@ -11,6 +11,7 @@
   nlhf report      the report of a directory of runs
   nlhf export      a run as a model for other tools
   nlhf import      a GGUF file as a model's directory
+  nlhf tokenize    a run's data as tokens, for a machine without seqio and TensorFlow
   nlhf solve       exact preference games on tables
   nlhf rank        rankings of alternatives
   nlhf annotate    a page on which people compare two responses
@@ -239,6 +240,15 @@ def _import(args: argparse.Namespace) -> None:
   print(f'Written: {args.output_dir}')
 
 
+def _tokenize(args: argparse.Namespace) -> None:
+  from nlhf_jax.cli import tokens
+
+  described.configure_run(args, args.runs_dir and pathlib.Path(args.runs_dir))
+  last = args.experiment or pathlib.Path(args.gin_file[-1]).stem
+  name = args.name or last.rstrip('/').split('/')[-1]
+  print(f'Written: {tokens.tokenize(name, pathlib.Path(args.output_dir))}')
+
+
 def _report(args: argparse.Namespace) -> None:
   from nlhf_jax.evaluation import report
 
@@ -278,6 +288,7 @@ _COMMANDS = {
   'report': _report,
   'export': _export,
   'import': _import,
+  'tokenize': _tokenize,
   'solve': games.solve,
   'rank': votes.rank,
   'annotate': annotate.annotate,

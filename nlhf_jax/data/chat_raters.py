@@ -17,6 +17,9 @@ from nlhf_jax.models import rater
 from nlhf_jax.networks.network import Network
 from nlhf_jax.types import EOS, Template
 
+# A response as the assistant's turn, up to its end.
+CONVERSATION: Template = ((), (), (EOS,))
+
 
 def question(
   network: Network,
@@ -59,7 +62,7 @@ def conversation(network: Network, head: rater.Head) -> rater.Rater:
     network: a chat model's.
     head: such as `rater.linear()`; or `rater.linear(n)`, of `general_preference`.
   """
-  return rater.in_decoder(network, ((), (), (EOS,)), head=head)
+  return rater.in_decoder(network, CONVERSATION, head=head)
 
 
 def _plain_pieces(asked: llm_prompts.PromptTemplate, vocabulary: seqio.Vocabulary) -> Template:

@@ -2,34 +2,19 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
 
 import numpy as np
 import seqio
 from jaxtyping import Int
 
 from nlhf_jax.data import columns, tasks, vocabularies
+from nlhf_jax.data.batching import Example, Rows, check_rows
 from nlhf_jax.types import EOS
 from nlhf_jax.votes import readers
-
-# Features of a row, as seqio names them: inputs, targets?, alternative?, index, preference?; and is_long: the prompt is
-# longer than it may be.
-Example = dict[str, Any]
 
 # Rows whose tokens are kept; of a split that has no more, token counts are exact.
 _KEPT = 2**16
 _SAMPLE = 2**10
-
-
-class Rows(NamedTuple):
-  """The N rows of a split."""
-
-  # Number of each row's prompt.
-  index: Int[np.ndarray, 'N']  # type: ignore[assignment]
-  # The features of a row, by its place.
-  example: Callable[[int], Example]
-  # Tokens of each row's prompt, and of the longer of its responses, 0 where it has none; of many rows about.
-  count_tokens: Callable[[], tuple[Int[np.ndarray, 'N'], Int[np.ndarray, 'N']]]
 
 
 def encode(row: readers.Row, vocabulary: seqio.Vocabulary, prompt_length: int) -> Example:
@@ -68,12 +53,6 @@ def check_split(name: str, split: str, splits: Iterable[str]) -> None:
   """Raises ValueError where a task has no such split."""
   if split not in splits:
     raise ValueError(f'{name} has no split {split!r}, but {", ".join(map(repr, splits))}.')
-
-
-def check_rows(name: str, split: str, number: int) -> None:
-  """Raises ValueError where a split has no rows."""
-  if not number:
-    raise ValueError(f'Split {split!r} of {name} has no rows: give it some, or name another.')
 
 
 def _prompt(row: readers.Row, vocabulary: seqio.Vocabulary, length: int) -> Example:

@@ -6,22 +6,18 @@ gives its own devices their rows. Prompts of like length may share a batch (`buc
 are asked for, and its training prompts have no end.
 """
 
-import functools
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import seqio
-from jaxtyping import Int
 
-from nlhf_jax.data import buckets, encoded
-from nlhf_jax.types import PAD, Comparison, Demonstration, Prompts, Rollout
+from nlhf_jax.data import batching, encoded
+from nlhf_jax.data.batching import Batch
+from nlhf_jax.types import Comparison, Demonstration, Prompts, Rollout
 from nlhf_jax.votes import readers
-
-Batch = Prompts | Demonstration | Comparison
 
 
 class Stream(NamedTuple):
@@ -68,61 +64,20 @@ def batches(
     ValueError: the split has fewer prompts than a batch, rows that were to share a prompt do not, or there is no length;
       a stream was to have several.
   """
-  lengths, numbers = (prompt_length, response_length), (num_prompt_lengths, num_response_lengths)
-  if min(numbers) < 1:
-    raise ValueError(
-      'num_prompt_lengths and num_response_lengths must be at least 1, got '
-      f'{num_prompt_lengths} and {num_response_lengths}.'
-    )
+  sizes = batching.Sizes(
+    batch_size,
+    prompt_length,
+    response_length,
+    responses_per_prompt,
+    num_prompt_lengths,
+    num_response_lengths,
+  )
+  batching.check_numbers(sizes)
   if isinstance(task, Stream):
-    if max(numbers) > 1:
-      raise ValueError(
-        f'{task.name} makes its rows when they are asked for, so that its batches have one length: num_prompt_lengths and '
-        f'num_response_lengths must be 1, got {num_prompt_lengths} and {num_response_lengths}.'
-      )
-    found = _fresh_batches(task, split, batch_size, lengths, responses_per_prompt, start)
+    yield from _fresh_batches(task, split, sizes, start)
   else:
     rows = encoded.open_split(task, split, prompt_length)
-    groups = _group(rows.index, responses_per_prompt, task.name)
-    if len(groups) < batch_size:
-      raise ValueError(
-        f'Split {split!r} of {task.name} has {len(groups)} prompts: batch_size must not exceed them, got {batch_size}.'
-      )
-    found = _epochs(rows, groups, batch_size, lengths, numbers, start, seed)
-  yield from _warning_once(task.name, prompt_length, found)
-
-
-def _epochs(
-  rows: encoded.Rows,
-  groups: Int[np.ndarray, 'G k'],
-  batch_size: int,
-  lengths: tuple[int, int],
-  numbers: tuple[int, int],
-  start: int,
-  seed: int,
-) -> Iterator[tuple[Batch, bool]]:
-  """Batches, and whether one of their prompts was too long."""
-  chosen = _choose_buckets(rows, groups, lengths, numbers)
-  plan = functools.lru_cache(maxsize=2)(functools.partial(buckets.plan_epoch, chosen))
-  for number in itertools.count(start):
-    epoch, place = divmod(number, len(groups) // batch_size)
-    of_batch = groups[plan(batch_size, seed, epoch)[place].groups]
-    examples = [rows.example(n) for n in of_batch.reshape(-1).tolist()]
-    batch = _select(_collate(examples, *lengths), np.arange(len(examples)).reshape(batch_size, -1))
-    shape = buckets.smallest(chosen, *_longest(batch))
-    yield _trim(batch, *shape), any(x['is_long'] for x in examples)
-
-
-def _warning_once(
-  name: str, prompt_length: int, batches: Iterable[tuple[Batch, bool]]
-) -> Iterator[Batch]:
-  warned = False
-  for batch, has_long in batches:
-    if has_long and not warned:
-      message = '%s: some prompts are longer than %d tokens and lose their end.'
-      logging.warning(message, name, prompt_length)
-      warned = True
-    yield batch
+    yield from batching.shuffled(rows, sizes, task.name, split, start, seed)
 
 
 def shapes(
@@ -151,28 +106,37 @@ def shapes(
 
 
 def _fresh_batches(
-  stream: Stream,
-  split: str,
-  batch_size: int,
-  lengths: tuple[int, int],
-  responses_per_prompt: int,
-  start: int,
-) -> Iterator[tuple[Batch, bool]]:
+  stream: Stream, split: str, sizes: batching.Sizes, start: int
+) -> Iterator[Batch]:
   """Batch n has the n-th `batch_size` prompts of the split, with the first rows of each."""
-  numbers = _numbers(stream, split)
-  for first in range(start * batch_size, len(numbers) - batch_size + 1, batch_size):
-    examples = []
-    for number in numbers[first : first + batch_size]:
-      rows = list(stream.rows(number))
-      if len(rows) < responses_per_prompt:
-        raise ValueError(
-          f'{stream.name} has {len(rows)} rows to prompt {number}: lower responses_per_prompt.'
-        )
-      for row in rows[:responses_per_prompt]:
-        examples.append(encoded.encode(row, stream.vocabulary, lengths[0]))
-    batch = _collate(examples, *lengths)
-    groups = np.arange(len(examples)).reshape(batch_size, -1)
-    yield _select(batch, groups), any(x['is_long'] for x in examples)
+  if max(sizes.numbers) > 1:
+    raise ValueError(
+      f'{stream.name} makes its rows when they are asked for, so that its batches have one length: num_prompt_lengths and '
+      f'num_response_lengths must be 1, got {sizes.num_prompt_lengths} and {sizes.num_response_lengths}.'
+    )
+  numbers, size = _numbers(stream, split), sizes.batch_size
+
+  def make() -> Iterator[tuple[Batch, bool]]:
+    for first in range(start * size, len(numbers) - size + 1, size):
+      examples = [
+        encoded.encode(row, stream.vocabulary, sizes.prompt_length)
+        for number in numbers[first : first + size]
+        for row in _rows(stream, number, sizes.responses_per_prompt)
+      ]
+      batch = batching.group_rows(batching.collate(examples, *sizes.lengths), size)
+      yield batch, any(x['is_long'] for x in examples)
+
+  return batching.warning_once(stream.name, sizes.prompt_length, make())
+
+
+def _rows(stream: Stream, number: int, responses_per_prompt: int) -> list[readers.Row]:
+  """The first rows of a prompt."""
+  rows = list(stream.rows(number))
+  if len(rows) < responses_per_prompt:
+    raise ValueError(
+      f'{stream.name} has {len(rows)} rows to prompt {number}: lower responses_per_prompt.'
+    )
+  return rows[:responses_per_prompt]
 
 
 def load_split(
@@ -192,7 +156,6 @@ def load_split(
   Raises:
     ValueError: the task has no such split, or it has no rows.
   """
-  lengths = prompt_length, response_length
   if isinstance(task, Stream):
     found = (row for number in _numbers(task, split) for row in task.rows(number))
     some = itertools.islice(found, limit)
@@ -200,96 +163,10 @@ def load_split(
   else:
     rows = encoded.open_split(task, split, prompt_length)
     examples = [rows.example(n) for n in range(len(rows.index))[:limit]]
-  encoded.check_rows(task.name, split, len(examples))
-  if number := sum(x['is_long'] for x in examples):
-    message = '%s: %d of %d prompts are longer than %d tokens and lose their end.'
-    logging.warning(message, task.name, number, len(examples), prompt_length)
-  return _collate(examples, *lengths)
-
-
-def _collate(examples: list[encoded.Example], prompt_length: int, response_length: int) -> Batch:
-  """Examples as arrays of fixed width."""
-  column = lambda name: [example[name] for example in examples]
-  numbers: Callable[..., Any] = lambda name, dtype: np.array(column(name), dtype)
-  prompts = Prompts(_pad(column('inputs'), prompt_length), numbers('index', np.int32))
-  if 'targets' not in examples[0]:
-    return prompts
-  response = _rollout(column('targets'), response_length)
-  if 'alternative' not in examples[0]:
-    return Demonstration(prompts, response)
-  alternative = _rollout(column('alternative'), response_length)
-  return Comparison(prompts, response, alternative, numbers('preference', np.float32))
-
-
-def _pad(sequences: list[np.ndarray], length: int) -> Any:
-  """NumPy's, [N, length]."""
-  padded = np.full((len(sequences), length), PAD, np.int32)
-  for row, tokens in zip(padded, sequences, strict=True):
-    row[: len(tokens)] = tokens[:length]
-  return padded
-
-
-def _rollout(sequences: list[np.ndarray], length: int) -> Rollout:
-  tokens = _pad(sequences, length)
-  return Rollout(tokens, tokens != PAD)
+  return batching.in_order(examples, task.name, split, prompt_length, response_length)
 
 
 def _numbers(stream: Stream, split: str) -> range:
   """The prompts of a split."""
   encoded.check_split(stream.name, split, stream.splits)
   return stream.splits[split]
-
-
-def _group(index: Int[np.ndarray, 'N'], size: int, name: str) -> Int[np.ndarray, 'G k']:
-  """Row numbers of every group of rows that share a prompt."""
-  numbers = np.arange(len(index) // size * size).reshape(-1, size)
-  if not (index[numbers] == index[numbers[:, :1]]).all():
-    raise ValueError(f'Rows of {name} do not come {size} to a prompt: lower responses_per_prompt.')
-  return numbers
-
-
-def _choose_buckets(
-  rows: encoded.Rows,
-  groups: Int[np.ndarray, 'G k'],
-  lengths: tuple[int, int],
-  numbers: tuple[int, int],
-) -> buckets.Buckets:
-  if max(numbers) == 1:
-    none = np.zeros(len(groups), int)
-    return buckets.choose(none, none, lengths, numbers)
-  prompts, responses = rows.count_tokens()
-  longest_response = lengths[1] if responses.any() else 0
-  shortened = np.minimum(prompts[groups[:, 0]], lengths[0])
-  longest = np.minimum(responses[groups].max(axis=-1), longest_response)
-  return buckets.choose(shortened, longest, (lengths[0], longest_response), numbers)
-
-
-def _longest(batch: Batch) -> tuple[int, int]:
-  """Tokens of the longest prompt and response of a batch."""
-  count = lambda tokens: int((tokens != PAD).sum(axis=-1).max())
-  responses = [count(x.tokens) for x in batch if isinstance(x, Rollout)]
-  return count(_prompts(batch).tokens), max(responses, default=0)
-
-
-def _select(rows: Batch, groups: Int[np.ndarray, 'B k']) -> Batch:
-  """The rows of some groups; their prompts once."""
-  prompts = Prompts(*(x[groups[:, 0]] for x in _prompts(rows)))
-  if isinstance(rows, Prompts):
-    return prompts
-  pick = lambda x: x[groups.reshape(-1)]
-  return type(rows)(prompts, *jax.tree.map(pick, tuple(rows)[1:]))
-
-
-def _trim(batch: Batch, prompt_length: int, response_length: int) -> Batch:
-  """The batch without the columns beyond these lengths, which hold padding alone."""
-  prompts = _prompts(batch)
-  prompts = prompts._replace(tokens=prompts.tokens[:, :prompt_length])
-  if isinstance(batch, Prompts):
-    return prompts
-  trim = lambda x: jax.tree.map(lambda leaf: leaf[:, :response_length], x)
-  fields = {name: trim(x) for name, x in batch._asdict().items() if isinstance(x, Rollout)}
-  return batch._replace(prompts=prompts, **fields)
-
-
-def _prompts(rows: Batch) -> Prompts:
-  return rows if isinstance(rows, Prompts) else rows.prompts
