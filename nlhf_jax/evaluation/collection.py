@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -147,7 +148,7 @@ def _judge(
     np.take_along_axis(responses, places[..., side, None], axis=1).reshape(-1, responses.shape[-1])
     for side in (0, 1)
   )
-  answers = np.asarray(judge(prompts, first, second), np.float64)
+  answers = np.asarray(judge(prompts, jnp.asarray(first), jnp.asarray(second)), np.float64)
   if not np.all(np.isnan(answers) | ((answers >= 0) & (answers <= 1))):
     raise ValueError('The judge answered outside [0, 1]: that is no vote.')
   return answers.reshape(len(pairs), width)
