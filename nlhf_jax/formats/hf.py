@@ -100,15 +100,18 @@ def _read_config(
 
 
 def _check_ids(directory: pathlib.Path, special: SpecialIds, vocab_size: int) -> None:
-  named = {'padding': [special.pad], 'an end': [special.eos, *special.other_ends]}
-  for meaning, numbers in named.items():
-    for number in numbers:
-      if number >= vocab_size:
-        field = 'ids.pad' if meaning == 'padding' else 'ids.eos'
-        raise ValueError(
-          f'{directory} has id {number} for {meaning}, but embeddings of 0 to {vocab_size - 1} (vocab_size of config.json): '
-          f'correct its JSON, or give another as {field}.'
-        )
+  """Raises ValueError where an id is of no token that the network can write."""
+  otherwise = {
+    special.pad: ', or give another as ids.pad',
+    special.eos: ', or give another as ids.eos',
+  }
+  for number in (special.pad, special.eos, *special.other_ends):
+    if number >= vocab_size:
+      meaning = 'padding' if number == special.pad else 'an end'
+      raise ValueError(
+        f'{directory} has id {number} for {meaning}, but embeddings of 0 to {vocab_size - 1} (vocab_size of config.json): '
+        f'correct its JSON{otherwise.get(number, "")}.'
+      )
 
 
 def special_ids(
