@@ -31,7 +31,7 @@ PAIR_TEMPLATE = *TEMPLATE, (8,)
 _GELU = ('gelu', 'linear')
 SIZES = {
   'tiny': llama.LlamaConfig(
-    64, emb_dim=32, num_heads=2, num_kv_heads=1, num_layers=1, head_dim=16, mlp_dim=64
+    64, emb_dim=16, num_heads=2, num_kv_heads=1, num_layers=1, head_dim=8, mlp_dim=32
   ),
   'test': llama.LlamaConfig(
     8192, emb_dim=256, num_heads=8, num_kv_heads=4, num_layers=8, head_dim=32, mlp_dim=1024
@@ -42,12 +42,12 @@ SIZES = {
   ),
   't5_tiny': t5.T5Config(
     64,
-    emb_dim=32,
+    emb_dim=16,
     num_heads=2,
     num_encoder_layers=1,
     num_decoder_layers=1,
-    head_dim=16,
-    mlp_dim=64,
+    head_dim=8,
+    mlp_dim=32,
     mlp_activations=_GELU,
   ),
   't5_test': t5.T5Config(

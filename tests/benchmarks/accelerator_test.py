@@ -44,7 +44,7 @@ def run(code: str, *argv: str) -> None:
 
 def test_parts_without_seqio_and_gin(tmp_path, compile_once):
   """Shares are finite and below 1.5, files complete; memory that does not suffice is called that."""
-  parts = ['tiny.device', 'tiny.decode', 'tiny.judge', 'tiny.step']
+  parts = ['tiny.device', 'tiny.judge', 'tiny.step']
   parts += ['t5_tiny.decode', 't5_tiny.update', 't5_tiny.pair']
   code = BLOCK.format(more=", 'gin', 'tensorboardX', 'orbax'") + textwrap.dedent("""
     import os; os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
