@@ -2,31 +2,63 @@
 
 import json
 import pathlib
+import re
 
+import jax
 import matplotlib
+import numpy as np
 import pytest
+
+from nlhf_jax.formats import hf
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / 'launch' / 'notebooks').glob('*.ipynb'))
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook(path, capsys):
+def test_notebook(path, capsys, request):
   matplotlib.use('Agg')
-  cells = json.loads(path.read_text())['cells']
+  settings = _SETTINGS[path.stem](request) if path.stem in _SETTINGS else {}
   scope = {}
-  for number, cell in enumerate(cells):
-    if cell['cell_type'] == 'code':
-      exec(compile(''.join(cell['source']), f'{path.name}[{number}]', 'exec'), scope)
-  _CHECKS[path.stem](capsys.readouterr().out)
+  for name, source in _code(path, settings):
+    exec(compile(source, name, 'exec'), scope)
+  _CHECKS[path.stem](capsys.readouterr().out, scope)
 
 
-def _check_games(printed):
+def _code(path, settings):
+  """Code cells by name, without magics, and with other values of the settings, each of which is assigned once."""
+  cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+  code = {
+    f'{path.name}[{number}]': re.sub(r'^%.*$', '', ''.join(cell['source']), flags=re.MULTILINE)
+    for number, cell in enumerate(cells)
+    if cell['cell_type'] == 'code'
+  }
+  for name, value in settings.items():
+    pattern = re.compile(rf'^{name} = .*$', re.MULTILINE)
+    (place,) = [number for number, source in code.items() if pattern.search(source)]
+    code[place] = pattern.sub(lambda _, line=f'{name} = {value!r}': line, code[place])
+  return code.items()
+
+
+def _language_model_settings(request):
+  return {
+    'MODEL_DIR': str(request.getfixturevalue('chat_model')),
+    'EXPORT_DIR': str(request.getfixturevalue('tmp_path') / 'exported'),
+    'NUM_STEPS': 4,
+    'BATCH_SIZE': 2,
+    'NUM_SAMPLES': 2,
+    'MAX_LENGTH': 6,
+    'LEARNING_RATE': 1e-2,
+    'NUM_ANSWERS': 1,
+  }
+
+
+def _check_games(printed, scope):
   assert 'lottery [0.383 0.383 0.233]' in printed
   mixture = float(printed.split('mixture against pi* at tau/(1-b):')[1].split()[0])
   assert mixture < 1e-9
 
 
-def _check_votes(printed):
+def _check_votes(printed, scope):
   assert 'new: never lost' in printed
   worth = float(printed.split('worth of 100 tokens:')[1].split()[0])
   assert 0.4 < worth < 0.8  # Below the .8 of each voter: tastes differ.
@@ -38,4 +70,48 @@ def _check_votes(printed):
   assert 'beats all others: None' in printed
 
 
-_CHECKS = {'games': _check_games, 'votes': _check_votes}
+def _check_preference_models(printed, scope):
+  assert 'beats all others: None' in printed
+  log_loss, correlation, worst = (
+    scope[name] for name in ('log_loss', 'cyclic_correlation', 'worst_case')
+  )
+  tables = {name: table.astype(np.float64) for name, table in scope['tables'].items()}
+  line = tables.pop('reward')
+  floor, best_line = log_loss(scope['truth']), log_loss(scope['best_line'])
+  assert log_loss(line) > best_line - 1e-5
+  for name, table in tables.items():
+    assert floor < log_loss(table) < (floor + best_line) / 2, name
+    assert correlation(table) > max(correlation(line), 0) + 0.3, name
+    assert worst(table, 0.01) > worst(line, 0.01) + 0.02, name
+  for name, table in scope['tables'].items():
+    np.testing.assert_array_equal(table + table.T, 1, err_msg=name)
+
+
+def _check_language_model(printed, scope):
+  cycle = [float(line.split(': ')[1]) for line in printed.splitlines() if ' over answer ' in line]
+  assert len(cycle) == 3
+  assert min(cycle) > 0.55
+  step, p, kl = np.array(scope['curve']).T
+  np.testing.assert_array_equal(step, np.arange(1, 5))
+  assert np.all((p > 0) & (p < 1))
+  assert kl[0] == pytest.approx(0, abs=1e-4)  # Adapters change nothing before the first update.
+  assert kl[-1] != 0
+  rates = scope['rates']
+  assert rates.low[0, 1] < rates.mean[0, 1] < rates.high[0, 1]
+  exported = hf.load(scope['EXPORT_DIR'], scope['trained'])
+  changed = jax.tree.map(lambda x, y: bool(np.any(x != y)), exported, scope['weights'])
+  assert any(jax.tree.leaves(changed))
+  jax.tree.map(np.testing.assert_array_equal, exported, scope['trained'])
+  assert (pathlib.Path(scope['EXPORT_DIR']) / 'tokenizer.json').is_file()
+
+
+_SETTINGS = {
+  'preference_models': lambda request: {'NUM_STEPS': 150},
+  'language_model': _language_model_settings,
+}
+_CHECKS = {
+  'games': _check_games,
+  'votes': _check_votes,
+  'preference_models': _check_preference_models,
+  'language_model': _check_language_model,
+}
