@@ -20,6 +20,7 @@ _RATER = 'nlhf_jax.models.rater.in_decoder'
 _READERS = ('batches', 'load_split')
 # Where the files are; --data_dir sets it.
 _DIRECTORY = 'DATA_DIR'
+_TRACE_TEXTS = '--gin.traces.Traces.decode'
 _DYNAMIC = 'from __gin__ import dynamic_registration'
 
 # Scope and name of what is configured → its parameters, as gin keeps them.
@@ -106,6 +107,8 @@ class _Replacement:
       return self._file(reader, self._bindings(scopes, selector), scopes)
     if reader == 'shapes':
       return None  # A batch is read in its place.
+    if flag == _TRACE_TEXTS:
+      return None  # Traces then keep ids.
     if selector == _CONVERSATION and value.evaluate:
       return self._conversation(self._bindings(scopes, selector), scopes)
     made = _evaluate(value, scopes) if value.evaluate else None
