@@ -19,7 +19,8 @@ def add(
     'collect',
     'Lets a judge vote on what policies write: comparisons for a preference model.',
     'Draws responses of the runs that the gin file names, which lie beside --run_dir, pairs them at random, asks the judge, and '
-    'writes the votes, a file for each split. Files that are there are not made again.',
+    'writes the votes, a file for each split. A collection that was stopped goes on with the batch that it was at; a directory '
+    'of another one is refused.',
   )
   add_run(parser)
   parser.add_argument('--run_dir', required=True, help='where the votes go')
@@ -37,15 +38,18 @@ def collect_votes(configure: Callable[[], Any], run_dir: pathlib.Path) -> None:
   from nlhf_jax.evaluation import collection
   from nlhf_jax.training import resolve
 
-  wanted = configure().value
-  if all((run_dir / f'{split}.jsonl').exists() for split in wanted.prompts):
-    print(f'Collected before: {run_dir}')
-    return
-  contestants = [described.contestant(str(run_dir.parent / run)) for run in wanted.runs]
+  runs = configure().value.runs
+  contestants = [described.contestant(str(run_dir.parent / run)) for run in runs]
   # Once more: each run was read by its own configuration.
   configured = configure()
   with gin_config.naming_flags(configured):
     judge = resolve.bind_feedback(configured.value.judge, run_dir.parent)
-    written = collection.collect(configured.value._replace(judge=judge), contestants, run_dir)
+    written = collection.collect(
+      configured.value._replace(judge=judge),
+      contestants,
+      run_dir,
+      configured.fields,
+      configured.text,
+    )
   for split, number in written.items():
     print(f'Written: {run_dir / split}.jsonl, {number:,} votes')

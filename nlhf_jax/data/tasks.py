@@ -158,7 +158,9 @@ def collected(runs: str, run: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
   path = pathlib.Path(runs, run)
   if not path.is_dir():
     raise FileNotFoundError(f'No votes in {path}: run that stage first, with nlhf collect.')
-  return comparisons(str(path), vocabulary, schema='votes')
+  read = functools.partial(readers.comparisons, schema='votes')
+  rows = _of_splits(_files(str(path), '*.jsonl'), read)
+  return _from_files('comparisons', rows, vocabulary, soft_labels=True)
 
 
 def openai_comparisons(

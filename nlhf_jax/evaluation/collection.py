@@ -7,6 +7,7 @@ file for each split, as `data.tasks.comparisons` reads them.
 import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from nlhf_jax.evaluation.contestants import Contestant, as_text, batches, draw
-from nlhf_jax.runtime import atomic, progress
+from nlhf_jax.evaluation.contestants import Contestant, as_text, batches, sampler
+from nlhf_jax.runtime import atomic, fingerprints, progress, run_directory
 from nlhf_jax.types import PreferenceFn, Prompts
 
 # Of a prompt's responses: which two.
@@ -44,20 +45,27 @@ class Collection(NamedTuple):
 
 
 def collect(
-  collection: Collection, contestants: Sequence[Contestant], output_dir: pathlib.Path
+  collection: Collection,
+  contestants: Sequence[Contestant],
+  output_dir: pathlib.Path,
+  fields: Mapping[str, Any],
+  config: str = '',
 ) -> dict[str, int]:
-  """Writes SPLIT.jsonl for each split; one that is there is passed over.
+  """Writes SPLIT.jsonl for each split; one that is there is passed over, and so is a batch that is.
 
   Args:
     collection: what is collected.
     contestants: the policies of its runs.
     output_dir: made if need be.
+    fields: what identifies the collection; a directory of other ones, or of other policies, is refused.
+    config: text of the configuration, which is kept with it.
 
   Returns:
     The number of votes that each file has that was written.
 
   Raises:
-    ValueError: nothing can be paired, or the judge is no PreferenceFn, or has answered outside [0, 1].
+    ValueError: nothing can be paired; the judge is no PreferenceFn, or has answered outside [0, 1]; the directory holds another
+      collection.
   """
   if not callable(collection.judge):
     raise ValueError(
@@ -65,61 +73,74 @@ def collect(
     )
   if len(contestants) * collection.num_samples < 2:
     raise ValueError('One response has nothing to be compared with: set num_samples to 2 or more.')
-  output_dir.mkdir(parents=True, exist_ok=True)
+  policies = [fingerprints.fingerprint_tree(one.params) for one in contestants]
+  fields = {**fields, 'collection.policies': policies}
+  run_directory.check_resumable(output_dir, fields)
+  samplers = [sampler(one, collection.num_samples, collection.seed) for one in contestants]
   written = {}
   for split, load in collection.prompts.items():
     path = output_dir / f'{split}.jsonl'
     if path.exists():
       continue
     prompts = load()
-    total = len(contestants) * len(prompts.tokens)
-    with progress.bar(f'responses, {split}', total) as advance:
-      rows = [_draw(collection, contestant, prompts, advance) for contestant in contestants]
-    votes = list(_votes(collection, prompts, np.concatenate(rows, axis=1), split))
-    atomic.write_text(path, ''.join(json.dumps(vote, ensure_ascii=False) + '\n' for vote in votes))
-    written[split] = len(votes)
+    run_directory.create(output_dir, config, fields)
+    written[split] = _collect_split(collection, samplers, prompts, split, path)
   return written
 
 
-def _draw(
+def _collect_split(
   collection: Collection,
-  contestant: Contestant,
+  samplers: Sequence[Callable[[Prompts, int], Int[np.ndarray, 'N T']]],
   prompts: Prompts,
-  advance: Callable[[int], None],
-) -> Int[np.ndarray, 'B k T']:
-  k, seed, size = collection.num_samples, collection.seed, collection.batch_size
-  tokens = draw(contestant, prompts, k, seed, size, advance)
-  return tokens.reshape(len(prompts.tokens), k, -1)
+  split: str,
+  path: pathlib.Path,
+) -> int:
+  """Batch by batch, each in a file of its own until all are there."""
+  parts = path.with_suffix('.parts')
+  parts.mkdir(exist_ok=True)
+  files = []
+  with progress.bar(split, len(prompts.tokens)) as advance:
+    for number, part in enumerate(batches(prompts, collection.batch_size)):
+      files.append(parts / f'{number:06d}.jsonl')
+      if not files[-1].exists():
+        size = len(part.tokens)
+        drawn = [draw(part, number).reshape(size, collection.num_samples, -1) for draw in samplers]
+        rng = np.random.default_rng([collection.seed, number])
+        votes = _votes(collection, part, np.concatenate(drawn, axis=1), split, rng)
+        lines = [json.dumps(vote, ensure_ascii=False) + '\n' for vote in votes]
+        atomic.write_text(files[-1], ''.join(lines))
+      advance(len(part.tokens))
+  text = ''.join(file.read_text(encoding='utf-8') for file in files)
+  atomic.write_text(path, text)
+  shutil.rmtree(parts)
+  return text.count('\n')
 
 
 def _votes(
-  collection: Collection, prompts: Prompts, responses: Int[np.ndarray, 'B k T'], split: str
+  collection: Collection,
+  prompts: Prompts,
+  responses: Int[np.ndarray, 'B k T'],
+  split: str,
+  rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
   """Rows of the table of votes; a pair on which the judge gives no vote has none."""
-  rng = np.random.default_rng([collection.seed, len(prompts.tokens)])
   text = lambda tokens: as_text(collection.decode, tokens)
-  start = 0
-  with progress.bar(f'votes, {split}', len(prompts.tokens)) as advance:
-    for part in batches(prompts, collection.batch_size):
-      answers = responses[start : start + len(part.tokens)]
-      start += len(part.tokens)
-      pairs = [_pairs(rng, tokens, collection.num_pairs) for tokens in answers]
-      preferences = _judge(collection.judge, part, answers, pairs)
-      for prompt, tokens, chosen, votes in zip(
-        part.tokens, answers, pairs, preferences, strict=True
-      ):
-        for (i, j), preference in zip(chosen, votes, strict=False):
-          if not np.isnan(preference):
-            yield {
-              'prompt': text(prompt),
-              'response_a': text(tokens[i]),
-              'response_b': text(tokens[j]),
-              'probability': float(preference),
-              'judge': collection.judge_name,
-              'seed': collection.seed,
-              'split': split,
-            }
-      advance(len(part.tokens))
+  pairs = [_pairs(rng, tokens, collection.num_pairs) for tokens in responses]
+  preferences = _judge(collection.judge, prompts, responses, pairs)
+  for prompt, tokens, chosen, votes in zip(
+    prompts.tokens, responses, pairs, preferences, strict=True
+  ):
+    for (i, j), preference in zip(chosen, votes, strict=False):
+      if not np.isnan(preference):
+        yield {
+          'prompt': text(prompt),
+          'response_a': text(tokens[i]),
+          'response_b': text(tokens[j]),
+          'probability': float(preference),
+          'judge': collection.judge_name,
+          'seed': collection.seed,
+          'split': split,
+        }
 
 
 def _pairs(

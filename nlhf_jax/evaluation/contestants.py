@@ -20,12 +20,7 @@ class Contestant(NamedTuple):
 
 
 def draw(
-  contestant: Contestant,
-  prompts: Prompts,
-  num_samples: int,
-  seed: int,
-  batch_size: int,
-  advance: Callable[[int], None] = lambda prompts: None,
+  contestant: Contestant, prompts: Prompts, num_samples: int, seed: int, batch_size: int
 ) -> Int[np.ndarray, 'N T']:
   """Its responses, k to a prompt. Contestants share keys, not draws.
 
@@ -35,16 +30,23 @@ def draw(
     num_samples: k.
     seed: of the draws.
     batch_size: prompts at a time.
-    advance: called with the number of prompts that were answered.
   """
+  draw_batch = sampler(contestant, num_samples, seed)
+  parts = enumerate(batches(prompts, batch_size))
+  return np.concatenate([draw_batch(part, number) for number, part in parts])
+
+
+def sampler(
+  contestant: Contestant, num_samples: int, seed: int
+) -> Callable[[Prompts, int], Int[np.ndarray, 'N T']]:
+  """Prompts, and the number of their batch → what `draw` gives for that batch."""
   sample = jax.jit(contestant.policy.sample, static_argnames='num_samples')
-  rows = []
-  for number, part in enumerate(batches(prompts, batch_size)):
+
+  def draw_batch(prompts: Prompts, number: int) -> Int[np.ndarray, 'N T']:
     rng = jax.random.fold_in(jax.random.PRNGKey(seed), number)
-    rollout = sample(contestant.params, part, rng, num_samples=num_samples)
-    rows.append(np.asarray(rollout.tokens))
-    advance(len(part.tokens))
-  return np.concatenate(rows)
+    return np.asarray(sample(contestant.params, prompts, rng, num_samples=num_samples).tokens)
+
+  return draw_batch
 
 
 def batches(prompts: Prompts, size: int) -> Iterator[Prompts]:

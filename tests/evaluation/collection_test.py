@@ -12,7 +12,8 @@ from tests.evaluation.tournament_test import PROMPTS, UNIFORM, always, decode, l
 def collected(tmp_path, contestants=(UNIFORM,), **changes):
   settings = {'runs': ['a'], 'prompts': {'train': lambda: PROMPTS}, 'judge': later_letter}
   settings |= {'judge_name': 'rule', 'decode': decode, 'num_samples': 8, 'batch_size': 2}
-  written = collection.collect(collection.Collection(**settings | changes), contestants, tmp_path)
+  wanted = collection.Collection(**settings | changes)
+  written = collection.collect(wanted, contestants, tmp_path, {'seed': wanted.seed})
   return written, {split: list(readers.votes(tmp_path / f'{split}.jsonl')) for split in written}
 
 
@@ -50,7 +51,7 @@ def test_files_that_are_there_are_kept_and_training_reads_them(tmp_path):
   prompts = {'train': lambda: PROMPTS, 'test': lambda: PROMPTS}
   collected(tmp_path)
   before = (tmp_path / 'train.jsonl').read_text()
-  written, _ = collected(tmp_path, prompts=prompts, seed=1)
+  written, _ = collected(tmp_path, prompts=prompts)
   assert list(written) == ['test']
   assert (tmp_path / 'train.jsonl').read_text() == before
   (tmp_path / 'test.jsonl').unlink()
@@ -79,3 +80,32 @@ def test_what_is_no_collection_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='nlhf collect'):
     tasks.collected(str(tmp_path), 'none', vocabularies.byte())
   assert not list(tmp_path.glob('*.jsonl'))
+
+
+def test_stopped_collection_goes_on(tmp_path):
+  """Batches that are there are neither drawn nor judged again, and all is as if it had not been stopped."""
+  collected(tmp_path / 'whole')
+  judged = []
+
+  def stopping(prompts, response, alternative):
+    judged.append(prompts.index.tolist())
+    if len(judged) == 2:
+      raise KeyboardInterrupt
+    return later_letter(prompts, response, alternative)
+
+  with pytest.raises(KeyboardInterrupt):
+    collected(tmp_path / 'stopped', judge=stopping)
+  assert not (tmp_path / 'stopped/train.jsonl').exists()
+  collected(tmp_path / 'stopped', judge=stopping)
+  assert judged == [[0, 1], [2], [2]]
+  read = lambda name: (tmp_path / name / 'train.jsonl').read_text()
+  assert read('stopped') == read('whole')
+  assert not list((tmp_path / 'stopped').glob('*.parts'))
+
+
+def test_other_policies_and_settings_are_refused(tmp_path):
+  collected(tmp_path)
+  with pytest.raises(ValueError, match='seed'):
+    collected(tmp_path, seed=1)
+  with pytest.raises(ValueError, match=r'collection\.policies'):
+    collected(tmp_path, contestants=(always(0, 1, 2),))
