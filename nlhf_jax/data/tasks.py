@@ -160,7 +160,8 @@ def collected(runs: str, run: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
     raise FileNotFoundError(f'No votes in {path}: run that stage first, with nlhf collect.')
   read = functools.partial(readers.comparisons, schema='votes')
   rows = _of_splits(_files(str(path), '*.jsonl'), read)
-  return _from_files('comparisons', rows, vocabulary, soft_labels=True)
+  # A vote is a row, so that every prompt keeps as many as were collected.
+  return _from_files('comparisons', rows, vocabulary)
 
 
 def openai_comparisons(
