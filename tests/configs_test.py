@@ -61,7 +61,7 @@ def test_step_of_every_stage(name, flags, tmp_path):
   stages = [s for s in experiments.stages(EXPERIMENTS / name) if s.name not in TWINS]
   for stage in stages:
     own = next(f for start, f in flags.items() if f'{name}/{stage.name}'.startswith(start))
-    command = ['collect'] if stage.kind == 'Collection' else ['train', *QUICK]
+    command = [stage.command, *(QUICK if stage.command == 'train' else ())]
     place = [f'--experiment={name}/{stage.name}', f'--run_dir={tmp_path / stage.name}']
     assert main.main([*command, *place, *own]) == 0, stage.name
   written = {path.name for path in tmp_path.iterdir()}

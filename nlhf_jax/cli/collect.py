@@ -29,7 +29,7 @@ def add(
 def collect(args: argparse.Namespace) -> None:
   """Runs `nlhf collect`."""
   run_dir = pathlib.Path(args.run_dir)
-  collect_votes(lambda: described.configure_run(args, run_dir.parent, 'Collection'), run_dir)
+  collect_votes(lambda: described.configure_run(args, run_dir.parent, 'collect'), run_dir)
 
 
 def collect_votes(configure: Callable[[], Any], run_dir: pathlib.Path) -> None:

@@ -69,34 +69,33 @@ def experiment_of(run_dir: pathlib.Path):
 
 
 def configure_run(
-  args: argparse.Namespace, runs: pathlib.Path | None = None, kind: str = 'Experiment'
+  args: argparse.Namespace, runs: pathlib.Path | None = None, command: str = 'train'
 ):
-  """What --experiment=EXPERIMENT/RUN, or gin files alone describe: an Experiment, or a Collection.
+  """What --experiment=EXPERIMENT/RUN, or gin files alone describe: an Experiment, or what `nlhf collect` collects.
 
   Raises:
-    ValueError: the stage of that name is of another kind.
+    ValueError: the stage of that name is another command's.
   """
   from nlhf_jax.cli import experiments
 
   if not args.experiment:
-    return configure(args, _described(kind), [], runs=runs)
+    return configure(args, _described_for(command), [], runs=runs)
   stage = experiments.stage(args.experiment)
-  if stage.kind != kind:
-    command = next(name for name, found in experiments.KINDS.items() if found == stage.kind)
-    raise ValueError(f'{args.experiment} is a stage of another command: use nlhf {command}.')
+  if stage.command != command:
+    raise ValueError(f'{args.experiment} is a stage of another command: use nlhf {stage.command}.')
   return configure_stage(args, stage, runs)
 
 
 def configure_stage(args: argparse.Namespace, stage, runs: pathlib.Path | None):
   """What a stage of an experiment describes."""
-  return configure(args, _described(stage.kind), stage.files, stage.bindings, runs=runs)
+  return configure(args, _described_for(stage.command), stage.files, stage.bindings, runs=runs)
 
 
-def _described(kind: str):
+def _described_for(command: str):
   from nlhf_jax.evaluation.collection import Collection
   from nlhf_jax.training.experiment import Experiment
 
-  return {'Experiment': Experiment, 'Collection': Collection}[kind]
+  return {'train': Experiment, 'collect': Collection}[command]
 
 
 def configure(args, described, gin_files, bindings=(), *, ignore_unknown_macros=False, runs=None):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from nlhf_jax.cli import gin_config
 
-# Command → what the gin files of its stages describe.
-KINDS = {'train': 'Experiment', 'collect': 'Collection'}
+# Of `nlhf`, that run stages.
+COMMANDS = ('train', 'collect')
 
 
 class Stage(NamedTuple):
@@ -22,7 +22,7 @@ class Stage(NamedTuple):
   name: str
   files: tuple[pathlib.Path, ...]
   bindings: tuple[str, ...]
-  kind: str = 'Experiment'
+  command: str
 
 
 def locate(name: str) -> pathlib.Path:
@@ -82,7 +82,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
 def _stage(directory: pathlib.Path, line: str) -> Stage:
   words = shlex.split(line, posix=False)
-  command = words.pop(0) if words[0] in KINDS and len(words) > 1 else 'train'
+  command = words.pop(0) if words[0] in COMMANDS and len(words) > 1 else 'train'
   name, *rest = words
   bindings = tuple(word for word in rest if '=' in word)
   files = [word for word in rest if '=' not in word] or [f'{name}.gin']
@@ -90,4 +90,4 @@ def _stage(directory: pathlib.Path, line: str) -> Stage:
   chosen = (
     path if path.is_file() else pathlib.Path(file) for path, file in zip(beside, files, strict=True)
   )
-  return Stage(name, tuple(chosen), bindings, KINDS[command])
+  return Stage(name, tuple(chosen), bindings, command)

@@ -104,7 +104,7 @@ def _demo(args: argparse.Namespace) -> None:
     raise FileNotFoundError(f'No file {evaluation}: run the stages of {directory} with nlhf train.')
   for stage in experiments.stages(directory):
     configure = functools.partial(described.configure_stage, args, stage, root)
-    if stage.kind == 'Collection':
+    if stage.command == 'collect':
       collect.collect_votes(configure, root / stage.name)
     elif not _train_to_the_end(configure(), root / stage.name):
       return

@@ -17,6 +17,8 @@ from nlhf_jax.types import EOS
 
 # Text, or tokens.
 S = TypeVar('S', str, list[int])
+# Two words that have no beginning and no end in common.
+_UNLIKE = ('a', '1')
 
 
 class HuggingFaceVocabulary(seqio.Vocabulary):
@@ -128,9 +130,8 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
 
   def frame(self) -> tuple[int, int]:
     """How many tokens stand before and after a prompt's words."""
-    one, other = self._encode('a'), self._encode('1')
-    before = len(_shared_beginning(one, other))
-    return before, len(_shared_beginning(one[before:][::-1], other[before:][::-1]))
+    before, after = _shared_ends(*map(self._encode, _UNLIKE))
+    return len(before), len(after)
 
   def model_ids(self, ids: Iterable[int]) -> list[int]:
     """What the model itself calls these tokens."""
@@ -187,10 +188,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
   @functools.cached_property
   def _around(self) -> tuple[str, str]:
     """What stands before and after every text when it is decoded."""
-    texts = [self._text(self._encode(words)) for words in ('a', '1')]
-    before = _shared_beginning(*texts)
-    after = _shared_beginning(*(text[len(before) :][::-1] for text in texts))[::-1]
-    return before, after
+    return _shared_ends(*(self._text(self._encode(words)) for words in _UNLIKE))
 
   def _text(self, ids: Iterable[int]) -> str:
     kept = self.model_ids(i for i in ids if EOS < i < len(self._theirs))
@@ -214,6 +212,13 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
 
   def __hash__(self) -> int:
     return hash(self._key)
+
+
+def _shared_ends(one: S, other: S) -> tuple[S, S]:
+  """What both begin with, and what both end with after that."""
+  before = _shared_beginning(one, other)
+  rest = (x[len(before) :][::-1] for x in (one, other))
+  return before, _shared_beginning(*rest)[::-1]
 
 
 def _shared_beginning(one: S, other: S) -> S:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nlhf_jax.evaluation.contestants import Contestant, as_text, batches, sampler
+from nlhf_jax.judges import tables
 from nlhf_jax.runtime import atomic, fingerprints, progress, run_directory
 from nlhf_jax.types import PreferenceFn, Prompts
 
@@ -170,6 +171,6 @@ def _judge(
     for side in (0, 1)
   )
   answers = np.asarray(judge(prompts, jnp.asarray(first), jnp.asarray(second)), np.float64)
-  if not np.all(np.isnan(answers) | ((answers >= 0) & (answers <= 1))):
+  if not np.all(tables.are_answers(answers)):
     raise ValueError('The judge answered outside [0, 1]: that is no vote.')
   return answers.reshape(len(pairs), width)

@@ -51,9 +51,18 @@ class Evaluation(NamedTuple):
   num_shown: int = 8
 
 
+class Played(NamedTuple):
+  """A tournament."""
+
+  rates: win_rates.WinRates
+  prompts: Prompts
+  # By label, k to a prompt.
+  responses: dict[str, Int[np.ndarray, 'N T']]
+
+
 def compare(
   evaluation: Evaluation, contestants: Mapping[str, Contestant], output_dir: pathlib.Path
-) -> win_rates.WinRates:
+) -> Played:
   """Plays every pair, and writes votes.jsonl, win_rates.csv, win_rates.json, exact.json, samples.jsonl and report.html.
 
   Args:
@@ -62,7 +71,7 @@ def compare(
     output_dir: where the tables go; made if need be.
 
   Returns:
-    The win rates.
+    What was played.
 
   Raises:
     ValueError: the judge is no PreferenceFn, or has answered outside [0, 1]; the reference does not play.
@@ -100,7 +109,7 @@ def compare(
   lines = [json.dumps(row) + '\n' for row in rows]
   (output_dir / 'samples.jsonl').write_text(''.join(lines))
   report.from_run_dir(output_dir)
-  return rates
+  return Played(rates, prompts, dict(zip(labels, responses, strict=True)))
 
 
 def check_reference(evaluation: Evaluation, labels: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from nlhf_jax.judges import tables
 from nlhf_jax.runtime import atomic
 from nlhf_jax.types import PreferenceFn, Prompts
 
@@ -91,7 +92,7 @@ def _judge_pair(
     lanes = slice(rows.start * k, rows.stop * k)
     part = Prompts(prompts.tokens[rows], prompts.index[rows])
     p = np.asarray(judge(part, response[lanes], alternative[lanes]), np.float64).reshape(-1, k)
-    good = np.all(np.isnan(p) | ((p >= 0) & (p <= 1)), axis=-1)
+    good = np.all(tables.are_answers(p), axis=-1)
     if not good.all():
       bad = start + int(np.argmin(good))
       raise ValueError(

@@ -27,8 +27,6 @@ from nlhf_jax.types import Params
 # A tensor's leaves, each with its place there; and those of all tensors, by name.
 _Held = list[tuple[hf_layout.Tensor, Any]]
 _Leaves = dict[str, _Held]
-_SINGLE = 'model.safetensors'
-_INDEX = 'model.safetensors.index.json'
 _GENERATION = 'generation_config.json'
 _TOKENIZER = (
   'tokenizer.json',
@@ -326,14 +324,20 @@ def write(
   shards = list(_shards(leaves, dtype, max_shard_bytes))
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, start=1):
-    file = _SINGLE if len(shards) == 1 else f'model-{number:05}-of-{len(shards):05}.safetensors'
+    file = (
+      hf_directory.SINGLE
+      if len(shards) == 1
+      else f'model-{number:05}-of-{len(shards):05}.safetensors'
+    )
     arrays = {name: _theirs(leaves[name], dtype, moved) for name in shard}
     safetensors.numpy.save_file(arrays, directory / file, metadata={'format': 'pt'})
     weight_map |= dict.fromkeys(arrays, file)
   if len(shards) > 1:
     total = sum(_num_bytes(held, dtype) for held in leaves.values())
     index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-    (directory / _INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
+    (directory / hf_directory.INDEX).write_text(
+      json.dumps(index, indent=2) + '\n', encoding='utf-8'
+    )
 
 
 def _stored_type(params: Params, dtype: Any) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 
 ADAPTER = 'adapter_config.json'
-_SINGLE = 'model.safetensors'
-_INDEX = 'model.safetensors.index.json'
+SINGLE = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
 # Types of floats that tensors may be stored in, as safetensors calls them.
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 # Weights that are looked at in one go, so that no large array is made.
@@ -77,7 +77,7 @@ def is_adapter(directory: pathlib.Path) -> bool:
 
 
 def _has_weights(directory: pathlib.Path) -> bool:
-  return any((directory / file).is_file() for file in (_SINGLE, _INDEX))
+  return any((directory / file).is_file() for file in (SINGLE, INDEX))
 
 
 def _base_of(directory: pathlib.Path) -> pathlib.Path:
@@ -202,21 +202,21 @@ def tensor_files(directory: pathlib.Path) -> dict[str, str]:
     FileNotFoundError: there is none, or not each that the index names.
     ValueError: the index or a file is damaged; there are pickles alone.
   """
-  if (directory / _INDEX).is_file():
+  if (directory / INDEX).is_file():
     return _indexed(directory)
-  if (directory / _SINGLE).is_file():
-    with open_tensors(directory / _SINGLE) as stored:
-      return dict.fromkeys(stored.keys(), _SINGLE)
+  if (directory / SINGLE).is_file():
+    with open_tensors(directory / SINGLE) as stored:
+      return dict.fromkeys(stored.keys(), SINGLE)
   if pickled := sorted(directory.glob('*.bin')):
     raise ValueError(
       f'{pickled[0]} is a pickle, which could run any code and is not read: convert it where you trust it, with '
       'AutoModel….from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True) of transformers.'
     )
-  raise FileNotFoundError(f'No {_SINGLE} and no {_INDEX} in {directory}: download them.')
+  raise FileNotFoundError(f'No {SINGLE} and no {INDEX} in {directory}: download them.')
 
 
 def _indexed(directory: pathlib.Path) -> dict[str, str]:
-  path = directory / _INDEX
+  path = directory / INDEX
   files = read_json(path).get('weight_map')
   if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
     raise ValueError(f'{path} has no weight_map from tensors to files: download it again.')
@@ -226,11 +226,11 @@ def _indexed(directory: pathlib.Path) -> dict[str, str]:
         f'{path} names {file!r}, which is not a file beside it: take the model from where you trust it.'
       )
     if not (directory / file).is_file():
-      raise FileNotFoundError(f'No {directory / file}, which {_INDEX} names: download it again.')
+      raise FileNotFoundError(f'No {directory / file}, which {INDEX} names: download it again.')
     with open_tensors(directory / file) as stored:
       lost = {name for name, where in files.items() if where == file} - set(stored.keys())
     if lost:
       raise ValueError(
-        f'{directory / file} lacks the tensor {min(lost)}, which {_INDEX} places there: download both again.'
+        f'{directory / file} lacks the tensor {min(lost)}, which {INDEX} places there: download both again.'
       )
   return files

@@ -1,7 +1,8 @@
 """A judge's preferences between all of a prompt's responses."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax.types import AllPairsJudge, PreferenceFn, Prompts
 
@@ -22,6 +23,11 @@ def preference_table(
   flat = lambda x: jnp.broadcast_to(x, (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
   preference = preference_fn(prompts, flat(first[:, :, None]), flat(second[:, None]))
   return jnp.asarray(preference).reshape(shape)
+
+
+def are_answers(preference: Float[np.ndarray, '*rows']) -> Bool[np.ndarray, '*rows']:
+  """Whether each is what a judge may answer: P in [0, 1], or NaN, which is no vote."""
+  return np.isnan(preference) | ((preference >= 0) & (preference <= 1))
 
 
 def mean_of_votes(preference: Float[Array, '*rows m']) -> Float[Array, '*rows']:
