@@ -1,6 +1,6 @@
 """Nash learning from human feedback (Munos et al. 2024) in JAX.
 
-The map: `algorithms` is the table of methods, `losses` and `pairwise` their mathematics, `models` what they are made of, and
+The map: `algorithms` is the table of methods, `losses`, `policy_gradient` and `pairwise` their mathematics, `models` what they are made of, and
 `types` what passes between them. `training.loop` runs a method on any iterator of NumPy batches; `games` holds the exact
 theory on tables, `judges` what compares two responses. `data` (seqio) and `cli` (gin) are imported by whoever needs them.
 
@@ -21,7 +21,7 @@ _NAMES = {
   **dict.fromkeys(['Hooks', 'init_state', 'train'], 'training.loop'),
   'Sampling': 'networks.decoding',
 }
-_MODULES = ('algorithms', 'losses', 'pairwise', 'types')
+_MODULES = ('algorithms', 'losses', 'pairwise', 'policy_gradient', 'types')
 
 __all__ = sorted([*_NAMES, *_MODULES])
 

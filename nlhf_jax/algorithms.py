@@ -36,14 +36,13 @@ Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7; of each of the 
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax import losses, pairwise
-from nlhf_jax.judges import tables
+from nlhf_jax import losses, pairwise, policy_gradient
 from nlhf_jax.models import mixture, preference_model, reward_model
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
@@ -61,9 +60,7 @@ from nlhf_jax.types import (
   PolicyParams,
   PreferenceFn,
   PRNGKey,
-  Prompts,
   RewardFn,
-  Scored,
 )
 
 
@@ -98,48 +95,7 @@ def rlhf(
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """KL-regularised policy gradient on a scalar reward."""
-  _check_tau(tau)
-  _check_reuse(policy, reuse)
-
-  def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Scored:
-    (response,) = policy.play(params, [mixture.ONLINE], prompts, rng, num_samples)
-    reference_logp = policy.log_prob(params.named('reference'), prompts, response.tokens)
-    return Scored(prompts, response, None, reference_logp)
-
-  def score(rollout: Scored) -> Scored:
-    reward = reward_fn(rollout.prompts, rollout.response.tokens)
-    # The baseline spans the batch where a prompt has one response: rewards have no natural zero.
-    group = num_samples if num_samples > 1 else reward.shape[0]
-    return rollout._replace(reward=reward, advantage=losses.leave_one_out(reward, group))
-
-  def loss(params: Params, rollout: Scored) -> Losses:
-    token_logp = policy.log_prob(params, rollout.prompts, rollout.response.tokens)
-    reference_logp, mask = rollout.reference_token_logp, rollout.response.mask
-    result = losses.policy_gradient_loss(
-      token_logp,
-      reference_logp,
-      rollout.advantage,
-      mask,
-      tau=tau,
-      group=num_samples,
-      behaviour_token_logp=rollout.response.token_logp,
-      reuse=reuse,
-    )
-    kl = losses.kl_to_reference(token_logp, reference_logp, mask)
-    return _with_metrics(result, kl_to_reference=kl, reward=rollout.reward)
-
-  return Algorithm(
-    policy.init,
-    sample,
-    score,
-    loss,
-    {'reference': parameter_sets.reference()},
-    mixtures=(mixture.ONLINE,),
-    anchor=mixture.REFERENCE,
-    reusable=reuse is not None,
-    scores_jointly=num_samples == 1,
-    fixed_point=FixedPoint(tau, None),
-  )
+  return policy_gradient.on_reward(policy, reward_fn, tau, num_samples, reuse=reuse)
 
 
 def self_play(
@@ -152,7 +108,7 @@ def self_play(
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0."""
-  return _policy_gradient(
+  return policy_gradient.on_preference(
     policy,
     preference_fn,
     mixture.ONLINE,
@@ -175,7 +131,7 @@ def nash_md_pg(
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """The policy against its geometric mixture with the reference: y' ~ π_θ^{1−β} μ^β, per token."""
-  return _policy_gradient(
+  return policy_gradient.on_preference(
     policy,
     preference_fn,
     mixture.between(beta),
@@ -199,7 +155,7 @@ def nash_ema_pg(
 ) -> Algorithm:
   """The policy against its past: y' ~ π_θ̄, θ̄ the exponential moving average of θ with decay κ."""
   sets = {'average': parameter_sets.average(decay)}
-  return _policy_gradient(
+  return policy_gradient.on_preference(
     policy,
     preference_fn,
     mixture.AVERAGE,
@@ -222,7 +178,7 @@ def best_response(
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """The policy against the reference: y' ~ μ. Nash-MD-PG with β = 1."""
-  return _policy_gradient(
+  return policy_gradient.on_preference(
     policy,
     preference_fn,
     mixture.REFERENCE,
@@ -260,7 +216,7 @@ def nash_mp(
   # τ log(π/μ) + (τ/η) log(π/π_θ̄) is (τ + τ/η) times the log-ratio to a geometric mixture of the two.
   anchor = {'reference': tau / (tau + hold), 'average': hold / (tau + hold)}
   sets = {'average': parameter_sets.average(decay)}
-  return _policy_gradient(
+  return policy_gradient.on_preference(
     policy,
     preference_fn,
     mixture.AVERAGE,
@@ -272,109 +228,6 @@ def nash_mp(
     reuse=reuse,
     fixed_point=FixedPoint(tau, 0.0),
   )
-
-
-def _policy_gradient(
-  policy: Policy,
-  preference_fn: PreferenceFn,
-  alternative: MixtureWeights,
-  tau: float,
-  num_samples: int,
-  sets: Mapping[str, ParameterSet] | None = None,
-  anchor: MixtureWeights = mixture.REFERENCE,
-  *,
-  all_pairs: bool = True,
-  reuse: losses.Reuse | None = None,
-  fixed_point: FixedPoint | None = None,
-) -> Algorithm:
-  """Each of a prompt's k responses is judged against all of its alternatives, or (all_pairs=False) against one.
-
-  Where the alternatives are π_θ's too, the k responses are each other's, and nothing else is drawn.
-  """
-  _check_tau(tau)
-  _check_reuse(policy, reuse)
-  each_other = all_pairs and alternative == mixture.ONLINE and num_samples > 1
-  mixtures = (mixture.ONLINE,) if each_other else (mixture.ONLINE, alternative)
-
-  def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Comparison:
-    rollouts = policy.play(params, mixtures, prompts, rng, num_samples)
-    response, other = rollouts[0], rollouts[-1]
-    logp = {
-      name: policy.log_prob(params.named(name), prompts, response.tokens)
-      for name in sorted({'reference', *anchor})
-    }
-    anchor_logp = pairwise.mix(anchor, logp)
-    return Comparison(prompts, response, other, None, logp['reference'], anchor_logp)
-
-  def score(comparison: Comparison) -> Comparison:
-    responses = comparison.prompts, comparison.response.tokens, comparison.alternative.tokens
-    if not all_pairs:
-      preference = preference_fn(*responses)
-      missing = pairwise.known_missing(jnp.isnan(preference)[:, None])
-      return comparison._replace(preference=preference, votes_missing=missing)
-    asked = responses[:2] if each_other else responses
-    table = tables.preference_table(preference_fn, *asked)
-    preference, missing = pairwise.mean_over_opponents(table, each_other=each_other)
-    of_response = table.reshape(-1, table.shape[-1])
-    return comparison._replace(
-      preference=preference, votes_missing=missing, pair_preference=of_response
-    )
-
-  # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
-  leave_one_out = not each_other and num_samples > 1
-  loss = _policy_gradient_loss(policy, tau, num_samples, leave_one_out, reuse)
-  sets = {'reference': parameter_sets.reference()} | dict(sets or {})
-  return Algorithm(
-    policy.init,
-    sample,
-    score,
-    loss,
-    sets,
-    mixtures=mixtures,
-    anchor=anchor,
-    reusable=reuse is not None,
-    fixed_point=fixed_point,
-  )
-
-
-def _policy_gradient_loss(
-  policy: Policy,
-  tau: float,
-  num_samples: int,
-  leave_one_out: bool,
-  reuse: losses.Reuse | None,
-) -> Callable[[Params, Comparison], Losses]:
-  """The loss of `_policy_gradient`; the baseline is the mean of a prompt's other responses, or 1/2."""
-
-  def loss(params: Params, comparison: Comparison) -> Losses:
-    token_logp = policy.log_prob(params, comparison.prompts, comparison.response.tokens)
-    p, mask, voted = comparison.preference, comparison.response.mask, None
-    if comparison.votes_missing is not None:
-      voted = ~jnp.isnan(p)
-      p = jnp.where(voted, p, 0.5)
-    advantage = losses.leave_one_out(p, num_samples, voted) if leave_one_out else p - 0.5
-    anchor_logp = comparison.anchor_token_logp
-    if anchor_logp is None:
-      anchor_logp = comparison.reference_token_logp
-    result = losses.policy_gradient_loss(
-      token_logp,
-      anchor_logp,
-      advantage,
-      mask,
-      tau=tau,
-      group=num_samples,
-      behaviour_token_logp=comparison.response.token_logp,
-      reuse=reuse,
-      counted=voted,
-    )
-    kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
-    result = _with_metrics(result, kl_to_reference=kl, preference=p)
-    if voted is None:
-      return result
-    result = _with_metrics(result, votes_missing=comparison.votes_missing)
-    return result._replace(counted={'preference': voted})
-
-  return loss
 
 
 def online_ipo(
@@ -569,10 +422,6 @@ def dpo(policy: Policy, *, tau: float) -> Algorithm:
   )
 
 
-def _with_metrics(result: Losses, **metrics: Float[Array, 'N']) -> Losses:
-  return result._replace(metrics=result.metrics | metrics)
-
-
 def _as_read(params: PolicyParams, batch: Batch, rng: PRNGKey) -> Batch:
   """Supervised methods learn from the batch as it was read."""
   del params, rng
@@ -581,18 +430,6 @@ def _as_read(params: PolicyParams, batch: Batch, rng: PRNGKey) -> Batch:
 
 def _as_sampled(batch: Batch) -> Batch:
   return batch
-
-
-def _check_reuse(policy: Policy, reuse: losses.Reuse | None) -> None:
-  if reuse is not None and not policy.untruncated:
-    raise ValueError(
-      'Rollouts that were truncated cannot be reused: set reuse to None, or top_k and top_p of the sampling off.'
-    )
-
-
-def _check_tau(tau: float) -> None:
-  if tau < 0:
-    raise ValueError(f'tau must be at least 0, got {tau}.')
 
 
 def _check_positive(name: str, value: float) -> None:

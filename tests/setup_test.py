@@ -71,10 +71,11 @@ FLOORS = {
   'data': 4,
   'training': 4,
   'pairwise': 5,
+  'policy_gradient': 6,
   'planning': 5,
   't5x_bridge': 5,
-  'algorithms': 6,
-  'cli': 7,
+  'algorithms': 7,
+  'cli': 8,
 }
 
 

@@ -1,0 +1,204 @@
+"""Policy gradients: y ~ π_θ earns a reward, or the rate at which it is preferred to an alternative y'.
+
+The gradient is the score function's, and the KL to an anchor is charged to each token as reward-to-go.
+
+Source: Munos et al. (2024), arXiv:2312.00886, eq. 13 (preference) and eq. 16 (reward).
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nlhf_jax import losses, pairwise
+from nlhf_jax.judges import tables
+from nlhf_jax.models import mixture
+from nlhf_jax.training import parameter_sets
+from nlhf_jax.types import (
+  Algorithm,
+  Comparison,
+  FixedPoint,
+  Losses,
+  MixtureWeights,
+  ParameterSet,
+  Params,
+  Policy,
+  PolicyParams,
+  PreferenceFn,
+  PRNGKey,
+  Prompts,
+  RewardFn,
+  Scored,
+)
+
+
+def on_reward(
+  policy: Policy,
+  reward_fn: RewardFn,
+  tau: float,
+  num_samples: int,
+  *,
+  reuse: losses.Reuse | None = None,
+) -> Algorithm:
+  """The method whose k responses to a prompt each earn a reward; their baseline is the mean of the others."""
+  _check_tau(tau)
+  _check_reuse(policy, reuse)
+
+  def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Scored:
+    (response,) = policy.play(params, [mixture.ONLINE], prompts, rng, num_samples)
+    reference_logp = policy.log_prob(params.named('reference'), prompts, response.tokens)
+    return Scored(prompts, response, None, reference_logp)
+
+  def score(rollout: Scored) -> Scored:
+    reward = reward_fn(rollout.prompts, rollout.response.tokens)
+    # The baseline spans the batch where a prompt has one response: rewards have no natural zero.
+    group = num_samples if num_samples > 1 else reward.shape[0]
+    return rollout._replace(reward=reward, advantage=losses.leave_one_out(reward, group))
+
+  def loss(params: Params, rollout: Scored) -> Losses:
+    token_logp = policy.log_prob(params, rollout.prompts, rollout.response.tokens)
+    reference_logp, mask = rollout.reference_token_logp, rollout.response.mask
+    result = losses.policy_gradient_loss(
+      token_logp,
+      reference_logp,
+      rollout.advantage,
+      mask,
+      tau=tau,
+      group=num_samples,
+      behaviour_token_logp=rollout.response.token_logp,
+      reuse=reuse,
+    )
+    kl = losses.kl_to_reference(token_logp, reference_logp, mask)
+    return _with_metrics(result, kl_to_reference=kl, reward=rollout.reward)
+
+  return Algorithm(
+    policy.init,
+    sample,
+    score,
+    loss,
+    {'reference': parameter_sets.reference()},
+    mixtures=(mixture.ONLINE,),
+    anchor=mixture.REFERENCE,
+    reusable=reuse is not None,
+    scores_jointly=num_samples == 1,
+    fixed_point=FixedPoint(tau, None),
+  )
+
+
+def on_preference(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  alternative: MixtureWeights,
+  tau: float,
+  num_samples: int,
+  sets: Mapping[str, ParameterSet] | None = None,
+  anchor: MixtureWeights = mixture.REFERENCE,
+  *,
+  all_pairs: bool = True,
+  reuse: losses.Reuse | None = None,
+  fixed_point: FixedPoint | None = None,
+) -> Algorithm:
+  """The method whose k responses to a prompt are each judged against all of its alternatives, or (all_pairs=False) one.
+
+  Where the alternatives are π_θ's too, the k responses are each other's, and nothing else is drawn.
+  """
+  _check_tau(tau)
+  _check_reuse(policy, reuse)
+  each_other = all_pairs and alternative == mixture.ONLINE and num_samples > 1
+  mixtures = (mixture.ONLINE,) if each_other else (mixture.ONLINE, alternative)
+
+  def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Comparison:
+    rollouts = policy.play(params, mixtures, prompts, rng, num_samples)
+    response, other = rollouts[0], rollouts[-1]
+    logp = {
+      name: policy.log_prob(params.named(name), prompts, response.tokens)
+      for name in sorted({'reference', *anchor})
+    }
+    anchor_logp = pairwise.mix(anchor, logp)
+    return Comparison(prompts, response, other, None, logp['reference'], anchor_logp)
+
+  def score(comparison: Comparison) -> Comparison:
+    responses = comparison.prompts, comparison.response.tokens, comparison.alternative.tokens
+    if not all_pairs:
+      preference = preference_fn(*responses)
+      missing = pairwise.known_missing(jnp.isnan(preference)[:, None])
+      return comparison._replace(preference=preference, votes_missing=missing)
+    asked = responses[:2] if each_other else responses
+    table = tables.preference_table(preference_fn, *asked)
+    preference, missing = pairwise.mean_over_opponents(table, each_other=each_other)
+    of_response = table.reshape(-1, table.shape[-1])
+    return comparison._replace(
+      preference=preference, votes_missing=missing, pair_preference=of_response
+    )
+
+  # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
+  leave_one_out = not each_other and num_samples > 1
+  loss = _preference_loss(policy, tau, num_samples, leave_one_out, reuse)
+  sets = {'reference': parameter_sets.reference()} | dict(sets or {})
+  return Algorithm(
+    policy.init,
+    sample,
+    score,
+    loss,
+    sets,
+    mixtures=mixtures,
+    anchor=anchor,
+    reusable=reuse is not None,
+    fixed_point=fixed_point,
+  )
+
+
+def _preference_loss(
+  policy: Policy,
+  tau: float,
+  num_samples: int,
+  leave_one_out: bool,
+  reuse: losses.Reuse | None,
+) -> Callable[[Params, Comparison], Losses]:
+  """The loss of `on_preference`; the baseline is the mean of a prompt's other responses, or 1/2."""
+
+  def loss(params: Params, comparison: Comparison) -> Losses:
+    token_logp = policy.log_prob(params, comparison.prompts, comparison.response.tokens)
+    p, mask, voted = comparison.preference, comparison.response.mask, None
+    if comparison.votes_missing is not None:
+      voted = ~jnp.isnan(p)
+      p = jnp.where(voted, p, 0.5)
+    advantage = losses.leave_one_out(p, num_samples, voted) if leave_one_out else p - 0.5
+    anchor_logp = comparison.anchor_token_logp
+    if anchor_logp is None:
+      anchor_logp = comparison.reference_token_logp
+    result = losses.policy_gradient_loss(
+      token_logp,
+      anchor_logp,
+      advantage,
+      mask,
+      tau=tau,
+      group=num_samples,
+      behaviour_token_logp=comparison.response.token_logp,
+      reuse=reuse,
+      counted=voted,
+    )
+    kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
+    result = _with_metrics(result, kl_to_reference=kl, preference=p)
+    if voted is None:
+      return result
+    result = _with_metrics(result, votes_missing=comparison.votes_missing)
+    return result._replace(counted={'preference': voted})
+
+  return loss
+
+
+def _with_metrics(result: Losses, **metrics: Float[Array, 'N']) -> Losses:
+  return result._replace(metrics=result.metrics | metrics)
+
+
+def _check_reuse(policy: Policy, reuse: losses.Reuse | None) -> None:
+  if reuse is not None and not policy.untruncated:
+    raise ValueError(
+      'Rollouts that were truncated cannot be reused: set reuse to None, or top_k and top_p of the sampling off.'
+    )
+
+
+def _check_tau(tau: float) -> None:
+  if tau < 0:
+    raise ValueError(f'tau must be at least 0, got {tau}.')
