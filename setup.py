@@ -38,6 +38,7 @@ setuptools.setup(
     'gin-config>=0.5',
     # clu's writers import TensorFlow wherever they are imported; these do not.
     'tensorboardX>=2.6',
+    'beartype>=0.20',
     'jaxtyping>=0.3',
     'safetensors>=0.6',
     'tensorstore>=0.1.70',
@@ -77,7 +78,6 @@ setuptools.setup(
     'test': [
       'pytest>=8',
       'pytest-xdist>=3.6',
-      'beartype>=0.20',
       'mypy>=2.0',
       'ruff>=0.12',
       'gguf>=0.17',

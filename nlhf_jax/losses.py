@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from nlhf_jax.arguments import NonNegative, Positive
 from nlhf_jax.types import Losses
 
 
@@ -65,7 +66,7 @@ def exact_ratio() -> Reuse:
   return terms
 
 
-def clipped_ratio(epsilon: float = 0.2) -> Reuse:
+def clipped_ratio(epsilon: Positive = 0.2) -> Reuse:
   """PPO's min(ρ A, clip(ρ, 1 ± ε) A) of each token: biased, and a trust region, since no token gains from going further.
 
   Args:
@@ -94,7 +95,7 @@ def policy_gradient_loss(
   advantage: Float[Array, 'N'],
   mask: Bool[Array, 'N T'],
   *,
-  tau: float,
+  tau: NonNegative,
   group: int = 1,
   behaviour_token_logp: Float[Array, 'N T'] | None = None,
   reuse: Reuse | None = None,

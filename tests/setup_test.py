@@ -59,6 +59,7 @@ def test_public_names_import_on_first_use():
 
 FLOORS = {
   'types': 0,
+  'arguments': 0,
   'losses': 1,
   'networks': 1,
   'games': 1,

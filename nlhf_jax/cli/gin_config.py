@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import gin
 
 import nlhf_jax
+from nlhf_jax.cli import bound, gin_files
 
 _PACKAGE = pathlib.Path(nlhf_jax.__file__).resolve().parent
 # Holds `configs/`: the package itself where it was installed, the repository where it is worked on.
@@ -28,6 +29,7 @@ _MISTAKES = (
   NameError,
   OSError,
   RuntimeError,
+  SyntaxError,
   TypeError,
   ValueError,
 )
@@ -82,6 +84,7 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
   gin.clear_config()
   _read_plain_files_only()
   search_paths = [*source.search_paths, str(ROOT)]
+  gin.config._LOCATION_PREFIXES[1:] = []
   for path in search_paths:
     gin.add_config_file_search_path(path)
   _check_files([file for layer in source.layers for file in layer.files], search_paths)
@@ -91,6 +94,8 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
       _bind(source.if_asked, ignore_unknown_macros=True)
       _bind(bindings, source.ignore_unknown_macros)
     gin.finalize()
+    place = functools.partial(bound.place_of, layers=source.layers, search_paths=search_paths)
+    bound.check(described, place)
     return _call(described)
   except _MISTAKES as error:
     raise ValueError(_explain(error)) from error
@@ -108,7 +113,7 @@ def from_text(described: Callable[..., Any], text: str, bindings: Sequence[str] 
 
 
 def _call(described: Callable[..., Any]) -> Configured:
-  fields, flags = _resolve(described)
+  fields, flags = bound.fields_and_flags(described)
   with _naming(flags):
     return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags)
 
@@ -137,7 +142,7 @@ def _read_plain_files_only() -> None:
   It is asked before the search paths are. Of each file that is on one of these it reports that it is not found, and where
   `configs` looks like a package without an __init__.py, it fails.
   """
-  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+  gin.config._FILE_READERS[:] = [(gin_files.read, os.path.isfile)]
 
 
 def _check_files(files: Sequence[str | pathlib.Path], search_paths: Sequence[str]) -> None:
@@ -194,75 +199,10 @@ def _macro(binding: str) -> str | None:
   return name if re.fullmatch(r'\w+', name) else None
 
 
-def _resolve(described: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, str]]:
-  """All parameters that reach an object through references, and the flags that set them."""
-  config = gin.config._CONFIG
-  queue: list[tuple[tuple[str, ...], str]] = [((), full_name(described))]
-  seen: set[tuple[tuple[str, ...], str]] = set()
-  fields: dict[str, Any] = {}
-  flags: dict[str, str] = {}
-
-  def value_of(value: Any, scopes: tuple[str, ...]) -> Any:
-    if isinstance(value, gin.config.ConfigurableReference):
-      scope, selector = value.config_key
-      if selector == 'gin.macro':
-        return value_of(config[scope, selector]['value'], scopes)
-      inner = tuple(value.scopes) or scopes
-      queue.append((inner, selector))
-      name = '/'.join([*inner, _short(selector)])
-      return f'@{name}()' if value.evaluate else f'@{name}'
-    if isinstance(value, dict):
-      return {str(k): value_of(x, scopes) for k, x in value.items()}
-    if isinstance(value, list | tuple):
-      return [value_of(x, scopes) for x in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-  while queue:
-    scopes, selector = queue.pop(0)
-    if (scopes, selector) in seen:
-      continue
-    seen.add((scopes, selector))
-    for parameter, value in sorted(_bindings(scopes, selector).items()):
-      name = '/'.join([*scopes, f'{_short(selector)}.{parameter}'])
-      fields[name] = value_of(value, scopes)
-      flags.setdefault(parameter, _flag(name, value))
-  for parameter in getattr(described, '_fields', ()):
-    flags.setdefault(parameter, f'--gin.{_short(full_name(described))}.{parameter}')
-  return dict(sorted(fields.items())), flags
-
-
-def full_name(described: Callable[..., Any]) -> str:
-  """What gin calls a function or class."""
-  return f'{described.__module__}.{described.__qualname__}'
-
-
-def _short(selector: str) -> str:
-  """As gin files write it: module and name."""
-  return '.'.join(selector.split('.')[-2:])
-
-
-def keys(scopes: tuple[str, ...], selector: str) -> list[tuple[str, str]]:
-  """Where gin keeps what is bound in a scope, inner scopes last: they win."""
-  return [('/'.join(scopes[:n]), selector) for n in range(len(scopes) + 1)]
-
-
-def _bindings(scopes: tuple[str, ...], selector: str) -> dict[str, Any]:
-  result: dict[str, Any] = {}
-  for key in keys(scopes, selector):
-    result |= gin.config._CONFIG.get(key, {})
-  return result
-
-
-def _flag(name: str, value: Any) -> str:
-  is_reference = isinstance(value, gin.config.ConfigurableReference)
-  if is_reference and value.config_key[1] == 'gin.macro':
-    macro = value.config_key[0]
-    return '--data_dir' if macro == 'DATA_DIR' else f'--gin.{macro}'
-  return f'--gin.{name}'
-
-
 def _explain(error: Exception) -> str:
   """gin's message in one line, with the nearest name that exists."""
+  if isinstance(error, SyntaxError):
+    return gin_files.explain(error)
   text = one_line(error)
   match = re.search(r"(?:module '([\w.]+)'.*|<module '([\w.]+)'.*)has no attribute '?(\w+)'?", text)
   if match:
@@ -273,6 +213,8 @@ def _explain(error: Exception) -> str:
     return text + _nearest(match[2], {name for module in modules for name in dir(module)})
   if missing := re.search(r'[Rr]equired bindings for .*', text):
     return f'Something must be set: {missing[0]}'
+  if missing := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', text):
+    return f'Something must be set: {missing[1]}.'
   return text
 
 

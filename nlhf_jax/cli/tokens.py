@@ -11,7 +11,7 @@ from typing import Any
 
 import gin
 
-from nlhf_jax.cli import gin_config
+from nlhf_jax.cli import bound, gin_config
 
 _DATA = 'nlhf_jax.data.'
 _FILES = f'{_DATA}token_files'
@@ -75,14 +75,14 @@ class _Replacement:
   def replace(self, described: Callable[..., Any]) -> Config:
     """All that can reach what is described, in the scopes in which it was bound."""
     result: Config = {}
-    queue: list[tuple[Scopes, str]] = [((), gin_config.full_name(described))]
+    queue: list[tuple[Scopes, str]] = [((), bound.full_name(described))]
     seen = set()
     while queue:
       scopes, selector = queue.pop(0)
       if (scopes, selector) in seen:
         continue
       seen.add((scopes, selector))
-      for key in gin_config.keys(scopes, selector):
+      for key in bound.keys(scopes, selector):
         for parameter, value in self._config.get(key, {}).items():
           value = self._without_data(value, scopes, _flag(key, parameter))
           result.setdefault(key, {})[parameter] = value
@@ -123,13 +123,13 @@ class _Replacement:
     """A rater that reads no words of its own is one of `models.rater`, which needs no vocabulary."""
     from nlhf_jax.data import chat_raters
 
-    bound = {**settings, 'template': chat_raters.CONVERSATION}
-    self._config.setdefault(('/'.join(scopes), _RATER), {}).update(bound)
+    asked = {**settings, 'template': chat_raters.CONVERSATION}
+    self._config.setdefault(('/'.join(scopes), _RATER), {}).update(asked)
     return gin.config.ConfigurableReference('/'.join([*scopes, _RATER]), True)
 
   def _bindings(self, scopes: Scopes, selector: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for key in gin_config.keys(scopes, selector):
+    for key in bound.keys(scopes, selector):
       result |= self._config.get(key, {})
     return result
 

@@ -14,6 +14,7 @@ import numpy as np
 import seqio
 from jaxtyping import Float, Int
 
+from nlhf_jax.arguments import Count, CountOrZero, Seed
 from nlhf_jax.data import pipeline, tasks, vocabularies
 from nlhf_jax.data import prompts as prompt_texts
 from nlhf_jax.data.word_vocabulary import WordVocabulary
@@ -41,7 +42,7 @@ class Corpus(NamedTuple):
   splits: dict[str, range]
   vocabulary: seqio.Vocabulary
   # Of demonstrations and comparisons.
-  seed: int
+  seed: Seed
   # Tokens that responses are made of, and their texts; those of extracts are the markers of sentences.
   words: dict[int, str]
 
@@ -58,7 +59,7 @@ def vocabulary() -> seqio.Vocabulary:
 
 
 @functools.cache
-def headlines(num_train: int | None = None, num_test: int = 400, seed: int = 0) -> Corpus:
+def headlines(num_train: Count | None = None, num_test: Count = 400, seed: Seed = 0) -> Corpus:
   """Stories of a day, and headlines of one or two of them (`judges.headlines`).
 
   Args:
@@ -81,7 +82,9 @@ def headlines(num_train: int | None = None, num_test: int = 400, seed: int = 0) 
 
 
 @functools.cache
-def generated_extracts(num_train: int | None = None, num_test: int = 400, seed: int = 0) -> Corpus:
+def generated_extracts(
+  num_train: Count | None = None, num_test: Count = 400, seed: Seed = 0
+) -> Corpus:
   """Generated posts of up to eight sentences, and extracts of one to three of them: 400 responses.
 
   Arguments as of `headlines`.
@@ -92,7 +95,9 @@ def generated_extracts(num_train: int | None = None, num_test: int = 400, seed: 
 
 
 @functools.cache
-def scitldr(data_dir: str, vocabulary_file: str, extra_ids: int = 100, seed: int = 0) -> Corpus:
+def scitldr(
+  data_dir: str, vocabulary_file: str, extra_ids: CountOrZero = 100, seed: Seed = 0
+) -> Corpus:
   """SciTLDR (Cachola et al. 2020) as train.jsonl and valid.jsonl of the `tldr_3_filtered` schema in `data_dir`.
 
   The last posts of train.jsonl are the split 'validation', those of valid.jsonl 'test'.
@@ -194,7 +199,7 @@ def prompts(corpus: Corpus) -> seqio.Task | pipeline.Stream:
   return _view(corpus, 'prompts', lambda number: [_row(corpus, number)])
 
 
-def renderer(corpus: Corpus, max_length: int) -> extracts.Render:
+def renderer(corpus: Corpus, max_length: Count) -> extracts.Render:
   """What raters read for an extract: its sentences, of at most `max_length` tokens."""
   return extracts.renderer(tuple(corpus.words), max_length)
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import seqio
 
+from nlhf_jax.arguments import Count, CountOrZero, Seed
 from nlhf_jax.data import batching, encoded
 from nlhf_jax.data.batching import Batch
 from nlhf_jax.types import Comparison, Demonstration, Prompts, Rollout
@@ -36,14 +37,14 @@ def batches(
   task: seqio.Task | Stream,
   *,
   split: str,
-  batch_size: int,
-  prompt_length: int,
-  response_length: int,
-  responses_per_prompt: int = 1,
-  num_prompt_lengths: int = 1,
-  num_response_lengths: int = 1,
-  start: int = 0,
-  seed: int = 0,
+  batch_size: Count,
+  prompt_length: Count,
+  response_length: Count,
+  responses_per_prompt: Count = 1,
+  num_prompt_lengths: Count = 1,
+  num_response_lengths: Count = 1,
+  start: CountOrZero = 0,
+  seed: Seed = 0,
 ) -> Iterator[Batch]:
   """Endless shuffled batches; what they hold follows the task's features.
 
@@ -83,10 +84,10 @@ def batches(
 def shapes(
   kind: type,
   *,
-  batch_size: int,
-  prompt_length: int,
-  response_length: int,
-  responses_per_prompt: int = 1,
+  batch_size: Count,
+  prompt_length: Count,
+  response_length: Count,
+  responses_per_prompt: Count = 1,
 ) -> Batch:
   """What the largest batches look like, without any data.
 
@@ -143,9 +144,9 @@ def load_split(
   task: seqio.Task | Stream,
   *,
   split: str,
-  prompt_length: int,
-  response_length: int,
-  limit: int | None = None,
+  prompt_length: Count,
+  response_length: Count,
+  limit: Count | None = None,
 ) -> Batch:
   """All of a split as one batch, in the task's order.
 

@@ -14,6 +14,7 @@ import seqio
 import tokenizers
 from jaxtyping import Bool
 
+from nlhf_jax.arguments import Count, CountOrZero
 from nlhf_jax.data import chat_templates, special_tokens
 from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
 from nlhf_jax.data.word_vocabulary import WordVocabulary
@@ -22,7 +23,7 @@ from nlhf_jax.judges import llm, text
 from nlhf_jax.types import EOS, PAD, PreferenceFn
 
 
-def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabulary:
+def sentencepiece(path: str, extra_ids: CountOrZero = 0) -> seqio.SentencePieceVocabulary:
   """A SentencePiece model, with `extra_ids` sentinels at the end as in T5.
 
   Raises:
@@ -33,7 +34,7 @@ def sentencepiece(path: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
   return seqio.SentencePieceVocabulary(path, extra_ids=extra_ids)
 
 
-def byte(extra_ids: int = 0) -> seqio.ByteVocabulary:
+def byte(extra_ids: CountOrZero = 0) -> seqio.ByteVocabulary:
   """UTF-8 bytes, offset by 3."""
   return seqio.ByteVocabulary(extra_ids=extra_ids)
 
@@ -112,7 +113,7 @@ def encode_prompt(
   vocabulary: seqio.Vocabulary,
   prompt: str,
   messages: chat_templates.Messages | None = None,
-  max_length: int | None = None,
+  max_length: Count | None = None,
 ) -> tuple[list[int], bool]:
   """A prompt's tokens, and whether it is longer than `max_length`.
 

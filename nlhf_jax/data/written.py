@@ -13,6 +13,7 @@ import numpy as np
 import seqio
 from jaxtyping import Float
 
+from nlhf_jax.arguments import Count, Decay, Seed
 from nlhf_jax.data import tasks, vocabularies
 from nlhf_jax.judges import extracts, posts, text
 from nlhf_jax.types import PreferenceFn
@@ -29,15 +30,15 @@ class Abstracts(NamedTuple):
   splits: dict[str, list[int]]
   vocabulary: seqio.Vocabulary
   # Of comparisons.
-  seed: int
+  seed: Seed
 
 
 def scitldr(
   data_dir: str,
   vocabulary: seqio.Vocabulary,
-  num_sentences: int | None = None,
-  validation_share: float = 0.1,
-  seed: int = 0,
+  num_sentences: Count | None = None,
+  validation_share: Decay = 0.1,
+  seed: Seed = 0,
 ) -> Abstracts:
   """train.jsonl and valid.jsonl of the `tldr_3_filtered` schema; a prompt is a title, and how an abstract begins.
 
@@ -62,7 +63,7 @@ def scitldr(
   return result
 
 
-def demonstrations(abstracts: Abstracts, max_tokens: int | None = None) -> seqio.Task:
+def demonstrations(abstracts: Abstracts, max_tokens: Count | None = None) -> seqio.Task:
   """The human summaries.
 
   Args:
@@ -83,7 +84,7 @@ def prompts(abstracts: Abstracts) -> seqio.Task:
   return _task(abstracts, 'prompts', lambda number: [{}])
 
 
-def comparisons(abstracts: Abstracts, per_post: int = 4) -> seqio.Task:
+def comparisons(abstracts: Abstracts, per_post: Count = 4) -> seqio.Task:
   """Pairs of different texts, human summaries and random extracts of one to three sentences, with their shares of votes."""
 
   def rows(number):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from nlhf_jax.arguments import Count, Seed
 from nlhf_jax.evaluation.contestants import Contestant, as_text, batches, sampler
 from nlhf_jax.judges import tables
 from nlhf_jax.runtime import atomic, fingerprints, progress, run_directory
@@ -37,12 +38,12 @@ class Collection(NamedTuple):
   # Tokens to text.
   decode: Callable[[Sequence[int]], str]
   # Responses of each policy to each prompt.
-  num_samples: int = 4
+  num_samples: Count = 4
   # Of a prompt's responses, drawn at random among those that differ; None: all.
-  num_pairs: int | None = None
-  seed: int = 0
+  num_pairs: Count | None = None
+  seed: Seed = 0
   # Prompts to a call of a policy or of the judge.
-  batch_size: int = 32
+  batch_size: Count = 32
 
 
 def collect(

@@ -7,6 +7,7 @@ that got there on its training prompts alone.
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from nlhf_jax.arguments import Count, NonNegative
 from nlhf_jax.evaluation import exact
 from nlhf_jax.types import Batch, Enumeration, FixedPoint, Params, Policy, Prompts
 
@@ -22,9 +23,9 @@ class Measured(NamedTuple):
   # All responses to them.
   enumeration: Callable[[Prompts], Enumeration]
   # Of the regularised game whose duality gap is taken.
-  tau: float
+  tau: NonNegative
   # Steps; a multiple of the run's log_every.
-  every: int = 50
+  every: Count = 50
   # Where the policy should end; None: where the run's method stops.
   fixed_point: FixedPoint | None = None
   # start -> batches of prompts without end, where there are such (`training.diagnosis`).

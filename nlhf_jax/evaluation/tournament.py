@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from jaxtyping import Float, Int
 
+from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Seed
 from nlhf_jax.evaluation import exact, report, win_rates
 from nlhf_jax.evaluation.contestants import Contestant, as_text, draw
 from nlhf_jax.runtime import progress
@@ -32,15 +33,15 @@ class Evaluation(NamedTuple):
   # Tokens to text.
   decode: Callable[[Sequence[int]], str]
   # Responses of each contestant to each prompt.
-  num_samples: int = 4
-  seed: int = 0
+  num_samples: Count = 4
+  seed: Seed = 0
   # Prompts to a call of a policy or of the judge.
-  batch_size: int = 50
+  batch_size: Count = 50
   enumeration: Callable[[Prompts], Enumeration] | None = None
   # Prompts that the policies were trained on: exact play shows whether they learnt them by heart.
   train_prompts: Callable[[], Prompts] | None = None
   # Of the regularised game whose duality gap is reported.
-  tau: float = 0.05
+  tau: NonNegative = 0.05
   # A label: worst cases are compared with this contestant's.
   baseline: str | None = None
   # A label: this contestant is μ; None: the first one is.
@@ -48,7 +49,7 @@ class Evaluation(NamedTuple):
   # Exact play has Nash-MD's fixed points at these β too.
   betas: tuple[float, ...] = ()
   # Prompts whose responses the report shows.
-  num_shown: int = 8
+  num_shown: CountOrZero = 8
 
 
 class Played(NamedTuple):
@@ -200,8 +201,8 @@ def sample(
   contestant: Contestant,
   texts: Sequence[str],
   *,
-  num_samples: int,
-  seed: int,
+  num_samples: Count,
+  seed: Seed,
 ) -> list[tuple[str, list[str]]]:
   """Responses to prompts given as text, or to the held-out prompts where there are none.
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from nlhf_jax.arguments import CountOrZero
 from nlhf_jax.formats import hf_directory, hf_layout, hf_models, peft_reader
 from nlhf_jax.networks import layers, llama
 from nlhf_jax.runtime import run_directory
@@ -42,9 +43,9 @@ class Ids(NamedTuple):
   """Two ids of a vocabulary, where a model does not give them, or gives others than are of use here."""
 
   # Padding; None: that of the model, and 0 where it gives none.
-  pad: int | None = None
+  pad: CountOrZero | None = None
   # Ends a response, and is written where it ends; None: the first that the model gives.
-  eos: int | None = None
+  eos: CountOrZero | None = None
 
 
 AS_GIVEN = Ids()
@@ -53,9 +54,9 @@ AS_GIVEN = Ids()
 class SpecialIds(NamedTuple):
   """What padding and ends are in a model's own vocabulary."""
 
-  pad: int
+  pad: CountOrZero
   # Written where a response ends.
-  eos: int
+  eos: CountOrZero
   # End a response too.
   other_ends: tuple[int, ...] = ()
 

@@ -5,6 +5,8 @@ import os
 import re
 from typing import NamedTuple
 
+from nlhf_jax.arguments import Count, CountOrZero, Positive
+
 _HOST = r'(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)'
 
 
@@ -15,20 +17,20 @@ class Server(NamedTuple):
   # The environment variable that holds the key; where it is not set, none is sent.
   key_variable: str = 'OPENAI_API_KEY'
   # Calls at a time.
-  concurrency: int = 8
+  concurrency: Count = 8
   # Seconds for one call.
-  timeout: float = 60.0
+  timeout: Positive = 60.0
   # Of a call that met a rate limit, an error of the server, no connection or no answer in time.
-  num_retries: int = 5
+  num_retries: CountOrZero = 5
 
 
 class Budget(NamedTuple):
   """What may be spent; None: no limit."""
 
   # Requests, retries among them.
-  max_calls: int | None = None
+  max_calls: Count | None = None
   # Of questions and answers, as the server counts them; one for every three characters where it does not.
-  max_tokens_total: int | None = None
+  max_tokens_total: Count | None = None
 
 
 def validate(server: Server) -> None:

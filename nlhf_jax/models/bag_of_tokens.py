@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from nlhf_jax.arguments import Count, NonNegative
 from nlhf_jax.models.rater import Rater, Render, as_written
 from nlhf_jax.types import EOS, Params, PRNGKey, Prompts
 
@@ -32,11 +33,11 @@ _SCALE = 0.2
 
 def rater(
   token_features: Float[np.ndarray, 'V F'],
-  num_features: int | None = 16,
+  num_features: Count | None = 16,
   *,
-  min_frequency: float = 0.5,
-  embedding_size: int = 8,
-  hidden_size: int = 64,
+  min_frequency: NonNegative = 0.5,
+  embedding_size: Count = 8,
+  hidden_size: Count = 64,
   separators: tuple[int, ...] = (),
   render: Render = as_written,
 ) -> Rater:

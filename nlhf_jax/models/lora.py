@@ -12,6 +12,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from nlhf_jax.arguments import Count, Positive
 from nlhf_jax.types import Adapted, Params, PolicyParams, PRNGKey
 
 # A named tuple of functions of parameters: a policy, a preference or a reward model.
@@ -21,8 +22,8 @@ Model = TypeVar('Model', bound=Any)
 class Lora(NamedTuple):
   """Which kernels get adapters, and how large."""
 
-  rank: int = 16
-  alpha: float = 32.0
+  rank: Count = 16
+  alpha: Positive = 32.0
   targets: tuple[str, ...] = ('query', 'key', 'value', 'out', 'wi_0', 'wi_1', 'wi', 'wo')
   # Parts of the model that are trained in full, where it has them: the head of a rater.
   in_full: tuple[str, ...] = ('head',)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.arguments import Count
 from nlhf_jax.models import mixture
 from nlhf_jax.networks import axes, decoding
 from nlhf_jax.networks.network import Decoder, Network, hidden_and_head, map_in_chunks
@@ -15,7 +16,9 @@ from nlhf_jax.types import EOS, PAD, Params, Policy, PolicyParams, Prompts, Roll
 _NEVER = -1e10
 
 
-def from_network(network: Network, sampling: decoding.Sampling, max_logits: int = 2**28) -> Policy:
+def from_network(
+  network: Network, sampling: decoding.Sampling, max_logits: Count = 2**28
+) -> Policy:
   """The policy of a network: `encode` reads the prompt, `decode` writes the response.
 
   Args:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.arguments import Count, Positive
 from nlhf_jax.networks import axes
 from nlhf_jax.networks.network import Network, hidden_and_head
 from nlhf_jax.types import EOS, PAD, Params, PRNGKey, Prompts, Template
@@ -98,7 +99,7 @@ def answer_logits(first_id: int, second_id: int) -> Head:
   return Head(score)
 
 
-def linear(num_features: int | None = None, scale: float = 1.0) -> Head:
+def linear(num_features: Count | None = None, scale: Positive = 1.0) -> Head:
   """A linear map of the hidden state, with weights of its own: to a vector, or (None) to one number.
 
   Args:

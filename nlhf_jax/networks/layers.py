@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.linen import partitioning
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.arguments import Count, Positive
 from nlhf_jax.networks import axes, matmul
 
 
@@ -53,7 +54,7 @@ class LayerNorm(nn.Module):
   """RMS norm: a scale, no mean and no bias; in float32."""
 
   dtype: Any = jnp.float32
-  epsilon: float = 1e-6
+  epsilon: Positive = 1e-6
   # The logical axis that it is over.
   axis: str = 'embed'
   # What is added to the scale.
@@ -111,7 +112,7 @@ class Embed(nn.Module):
 class MlpBlock(nn.Module):
   """Gated feed-forward: (act(x W_0) · x W_1) W_o; with one activation, act(x W) W_o."""
 
-  mlp_dim: int
+  mlp_dim: Count
   activations: Sequence[str]
   dropout_rate: float
   dtype: Any = jnp.float32

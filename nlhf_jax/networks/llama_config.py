@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from nlhf_jax.arguments import Count, Positive
 from nlhf_jax.networks import layers, rope
 
 
@@ -12,17 +13,17 @@ from nlhf_jax.networks import layers, rope
 class LlamaConfig:
   """The sizes of a decoder-only network."""
 
-  vocab_size: int
+  vocab_size: Count
   # Of activations; parameters and logits are float32.
   dtype: Any = jnp.float32
-  emb_dim: int = 576
-  num_heads: int = 9
+  emb_dim: Count = 576
+  num_heads: Count = 9
   # Each serves num_heads / num_kv_heads heads of queries.
-  num_kv_heads: int = 3
-  num_layers: int = 30
-  head_dim: int = 64
-  mlp_dim: int = 1536
-  rope_base: float = 1e4
+  num_kv_heads: Count = 3
+  num_layers: Count = 30
+  head_dim: Count = 64
+  mlp_dim: Count = 1536
+  rope_base: Positive = 1e4
   rope_scaling: rope.Scaling | None = None
   norm_epsilon: float = 1e-5
   # Qwen2.5 has biases on queries, keys and values.

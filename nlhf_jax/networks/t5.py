@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nlhf_jax.arguments import Count
 from nlhf_jax.networks import attention, layers, network, pointer, position_bias
 from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD
@@ -20,15 +21,15 @@ from nlhf_jax.types import PAD
 class T5Config:
   """The sizes of a T5; the defaults are T5X's."""
 
-  vocab_size: int
+  vocab_size: Count
   # Of activations; parameters and logits are float32.
   dtype: Any = jnp.float32
-  emb_dim: int = 512
-  num_heads: int = 8
-  num_encoder_layers: int = 6
-  num_decoder_layers: int = 6
-  head_dim: int = 64
-  mlp_dim: int = 2048
+  emb_dim: Count = 512
+  num_heads: Count = 8
+  num_encoder_layers: Count = 6
+  num_decoder_layers: Count = 6
+  head_dim: Count = 64
+  mlp_dim: Count = 2048
   mlp_activations: Sequence[str] = ('relu',)
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False

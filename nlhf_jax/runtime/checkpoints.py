@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
+from nlhf_jax.arguments import Count, CountOrZero
 from nlhf_jax.runtime import checkpoint_files, processes
 from nlhf_jax.runtime.checkpoint_files import CorruptCheckpointError
 from nlhf_jax.types import Params, PolicyParams, TrainState
@@ -29,11 +30,11 @@ class Keep(NamedTuple):
   """Which checkpoints stay; any reason will do."""
 
   # The newest; None: all.
-  last: int | None = 2
+  last: Count | None = 2
   # Those whose step is a multiple of it.
-  every: int | None = None
+  every: Count | None = None
   # Those with the best metric.
-  best: int = 0
+  best: CountOrZero = 0
   # Of the log lines.
   metric: str = 'loss'
   # Whether more is better.

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nlhf_jax.arguments import AxisSize
 from nlhf_jax.networks import axes
 from nlhf_jax.types import Params, PolicyParams, TrainState
 
@@ -32,9 +33,9 @@ RULES: axes.Rules = (
 class Devices(NamedTuple):
   """Number of devices of a mesh along each axis; −1, of one of them: all that are left."""
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: AxisSize = -1
+  fsdp: AxisSize = 1
+  tensor: AxisSize = 1
 
 
 def resolve_devices(devices: Devices, number: int) -> Devices:

@@ -8,12 +8,13 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import optax
 
+from nlhf_jax.arguments import Count, DType, Seed
 from nlhf_jax.evaluation import distance
 from nlhf_jax.models import lora, preference_model, reward_model
+from nlhf_jax.networks.network import Network
 from nlhf_jax.runtime import checkpoints, metrics, partitioning
 from nlhf_jax.training import traces
 from nlhf_jax.types import (
@@ -45,7 +46,7 @@ class FeedbackSource(NamedTuple):
   # Whose weights they are.
   run: str | Start
   # To keep them in; None: as they were trained.
-  dtype: str | None = None
+  dtype: DType | None = None
 
 
 class Experiment(NamedTuple):
@@ -60,7 +61,7 @@ class Experiment(NamedTuple):
   # start -> batches from that number on.
   batches: Callable[..., Iterator[Batch]]
   optimizer: optax.GradientTransformation
-  num_steps: int
+  num_steps: Count
   # Kind of batch -> its shapes; None: a batch is read.
   shapes: Callable[[type], Batch] | None = None
   # A judge or a reward: a function (an exact judge, a rule, a model behind an API), or one that another run trained.
@@ -72,7 +73,7 @@ class Experiment(NamedTuple):
   # Parameter sets besides the method's own, or in their place: an average to evaluate, a magnet for μ.
   sets: Mapping[str, ParameterSet] = {}
   # The model's, for those who take its weights elsewhere.
-  network: nn.Module | None = None
+  network: Network | None = None
   # Comparisons that a judge is tested on, once it is trained.
   held_out: Callable[[], Comparison] | None = None
   # All responses to their prompts, where they can be enumerated: the judge is tested on all pairs, too.
@@ -83,20 +84,20 @@ class Experiment(NamedTuple):
   traced: traces.Traces | None = None
   # To whom metrics are reported besides the run's files: trackers, or functions of your own.
   writers: Sequence[metrics.MakeWriter] = ()
-  num_microbatches: int = 1
+  num_microbatches: Count = 1
   # Updates from one rollout; more than one needs a method that reuses them.
-  num_updates: int = 1
+  num_updates: Count = 1
   # Of a batch; each is judged while the next is sampled, which saves time with a judge that runs on the host or behind an API.
-  num_rollout_parts: int = 1
+  num_rollout_parts: Count = 1
   # Steps.
-  log_every: int = 10
-  save_every: int | None = None
-  seed: int = 0
+  log_every: Count = 10
+  save_every: Count | None = None
+  seed: Seed = 0
   # The mesh.
   devices: partitioning.Devices = partitioning.Devices()
   keep: checkpoints.Keep = checkpoints.Keep()
   # A frozen reference may be kept in less precision, and in the host's memory while nobody plays it.
-  reference_dtype: str | None = None
+  reference_dtype: DType | None = None
   reference_on_host: bool = False
 
 
@@ -131,7 +132,7 @@ def from_run(
   return load
 
 
-def network_from(start: str | Start, model: Model, seed: int = 0) -> Start:
+def network_from(start: str | Start, model: Model, seed: Seed = 0) -> Start:
   """Start: a rater, whose network's weights come from elsewhere; its head's, where it has some of its own, are random.
 
   Args:
@@ -162,7 +163,7 @@ def as_start(start: str | Start | None) -> Start:
 
 
 def trained_preference(
-  model: preference_model.PreferenceModel, run: str | Start, dtype: str | None = None
+  model: preference_model.PreferenceModel, run: str | Start, dtype: DType | None = None
 ) -> FeedbackSource:
   """Feedback: the preference model that another run trained."""
   feedback = functools.partial(preference_model.preference_fn, model)
@@ -170,7 +171,7 @@ def trained_preference(
 
 
 def trained_reward(
-  model: reward_model.RewardModel, run: str | Start, dtype: str | None = None
+  model: reward_model.RewardModel, run: str | Start, dtype: DType | None = None
 ) -> FeedbackSource:
   """Feedback: the reward model that another run trained."""
   return FeedbackSource(functools.partial(reward_model.reward_fn, model), model, run, dtype)

@@ -3,7 +3,7 @@
 import pathlib
 
 from nlhf_jax.formats import hf, hf_directory, peft, t5x
-from nlhf_jax.networks import t5
+from nlhf_jax.networks import llama_config, t5
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import weights
 from nlhf_jax.training.experiment import Experiment
@@ -43,6 +43,8 @@ def export(
       f'{run_dir} trained a judge whose head has weights of its own, for which {to} has no place: restore it with '
       'training.weights.trained_params.'
     )
+  if not isinstance(config, t5.T5Config | llama_config.LlamaConfig):
+    raise ValueError(f'{run_dir} trained a network of your own, for which {to} has no place.')
   if to == 'hf':
     params = weights.trained_params(experiment, run_dir)
     hf.save(params, config, output_dir, dtype=dtype, tokenizer_from=base_model)

@@ -2,12 +2,14 @@
 
 import optax
 
+from nlhf_jax.arguments import Count, CountOrZero, Decay, NonNegative, Positive, Share
+
 
 def adafactor(
   learning_rate: optax.ScalarOrSchedule = 3e-5,
   *,
-  decay_rate: float = 0.8,
-  clip_norm: float | None = 1.0,
+  decay_rate: Share = 0.8,
+  clip_norm: Positive | None = 1.0,
 ) -> optax.GradientTransformation:
   """Adafactor as T5X runs it: factored second moments, update clipping, steps relative to the parameters' scale."""
   return _clipped(optax.adafactor(learning_rate, decay_rate=decay_rate), clip_norm)
@@ -16,22 +18,22 @@ def adafactor(
 def adamw(
   learning_rate: optax.ScalarOrSchedule = 1e-4,
   *,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  weight_decay: float = 0.0,
-  clip_norm: float | None = 1.0,
+  b1: Decay = 0.9,
+  b2: Decay = 0.999,
+  weight_decay: NonNegative = 0.0,
+  clip_norm: Positive | None = 1.0,
 ) -> optax.GradientTransformation:
   """AdamW after clipping the gradient's global norm."""
   return _clipped(optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay), clip_norm)
 
 
 def warmup_linear(
-  peak: float,
+  peak: Positive,
   *,
-  num_steps: int,
-  warmup_steps: int = 0,
-  end_fraction: float = 0.0,
-  num_updates: int = 1,
+  num_steps: Count,
+  warmup_steps: CountOrZero = 0,
+  end_fraction: Share = 0.0,
+  num_updates: Count = 1,
 ) -> optax.Schedule:
   """Linear from 0 to `peak` over the warm-up, then linear to `end_fraction · peak` at `num_steps`.
 

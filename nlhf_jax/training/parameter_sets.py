@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from nlhf_jax.arguments import Count, Decay
 from nlhf_jax.types import Algorithm, ParameterSet, Params
 
 Sets = Mapping[str, ParameterSet]
@@ -27,7 +28,7 @@ def frozen() -> ParameterSet:
   return ParameterSet(saved=False)
 
 
-def reference(reset_every: int | None = None) -> ParameterSet:
+def reference(reset_every: Count | None = None) -> ParameterSet:
   """μ. With `reset_every` it is a magnet: it becomes θ after every n-th update.
 
   Of a method that stops at π*_τ, stages around the last stage's policy end at a Nash equilibrium of the game without
@@ -47,7 +48,7 @@ def reference(reset_every: int | None = None) -> ParameterSet:
   return ParameterSet(_every('reset_every', reset_every))
 
 
-def average(decay: float) -> ParameterSet:
+def average(decay: Decay) -> ParameterSet:
   """θ̄ ← κ θ̄ + (1 − κ) θ.
 
   Args:
@@ -63,12 +64,12 @@ def average(decay: float) -> ParameterSet:
   )
 
 
-def snapshot(every: int) -> ParameterSet:
+def snapshot(every: Count) -> ParameterSet:
   """π_t: θ as it was after the last multiple of `every` updates. Raises ValueError where that is no positive number."""
   return ParameterSet(_every('every', every), _same)
 
 
-def ring(size: int, every: int) -> ParameterSet:
+def ring(size: Count, every: Count) -> ParameterSet:
   """The last snapshots, newest first; a mixture names its members 'NAME.0', 'NAME.1' …
 
   Args:

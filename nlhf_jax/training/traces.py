@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from nlhf_jax.arguments import Count
 from nlhf_jax.runtime import metrics
 from nlhf_jax.types import (
   EOS,
@@ -48,11 +49,11 @@ class Traces(NamedTuple):
   # Tokens to text, of prompts and responses; None: their ids are kept as a text.
   decode: Callable[[Sequence[int]], str] | None = None
   # Steps. The first step is kept too: what the policy wrote before it learnt anything.
-  every: int = 50
+  every: Count = 50
   # The first ones of the batch.
-  num_prompts: int = 4
+  num_prompts: Count = 4
   # Pairs of responses to each, as far as there are some.
-  num_pairs: int = 2
+  num_pairs: Count = 2
 
 
 def check(traces: Traces) -> None:

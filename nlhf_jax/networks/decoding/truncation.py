@@ -6,18 +6,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nlhf_jax.arguments import Count, CountOrZero, NonNegative, PositiveShare
+
 
 class Sampling(NamedTuple):
   """How to draw a response."""
 
   # T, in tokens; a response that has not ended by then stops there, without EOS.
-  max_length: int
+  max_length: Count
   # 0: greedy.
-  temperature: float = 1.0
+  temperature: NonNegative = 1.0
   # 0: off.
-  top_k: int = 0
+  top_k: CountOrZero = 0
   # 1: off.
-  top_p: float = 1.0
+  top_p: PositiveShare = 1.0
   # Prompts that are answered at a time; others queue, and take the slots of those that are done. 0: all of them. It pays
   # where the lengths of responses differ widely and there are more lanes than it takes to keep the machine busy.
   num_slots: int = 0

@@ -1,0 +1,81 @@
+"""Bindings that are refused before anything runs, each in one line with its place; and gin files that cannot be read."""
+
+import pytest
+
+from nlhf_jax.cli import experiments, gin_config
+from nlhf_jax.training.experiment import Experiment
+
+
+def configure(files, *bindings):
+  layers = [gin_config.Layer(files), gin_config.Layer([], bindings)]
+  return gin_config.configure(Experiment, gin_config.Source(layers))
+
+
+def refusal(files, *bindings) -> str:
+  with pytest.raises(ValueError) as caught:
+    configure(files, *bindings)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('binding', 'says'),
+  [
+    ('BATCH_SIZE=0', 'batch_size must be a whole number of at least 1, got 0: see --gin.BATCH_SIZE'),
+    ("BATCH_SIZE='8'", "got '8'"),
+    ('BATCH_SIZE=8.0', 'got 8.0'),
+    ('NUM_STEPS=2.5', 'num_steps must be a whole number of at least 1, got 2.5'),
+    ('NUM_STEPS=0', 'got 0'),
+    ('NUM_STEPS=True', 'got True'),
+    ('experiment.Experiment.seed=2**40', 'Expected newline: experiment.Experiment.seed=2**40'),
+    ('experiment.Experiment.seed=1099511627776', 'from 0 to 2**32 - 1, got 1099511627776'),
+    ('checkpoints.Keep.last=0', 'checkpoints.Keep.last must be a whole number of at least 1 or None'),
+    ('optimizers.warmup_linear.peak=-1.0', 'peak must be a number greater than 0, got -1.0'),
+    ('experiment.Experiment.save_every=1.5', 'save_every must be'),
+    ("experiment.Experiment.reference_dtype='int8'", "'float32' or 'bfloat16' or 'float16' or None"),
+    ("experiment.Experiment.reference_on_host='yes'", 'must be True or False'),
+    ('experiment.Experiment.optimizer=@checkpoints.Keep()', 'must be a GradientTransformation, got @checkpoints.Keep()'),
+    ('experiment.Experiment.optimizer=@optimizers.adamw', '@optimizers.adamw() is its result'),
+    ('experiment.Experiment.feedback=@optimizers.adamw()', 'got @optimizers.adamw(), a GradientTransformation'),
+    ('experiment.Experiment.model=3', 'must be a Policy or a PreferenceModel or a RewardModel, got 3'),
+  ],
+)  # fmt: skip
+def test_wrong_values_are_refused(binding, says):
+  stage = experiments.stage('builtin/nash_md_pg')
+  found = refusal([*stage.files], *stage.bindings, binding)
+  assert says in found
+
+
+def test_the_place_is_the_line_that_wins(tmp_path):
+  stage = experiments.stage('builtin/nash_md_pg')
+  file = tmp_path / 'mine.gin'
+  file.write_text(f"include '{stage.files[0]}'\n\nNUM_STEPS = 10\nNUM_STEPS = 0\n")
+  files = [*stage.files[1:], file]
+  assert refusal(files, *stage.bindings).endswith(f'see {file}, line 4, or set --gin.NUM_STEPS.')
+
+
+@pytest.mark.parametrize(
+  ('text', 'says'),
+  [
+    (b'A = (3\n', 'line 1: ( is never closed'),
+    (b'\nA = 3\0\n', 'line 2: holds a NUL'),
+    (b'A = 1\n# \xff\n', 'line 2: 0xff is no UTF-8'),
+    (b'A 3\n', "line 1: Couldn't parse statement"),
+    (b'A = three\n', "line 1: Failed to parse token 'three': A = three"),
+    (b"A = 'a\n", 'line 1: Unable to parse value'),
+    (b"include 'nothing.gin'\n", 'line 1'),
+    (b'', 'Something must be set'),
+  ],
+)
+def test_files_that_cannot_be_read(tmp_path, text, says):
+  file = tmp_path / 'wrong.gin'
+  file.write_bytes(text)
+  found = refusal([file])
+  assert says in found
+  assert not text or 'wrong.gin' in found
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+  file = tmp_path / 'marked.gin'
+  file.write_bytes(b'\xef\xbb\xbfA = 1\n')
+  assert 'Something must be set' in refusal([file])
