@@ -110,7 +110,7 @@ def _vectors(pair_fn, k, gated, seed=0):
   gates = rng.uniform(size=(3, 1, k * gated))
   rows = [rng.normal(size=(3, n, size)) for n in (9, 5)]
   with_gates = lambda x: np.concatenate([x, np.broadcast_to(gates, (*x.shape[:2], k * gated))], -1)
-  return [jnp.asarray(with_gates(x), jnp.float32) for x in rows]
+  return [with_gates(x).astype(np.float32) for x in rows]
 
 
 @pytest.mark.parametrize('options', [{}, {'gated': True, 'unit_norm': True}])
@@ -124,7 +124,10 @@ def test_antisymmetric_to_the_last_bit(pair_fn, k, options):
   np.testing.assert_array_equal(square, -square.swapaxes(1, 2))
   np.testing.assert_array_equal(forward, -np.asarray(table(second, first)).swapaxes(1, 2))
   rows = jax.jit(functools.partial(pair_fn, **options))
-  np.testing.assert_array_equal(rows(first[:, :5], second), -rows(second, first[:, :5]))
+  forward, backward = (
+    np.asarray(rows(*x)) for x in ((first[:, :5], second), (second, first[:, :5]))
+  )
+  np.testing.assert_array_equal(forward, -backward)
   assert square.std() > 0.1
 
 
@@ -133,7 +136,9 @@ def test_antisymmetric_to_the_last_bit(pair_fn, k, options):
 def test_blocks_are_the_product_with_a_skew_matrix(gated, unit_norm):
   """⟨R(x) v, v'⟩/τ, R written out."""
   first, second = _vectors(GPM, 3, gated)
-  found = GPM(first[:, :5], second, tau=0.5, gated=gated, unit_norm=unit_norm)
+  found = jax.jit(functools.partial(GPM, tau=0.5, gated=gated, unit_norm=unit_norm))(
+    first[:, :5], second
+  )
   v, w = (np.asarray(x[:, :5, :6], np.float64) for x in (first, second))
   if unit_norm:
     v, w = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (v, w))
@@ -147,24 +152,22 @@ def test_blocks_are_the_product_with_a_skew_matrix(gated, unit_norm):
 def test_reward_stands_beside_the_blocks():
   """C₁ (r − r') + C₂ ⟨R v, v'⟩, r clipped; and r − r' is the block (r, 1)."""
   first, second = (x[:, :5] for x in _vectors(HRC, 2, False))
-  options = {'reward_scale': 2.0, 'cyclic_scale': 0.5, 'max_reward': 0.4}
   r, other = (np.clip(x[..., 0], -0.4, 0.4) for x in (first, second))
-  expected = 2 * (r - other) + 0.5 * GPM(first[..., 1:], second[..., 1:], tau=1.0)
-  np.testing.assert_allclose(HRC(first, second, **options), expected, atol=1e-5)
-
-  def with_block(x):
-    ones = jnp.ones_like(x[..., :1])
-    return jnp.concatenate([x[..., :3], ones, x[..., 3:]], axis=-1)
-
-  as_blocks = GPM(with_block(first), with_block(second), tau=1.0)
-  np.testing.assert_allclose(as_blocks, HRC(first, second), atol=1e-5)
-  np.testing.assert_array_equal(general_preference.cyclic_blocks(first, second), HRC(first, second))
+  blocks = jax.jit(GPM_1)
+  expected = 2 * (r - other) + 0.5 * np.asarray(blocks(first[..., 1:], second[..., 1:]))
+  scaled = functools.partial(HRC, reward_scale=2.0, cyclic_scale=0.5, max_reward=0.4)
+  np.testing.assert_allclose(jax.jit(scaled)(first, second), expected, atol=1e-5)
+  with_block = lambda x: np.insert(x, 3, 1, axis=-1)
+  found = np.asarray(jax.jit(HRC)(first, second))
+  np.testing.assert_allclose(blocks(with_block(first), with_block(second)), found, atol=1e-5)
+  plain = jax.jit(general_preference.cyclic_blocks)(first, second)
+  np.testing.assert_array_equal(plain, found)
 
 
 def test_unit_norm_of_nothing():
   """A vector of zeros has no direction, and a finite gradient."""
   total = lambda v: GPM(v, jnp.ones((2, 4)), unit_norm=True).sum()
-  assert np.isfinite(jax.grad(total)(jnp.zeros((2, 4)))).all()
+  assert np.isfinite(jax.jit(jax.grad(total))(np.zeros((2, 4), np.float32))).all()
 
 
 @pytest.mark.parametrize(('pair_fn', 'size', 'excess'), [(GPM_1, 2, 0.156), (HRC, 3, 0.0)])
@@ -203,11 +206,12 @@ def test_gate_is_of_the_prompt_alone(family, prompts, responses):
   network = FAMILIES[family](vocab_size=12)
   reader = rater.in_decoder(network, TEMPLATE, head=rater.gated_linear(5, 2, scale=2.0))
   params = jax.jit(reader.init)(jax.random.PRNGKey(0))
-  vectors = jax.jit(reader.score)(params, prompts, responses).reshape(2, 3, 7)
+  vectors = np.asarray(jax.jit(reader.score)(params, prompts, responses)).reshape(2, 3, 7)
   start = jnp.zeros((2, 1), jnp.int32)
-  before = jnp.concatenate([jnp.full((2, 2), jnp.array([7, 8])), prompts.tokens], axis=1)
-  hidden, _ = hidden_and_head(network, params['network'], before, start, start + 1)
-  expected = 2 * special.softmax(np.asarray(hidden[:, 0] @ params['head']['gate']), axis=-1)
+  before = jnp.asarray(np.concatenate([[[7, 8]] * 2, prompts.tokens], axis=1), jnp.int32)
+  one_pass = jax.jit(lambda p: hidden_and_head(network, p, before, start, start + 1)[0][:, 0])
+  logits = np.asarray(one_pass(params['network'])) @ np.asarray(params['head']['gate'])
+  expected = 2 * special.softmax(logits, axis=-1)
   for row in range(3):
     np.testing.assert_allclose(vectors[:, row, 5:], expected, atol=1e-5)
   assert np.abs(expected[0] - expected[1]).max() > 1e-2
