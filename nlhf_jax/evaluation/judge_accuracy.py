@@ -5,7 +5,7 @@ prompts, since comparisons of one prompt are not independent. Where responses ca
 how much of what no reward can say the judge holds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,37 @@ def measure(judge: PreferenceFn, comparisons: Comparison, batch_size: int = 64) 
     'calibration_error': calibration_error(predicted, votes),
     'longer_wins': _with_interval(agreement(longer, votes), groups),
     'first_wins': _with_interval(agreement(np.ones_like(votes), votes), groups),
+  }
+
+
+def compare(
+  judges: Mapping[str, Sequence[PreferenceFn]], comparisons: Comparison, batch_size: int = 64
+) -> dict[str, dict[str, dict[str, float]]]:
+  """Judges side by side on the same votes, paired.
+
+  Args:
+    judges: by name; of several that share a name, such as seeds of one model, the scores' mean counts.
+    comparisons: as `measure`.
+    batch_size: pairs to a call.
+
+  Returns:
+    By name: `accuracy`, `log_loss`, and how far each is above the first judge's (`accuracy_above_first`,
+    `log_loss_above_first`), with 95 % intervals over prompts.
+  """
+  votes = np.asarray(comparisons.preference, np.float64)
+  groups = np.asarray(comparisons.prompts.index)
+  scores: dict[str, dict[str, Float[np.ndarray, 'N']]] = {}
+  for name, members in judges.items():
+    predicted = [_judge_all(judge, comparisons, batch_size) for judge in members]
+    scores[name] = {
+      'accuracy': np.mean([agreement(p, votes) for p in predicted], axis=0),
+      'log_loss': np.mean([log_loss(p, votes) for p in predicted], axis=0),
+    }
+  first = next(iter(scores.values()))
+  return {
+    name: {score: _with_interval(x, groups) for score, x in own.items()}
+    | {f'{score}_above_first': _with_interval(x - first[score], groups) for score, x in own.items()}
+    for name, own in scores.items()
   }
 
 

@@ -1,4 +1,4 @@
-"""A network as a rater: it reads a prompt and some responses in a template, and a head gives one number.
+"""A network as a rater: it reads a prompt and some responses in a template, and a head gives one number, or a vector.
 
 A rater is a template (`data.prompts` has two), a layout, which says what the encoder and what the decoder reads, and a
 head. Preference and reward model are a few lines on it.
@@ -55,6 +55,9 @@ class Head(NamedTuple):
   score: HeadScoreFn
   # (rng, E) -> its parameters. None: it has none.
   init: Callable[[PRNGKey, int], Params] | None = None
+  # (its parameters, hidden state before the first token of a response) -> numbers that stand behind the vector, alike for all
+  # responses to a prompt. None: there are none.
+  gate: Callable[[Params, Float[Array, 'N E']], Float[Array, 'N gates']] | None = None
 
 
 class Rater(NamedTuple):
@@ -125,6 +128,30 @@ class Frame(NamedTuple):
 NO_FRAME = Frame()
 
 
+def gated_linear(num_features: int, num_gates: int, scale: float = 1.0) -> Head:
+  """`linear`, and behind the vector the weights that the prompt gives its parts: λ = k softmax(W h_x), with mean 1.
+
+  h_x is the state before the response: of a decoder-only network after the prompt's last token, of an encoder-decoder after
+  the start token.
+
+  Args:
+    num_features: of the vector, without λ.
+    num_gates: k.
+    scale: of `linear`; W h_x has standard deviation 1 before training.
+  """
+  vector = linear(num_features, scale)
+
+  def init(rng: PRNGKey, size: int) -> Params:
+    rng, gate_rng = jax.random.split(rng)
+    weights = jax.random.normal(gate_rng, (size, num_gates)) / jnp.sqrt(size)
+    return vector.init(rng, size) | {'gate': weights}
+
+  def gate(params: Params, hidden: Array) -> Array:
+    return num_gates * jax.nn.softmax(hidden @ params['gate'], axis=-1)
+
+  return Head(vector.score, init, gate)
+
+
 def in_encoder(
   network: Network,
   template: Template,
@@ -143,8 +170,12 @@ def in_encoder(
     frame: taken off the prompts.
 
   Raises:
-    ValueError: the template takes no response, or the head cannot read this network.
+    ValueError: the template takes no response, or the head cannot read this network or this layout.
   """
+  if head.gate is not None:
+    raise ValueError(
+      'A head with a gate reads the prompt before the response, but in_encoder reads both at once: take in_decoder.'
+    )
 
   def score(params, prompts, *responses):
     rows = responses[0].shape[0]
@@ -228,8 +259,11 @@ def _score_last(
   targets = jnp.ones_like(inputs)
   hidden, to_logits = hidden_and_head(network, weights, encoder_tokens, inputs, targets)
   last = jnp.sum(decoder_tokens != PAD, axis=-1)
-  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  return head.score(own, hidden, to_logits)
+  at_end = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  scores = head.score(own, at_end, to_logits)
+  if head.gate is None:
+    return scores
+  return jnp.concatenate([scores, head.gate(own, hidden[:, 0])], axis=-1)
 
 
 def _words(prompts: Prompts, frame: Frame) -> Int[Array, 'B S']:

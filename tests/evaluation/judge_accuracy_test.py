@@ -41,6 +41,21 @@ def test_measures_of_a_judge():
   assert result['accuracy']['low'] <= 0.625 <= result['accuracy']['high']
 
 
+def test_judges_side_by_side():
+  """Two seeds count by their mean; a difference from oneself is 0, and a paired one does not see what both have."""
+  comparisons = _comparisons([1.0, 0.0, 1.0, 1.0], [1, 1, 1, 1])
+  judge = lambda *answers: lambda x, y, z: np.array(answers)[np.asarray(x.index)]
+  good, bad = judge(0.8, 0.2, 0.8, 0.8), judge(0.4, 0.6, 0.4, 0.4)
+  found = judge_accuracy.compare({'good': [good], 'mixed': [good, bad]}, comparisons, batch_size=3)
+  assert found['good']['accuracy']['mean'] == 1
+  assert found['mixed']['accuracy'] == {'mean': 0.5, 'low': 0.5, 'high': 0.5}
+  worse = -0.5 * (np.log(0.4) - np.log(0.8))
+  for name in ('mean', 'low', 'high'):
+    assert found['mixed']['log_loss_above_first'][name] == pytest.approx(worse)
+    assert found['good']['log_loss_above_first'][name] == 0
+  assert found['good']['log_loss']['mean'] == pytest.approx(-np.log(0.8))
+
+
 def test_position_bias():
   """½[σ(s(x, y, y')) + σ(s(x, y', y))] − ½ of raw scores by hand, the mean over all rows of all batches."""
   comparisons = _comparisons([1.0, 0.0, 1.0], [1, 1, 1])
