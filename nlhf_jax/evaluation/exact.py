@@ -280,9 +280,9 @@ def table(exact: Exact, labels: Sequence[str], baseline: str | None = None) -> d
     del columns['unbeaten']
     if baseline is not None:
       place = list(labels).index(baseline)
-      for name in ('worst_case', 'worst_off_win_rate', 'worst_off_case'):
-        values = getattr(exact, name)
-        columns[f'{name}_difference'] = values - values[:, place : place + 1]
+      for field in ('worst_case', 'worst_off_win_rate', 'worst_off_case'):
+        values = getattr(exact, field)
+        columns[f'{field}_difference'] = values - values[:, place : place + 1]
     for column, values in columns.items():
       mean, low, high = mean_with_interval(values[rows])
       ends = {'mean': mean, 'low': low, 'high': high}
