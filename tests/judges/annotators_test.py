@@ -9,8 +9,8 @@ from nlhf_jax.types import Prompts
 
 PROMPTS = Prompts(np.zeros((2, 4), np.int32), np.arange(2, dtype=np.int32))
 # Two to a prompt, and two others.
-FIRST = np.array([[2, 1], [3, 1], [4, 1], [2, 1]], np.int32)
-SECOND = np.array([[4, 1], [2, 1], [3, 1], [5, 1]], np.int32)
+FIRST = jnp.array([[2, 1], [3, 1], [4, 1], [2, 1]], jnp.int32)
+SECOND = jnp.array([[4, 1], [2, 1], [3, 1], [5, 1]], jnp.int32)
 # P_u of the responses 2 to 5 over each other; the second annotator never saw 5.
 LIKING = np.array([[1.0, 0.2, 0.5, 0.0], [0.0, 2.0, 1.0, np.nan], [0.5, 0.5, 3.0, 0.1]])
 
@@ -64,7 +64,7 @@ def test_what_annotators_say_together(name):
 
 def test_no_vote_of_anyone_is_none():
   silent = annotators.from_judges([lambda x, y, y2: jnp.full(len(y), jnp.nan)] * 2)
-  for judge in (silent, annotators.mean(silent, [1, 2]), annotators.worst_of_pair(silent)):
+  for judge in (silent, annotators.mean(silent, [1.0, 2.0]), annotators.worst_of_pair(silent)):
     assert np.isnan(judge(PROMPTS, FIRST, SECOND)).all()
 
 
@@ -81,8 +81,11 @@ def test_worst_of_a_pair_is_not_antisymmetric():
   [
     (lambda: annotators.from_judges([]), 'at least one annotator'),
     (lambda: annotators.one(JUDGE, 3)(PROMPTS, FIRST, SECOND), 'one of 3 annotators.*got 3'),
-    (lambda: annotators.mean(JUDGE, [1, 0, 1]), 'weight of annotator 1 must be positive, got 0'),
-    (lambda: annotators.mean(JUDGE, [1, 1])(PROMPTS, FIRST, SECOND), '2 weights for 3 annotators'),
+    (lambda: annotators.mean(JUDGE, [1.0, 0.0, 1.0]), 'annotator 1 must be positive, got 0.0'),
+    (
+      lambda: annotators.mean(JUDGE, [1.0, 1.0])(PROMPTS, FIRST, SECOND),
+      '2 weights for 3 annotators',
+    ),
     (
       lambda: annotators.mean(likes(0))(PROMPTS, FIRST, SECOND),
       'does not tell its annotators apart',
