@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich import console, table
+from scipy import special
 
 from nlhf_jax import losses
 from nlhf_jax.evaluation import win_rates
@@ -33,6 +34,7 @@ MEASURES = {
   'worst_off_win_rate': 'worst-off: P_u(π ≻ μ)',
   'mean_worst_case': 'mean: min P(π ≻ y)',
   'mean_win_rate': 'mean: P(π ≻ μ)',
+  'kl': 'KL(π‖μ), nats',
 }
 BETAS = (0.0, 10.0)
 # Of the estimator: responses to a prompt, and how often it is drawn.
@@ -52,9 +54,9 @@ def day(number: int, tau: float) -> aggregation.PopulationGame:
 
 def policies(game: aggregation.PopulationGame) -> dict[str, np.ndarray]:
   """Of every aggregation, by name."""
-  found = {
-    name: aggregation.aggregate(name, game) for name in aggregation.NAMED if name != 'proportional'
-  }
+  names = ('mean', 'maximin', 'egalitarian', 'personalised')
+  found = {name: aggregation.aggregate(name, game) for name in names}
+  found['mixture'] = game.weights @ found['personalised']
   for beta in BETAS:
     found[f'proportional, β = {beta:g}'] = aggregation.proportional(game, beta)
   pessimist = game._replace(preference=game.preference.min(axis=0)[None], weights=np.ones(1))
@@ -66,7 +68,8 @@ def measure(game: aggregation.PopulationGame, policy: np.ndarray) -> list[float]
   """MEASURES."""
   found = aggregation.standing(game, policy)
   worst = float(found.worst_case.min()), float(found.win_rate.min())
-  return [*worst, found.mean_worst_case, found.mean_win_rate]
+  kl = special.rel_entr(policy, game.reference).sum(axis=-1).mean()
+  return [*worst, found.mean_worst_case, found.mean_win_rate, float(kl)]
 
 
 def run(tau: float, num_days: int, advance) -> dict:

@@ -29,7 +29,7 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     '--aggregation',
     nargs='+',
     metavar='NAME',
-    help='mean, maximin, proportional, personalised, mixture: solved exactly, in place of --algorithm',
+    help='mean, maximin, egalitarian, proportional, personalised, mixture: solved exactly, in place of --algorithm',
   )
   parser.add_argument(
     '--tau_opponent', type=float, help="τ' of maximin's opponent (default: that of --tau)"

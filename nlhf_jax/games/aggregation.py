@@ -6,6 +6,7 @@ P_u[i, j] = P_u(y_i ≻ y_j) of voter u, w_u her weight, P = Σ_u w_u P_u their 
 |--------------|--------------------------------------------------------------------------------------------------------------|
 | mean         | Nash of P: a maximal lottery, or π*_τ                                                                        |
 | maximin      | max_π min_{u,k} P_u(π ≻ k), a Blackwell winner; with τ the saddle point of `saddle_point`                     |
+| egalitarian  | max_π min_u P_u(π ≻ μ): the worst-off voter's win rate against μ itself, which maximin is not about            |
 | proportional | F^β: π_i ∝ s_i exp(β s_i), s_i = min_{j≠i} P(i ≻ j), which is at least the share of voters whose favourite i is |
 | personalised | a policy each: the Nash of P_u                                                                               |
 | mixture      | Σ_u w_u π_u of these; random dictatorship where voters rank and τ = 0                                         |
@@ -14,7 +15,8 @@ What a voter is sure of under π is min_k P_u(π ≻ k). Of one who ranks it is 
 probability: without regularisation maximin then divides itself among the voters' favourites.
 
 Source: Munos et al. (2024), arXiv:2312.00886 (mean); Bhatia et al. (2020), arXiv:2105.01850, and arXiv:2602.19041
-(Blackwell winners); arXiv:2506.05619 (population-proportional).
+(Blackwell winners); Chakraborty et al. (2024), arXiv:2402.08925 (egalitarian, of rewards); arXiv:2506.05619
+(population-proportional).
 """
 
 import difflib
@@ -261,6 +263,12 @@ def _anchors(population: PopulationGame) -> tuple[Float[Array, 'Y'], Float[Array
   return log_reference, jnp.log(jnp.asarray(population.weights))[:, None] + log_reference
 
 
+def against_reference(population: PopulationGame) -> PopulationGame:
+  """The game in which every opponent is μ: its maximin is egalitarian, max_π min_u P_u(π ≻ μ). It is not symmetric."""
+  win_rate = np.asarray(population.preference) @ np.asarray(population.reference)
+  return population._replace(preference=np.repeat(win_rate[:, :, None], win_rate.shape[1], axis=2))
+
+
 def proportional(population: PopulationGame, beta: float = 0.0) -> Float[np.ndarray, 'Y']:
   """F^β: π_i ∝ s_i exp(β s_i), s_i = min_{j≠i} P(i ≻ j) of the mean; it knows neither μ nor τ.
 
@@ -325,6 +333,9 @@ def _maximin(population: PopulationGame, beta: float, tau_opponent: float | None
 NAMED: dict[str, Callable[..., Float[np.ndarray, '*U Y']]] = {
   'mean': lambda population, beta, tau_opponent: nash(mean_game(population)),
   'maximin': _maximin,
+  'egalitarian': lambda population, beta, tau_opponent: _maximin(
+    against_reference(population), beta, tau_opponent
+  ),
   'proportional': lambda population, beta, tau_opponent: proportional(population, beta),
   'personalised': lambda population, beta, tau_opponent: personalised(population),
   'mixture': lambda population, beta, tau_opponent: mixture(population),

@@ -89,6 +89,30 @@ def test_maximin_of_voters_who_rank_is_shared_among_their_favourites():
   np.testing.assert_allclose(aggregation.mixture(population), [0.5, 0.25, 0.25, 0])
 
 
+@pytest.mark.parametrize('tau', [0.0, 0.02])
+def test_egalitarian_policy_serves_the_worst_off_against_the_reference(tau):
+  """Two voters who rank in opposite orders: the policy that both prefer to μ alike, by as much as can be."""
+  population = aggregation.make([ranking(0, 1, 2), ranking(2, 1, 0)], None, [0.2, 0.6, 0.2], tau)
+  policy = aggregation.aggregate('egalitarian', population)
+  found = aggregation.standing(population, policy)
+  np.testing.assert_allclose(found.win_rate, 0.5, atol=1e-6)  # They add up to 1 whatever π is.
+  population = random_population(3, 5, tau)
+  rates = {}
+  for name in ('egalitarian', 'maximin', 'mean', 'proportional', 'mixture'):
+    policy = aggregation.aggregate(name, population)
+    rates[name] = aggregation.standing(population, policy).win_rate.min()
+  assert max(rates, key=rates.get) == 'egalitarian'
+  best = optimize.linprog(
+    [0] * 5 + [-1],
+    A_ub=np.hstack([-population.preference @ population.reference, np.ones((3, 1))]),
+    b_ub=np.zeros(3),
+    A_eq=[[1] * 5 + [0]],
+    b_eq=[1],
+    method='highs-ipm',
+  )
+  assert rates['egalitarian'] == pytest.approx(-best.fun, abs=0.05 if tau else 1e-8)
+
+
 @pytest.mark.parametrize('tau', [0.05, 0.3])
 def test_saddle_point_of_one_voter_is_the_nash_equilibrium(tau):
   population = random_population(1, 7, tau)
