@@ -255,7 +255,7 @@ CASES = {
       judge,
       tau=tau,
       annotator_weights=WEIGHTS,
-      num_samples=8 * k,
+      num_samples=8 * k if k > 1 else 2,
     ),
     blackwell_winner,
   ),
@@ -326,10 +326,23 @@ def blackwell_loss(algorithm, world, online, params):
   logits = -jnp.einsum('i,uik->uk', own, p) / point.tau_opponent + jnp.log(world.mu)
   logits += jnp.log(jnp.asarray(point.annotator_weights))[:, None]
   payoff = jnp.einsum('uik,uk->i', p, jax.nn.softmax(logits, axis=(0, 1)))
-  reference = POLICY.log_prob(params.named('reference'), PROMPT, jnp.asarray(RESPONSES))
-  one = as_rollout(jnp.asarray(RESPONSES))
-  batch = Comparison(PROMPT, one, one, payoff, reference, advantage=payoff - own @ payoff)
-  return jnp.sum(own * algorithm.loss(online, batch).value)
+  # Two responses to a prompt at least; the second gives no vote, and so is no baseline of the first.
+  tokens, first = (
+    jnp.repeat(jnp.asarray(RESPONSES), 2, axis=0),
+    jnp.tile(jnp.array([True, False]), own.size),
+  )
+  reference = POLICY.log_prob(params.named('reference'), PROMPT, tokens)
+  one, twice = as_rollout(tokens), functools.partial(jnp.repeat, repeats=2)
+  batch = Comparison(
+    PROMPT,
+    one,
+    one,
+    jnp.where(first, twice(payoff), jnp.nan),
+    reference,
+    votes_missing=1.0 - first,
+    advantage=twice(payoff - own @ payoff),
+  )
+  return jnp.sum(twice(own) * algorithm.loss(online, batch).value)
 
 
 def pair_loss(algorithm, world, online, params):
