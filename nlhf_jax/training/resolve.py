@@ -176,7 +176,8 @@ def bind_feedback(
   if processes.is_single_process():
     return feedback
   if isinstance(feedback, AllPairsJudge) and feedback.annotators is not None:
-    return AllPairsJudge(*(_on_all_rows(ask, layout) for ask in feedback))
+    asked = (_on_all_rows(ask, layout) for ask in feedback)  # type: ignore[arg-type]
+    return AllPairsJudge(*asked)  # type: ignore[arg-type]
   return _on_all_rows(feedback, layout)
 
 
