@@ -162,7 +162,7 @@ def test_voters_of_ballots(capsys, tmp_path):
     (['--game=DIR/list.json'], 'must hold an object with the fields'),
     (['--game=DIR/short.json'], 'must be [voters, alternatives, alternatives], got shape (1, 2)'),
     (['--game=DIR/gap.json'], 'No voter compared y1 with y2'),
-    (['--game', 'DIR/ada.csv', 'DIR/other.csv'], "'d' is not in all files"),
+    (['--game', 'DIR/ada.csv', 'DIR/other.csv'], "'c' is not in all files"),
     (['--ballots=DIR/nobody.jsonl'], 'No vote says whose it is'),
     (['--game', 'DIR/ada.csv', 'DIR/bo.csv', '--voter_weights=DIR/w.csv'], "no weight for 'bo'"),
   ],
