@@ -126,8 +126,9 @@ def _aggregate(args: argparse.Namespace, population) -> None:
     reference = _reference(args.reference, table.labels)
     game = aggregation.make([table.preference], None, reference, args.tau)
     population = ('all',), table.labels, game
+  voters, labels, game = population
   settings = {'beta': args.beta or 0.0, 'tau_opponent': args.tau_opponent}
-  found = population_study.run(*population, args.aggregation, **settings)
+  found = population_study.run(voters, labels, game, args.aggregation, **settings)
   for shown in population_study.tables(found):
     console.Console().print(shown)
   if args.output:

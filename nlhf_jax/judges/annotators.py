@@ -109,7 +109,7 @@ def checked_weights(weights: Sequence[float]) -> Float[np.ndarray, 'U']:
   w = np.asarray(weights, np.float32)
   for number in np.flatnonzero(~((w > 0) & np.isfinite(w))):
     raise ValueError(
-      f'The weight of annotator {number} must be positive, got {weights[number]}: leave out who is not to count.'
+      f'The weight of annotator {number} must be positive, got {weights[int(number)]}: leave out who is not to count.'
     )
   return w / w.sum()
 
