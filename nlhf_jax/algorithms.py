@@ -10,6 +10,7 @@ Policy gradients: y ~ π_θ against an alternative y'.
 | nash_ema_pg   | π_θ̄, averaged weights     | preference  | π*_τ where it settles                                        |
 | nash_mp       | π_θ̄, and KL to π_θ̄        | preference  | π*_τ                                                         |
 | best_response | μ                         | preference  | μ exp(P(y ≻ μ)/τ)                                            |
+| blackwell_pg  | μ, and u ~ the annotators | P_u of each | μ exp(E_σ P_u(y ≻ k)/τ), σ(u, k) the hardest for the policy  |
 
 Pairwise: the log-ratio of y less that of y' is to be what their payoffs say.
 
@@ -36,7 +37,7 @@ Source: Munos et al. (2024), arXiv:2312.00886, sections 6 and 7; of each of the 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -227,6 +228,47 @@ def nash_mp(
     all_pairs=all_pairs,
     reuse=reuse,
     fixed_point=FixedPoint(tau, 0.0),
+  )
+
+
+def blackwell_pg(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  tau_opponent: float | None = None,
+  beta: float = 0.0,
+  annotator_weights: Sequence[float] | None = None,
+  num_samples: int = 16,
+  reuse: losses.Reuse | None = None,
+) -> Algorithm:
+  """Maximin over annotators: the policy against annotators and opponents (u, y') ~ σ, the hardest for it within τ' KL.
+
+  σ(u, k) ∝ w_u μ(k) exp(−P_u(π_θ ≻ k)/τ') is estimated from the k responses and k opponents of a prompt. With few of them it
+  is biased: a prompt's hardest pair is seldom among them, and the mean over a few responses looks harder than it is.
+
+  Args:
+    policy, tau, reuse: as everywhere.
+    preference_fn: a judge who keeps its annotators apart (`judges.annotators`).
+    tau_opponent: τ' > 0; None: τ. Towards 0 the worst annotator against the best opponent alone, towards ∞ best_response.
+    beta: who draws opponents, π_θ^{1−β} μ^β; they are weighed by what they are to μ whatever it is.
+    annotator_weights: w > 0 of each; None: all alike.
+    num_samples: at least 2.
+
+  Source: Bhatia et al. (2020), arXiv:2105.01850 (Blackwell winners); with entropy, arXiv:2602.19041, whose training
+  method is another; this one is policy gradient on the soft minimum.
+  """
+  tau_opponent = tau if tau_opponent is None else tau_opponent
+  _check_positive('tau_opponent', tau_opponent)
+  return policy_gradient.on_annotators(
+    policy,
+    preference_fn,
+    tau,
+    tau_opponent,
+    num_samples,
+    beta=beta,
+    weights=annotator_weights,
+    reuse=reuse,
   )
 
 

@@ -170,6 +170,37 @@ def leave_one_out(
   return (rows - others).reshape(payoff.shape)
 
 
+def hardest_preference(
+  preference: Float[Array, 'B k m U'], log_weight: Float[Array, 'B m U'], *, tau: float
+) -> tuple[Float[Array, 'B k'], Float[Array, 'B k']]:
+  """Payoffs against the annotators and opponents that are hardest for the policy, and their baselines.
+
+  Response i is judged by σ(u, j) ∝ exp(log_weight(u, j) − P̄_u(j)/τ), P̄_u(j) the mean of P_u(y_l ≻ y'_j) over the other
+  responses l ≠ i: what the mirror step of σ ends in, estimated. Its payoff is E_σ P_u(y_i ≻ y'_j), the baseline E_σ P̄_u(j).
+  Neither σ nor the baseline depends on y_i, so that a bias is σ's alone: of O(1/k + 1/m), and greater the smaller τ is.
+
+  Args:
+    preference: P_u(y_i ≻ y'_j); NaN: no vote, which does not count.
+    log_weight: log w_u, and log μ(y'_j) less the log-prob of whoever drew y'_j; up to a constant.
+    tau: τ' > 0, in preference units per nat.
+
+  Returns:
+    Both; NaN where no vote on a response, and on another of its prompt, is.
+  """
+  voted = ~jnp.isnan(preference)
+  p = jnp.where(voted, preference, 0)
+  number = jnp.sum(voted, axis=1, keepdims=True) - voted
+  others = (jnp.sum(p, axis=1, keepdims=True) - p) / jnp.maximum(number, 1)
+  logits = jnp.where(voted & (number > 0), log_weight[:, None] - others / tau, -jnp.inf)
+  top = jnp.max(logits, axis=(2, 3), keepdims=True)
+  sigma = jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0))
+  total = jnp.sum(sigma, axis=(2, 3))
+  expected = lambda x: jnp.where(
+    total > 0, jnp.sum(sigma * x, axis=(2, 3)) / jnp.where(total > 0, total, 1), jnp.nan
+  )
+  return expected(p), expected(others)
+
+
 def kl_to_reference(
   token_logp: Float[Array, 'N T'],
   reference_token_logp: Float[Array, 'N T'],

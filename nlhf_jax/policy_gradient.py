@@ -5,13 +5,16 @@ The gradient is the score function's, and the KL to an anchor is charged to each
 Source: Munos et al. (2024), arXiv:2312.00886, eq. 13 (preference) and eq. 16 (reward).
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from nlhf_jax import losses, pairwise
-from nlhf_jax.judges import tables
+from nlhf_jax.judges import annotators, tables
 from nlhf_jax.models import mixture
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
@@ -148,6 +151,91 @@ def on_preference(
   )
 
 
+def on_annotators(
+  policy: Policy,
+  judge: PreferenceFn,
+  tau: float,
+  tau_opponent: float,
+  num_samples: int,
+  *,
+  beta: float = 0.0,
+  weights: Sequence[float] | None = None,
+  reuse: losses.Reuse | None = None,
+) -> Algorithm:
+  """The method whose responses are judged by the annotators, against the opponents, that are hardest for the policy.
+
+  It ascends −τ' log E_{u ~ w, y' ~ μ} exp(−P_u(π ≻ y')/τ') − τ KL(π‖μ), a soft minimum, which is concave. Opponents are drawn
+  from π_θ^{1−β} μ^β and weighed by what they are to μ: π_θ draws those that are hard for itself more often.
+
+  Args:
+    policy: π_θ.
+    judge: keeps its annotators apart.
+    tau: τ ≥ 0.
+    tau_opponent: τ' > 0.
+    num_samples: responses to each prompt, 2 or more, and as many opponents.
+    beta: in [0, 1].
+    weights: w > 0 of each annotator; None: all alike.
+    reuse: as everywhere.
+  """
+  _check_tau(tau)
+  _check_reuse(policy, reuse)
+  if num_samples < 2:
+    raise ValueError(
+      f'num_samples must be at least 2, for the others say who is hardest for each: got {num_samples}.'
+    )
+  prior = None if weights is None else annotators.checked_weights(weights)
+  mixtures = mixture.ONLINE, mixture.between(beta)
+  hardest = jax.jit(functools.partial(losses.hardest_preference, tau=tau_opponent))
+
+  def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Comparison:
+    response, other = policy.play(params, mixtures, prompts, rng, num_samples)
+    logp = lambda x: policy.log_prob(params.named('reference'), prompts, x.tokens)
+    log_weight = None
+    if mixtures[1] != mixture.REFERENCE:
+      log_weight = jnp.sum(logp(other) - other.token_logp, axis=-1)
+    reference = logp(response)
+    return Comparison(prompts, response, other, None, reference, alternative_log_weight=log_weight)
+
+  def score(comparison: Comparison) -> Comparison:
+    prompts, response, other = comparison[:3]
+    table = annotators.apart(judge, prompts, response.tokens, other.tokens)
+    log_weight = _log_weights(table.shape, comparison.alternative_log_weight, prior)
+    payoff, baseline = (x.reshape(-1) for x in hardest(table, log_weight))
+    missing = pairwise.known_missing(jnp.isnan(table).reshape(*table.shape[:2], -1))
+    return comparison._replace(
+      preference=payoff,
+      advantage=jnp.nan_to_num(payoff - baseline),
+      votes_missing=missing,
+      pair_preference=tables.mean_of_votes(table).reshape(-1, table.shape[2]),
+    )
+
+  return Algorithm(
+    policy.init,
+    sample,
+    score,
+    _preference_loss(policy, tau, num_samples, False, reuse),
+    {'reference': parameter_sets.reference()},
+    mixtures=mixtures,
+    anchor=mixture.REFERENCE,
+    reusable=reuse is not None,
+    fixed_point=FixedPoint(tau, 0.0, tau_opponent, None if weights is None else tuple(weights)),
+  )
+
+
+def _log_weights(
+  shape: tuple[int, ...], of_opponents: Float[Array, 'N'] | None, prior: np.ndarray | None
+) -> Float[Array, 'B m U']:
+  """What each opponent and annotator weighs before it is known who is hardest."""
+  size, _, number, num_annotators = shape
+  result = jnp.zeros((size, number, num_annotators))
+  if of_opponents is not None:
+    result += of_opponents.reshape(size, number, 1)
+  if prior is not None:
+    annotators.check_number(prior, num_annotators)
+    result += jnp.log(prior)
+  return result
+
+
 def _preference_loss(
   policy: Policy,
   tau: float,
@@ -164,6 +252,8 @@ def _preference_loss(
       voted = ~jnp.isnan(p)
       p = jnp.where(voted, p, 0.5)
     advantage = losses.leave_one_out(p, num_samples, voted) if leave_one_out else p - 0.5
+    if comparison.advantage is not None:
+      advantage = comparison.advantage
     anchor_logp = comparison.anchor_token_logp
     if anchor_logp is None:
       anchor_logp = comparison.reference_token_logp

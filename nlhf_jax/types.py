@@ -70,6 +70,10 @@ class Comparison(NamedTuple):
   votes_missing: Float[Array, 'N'] | None = None
   # P of y over each of the m alternatives that the preference is the mean of, for those who read rollouts; None: of one alone.
   pair_preference: Float[Array, 'N m'] | None = None
+  # log μ(y') less the log-prob of whoever drew y', where y' stands for samples of μ; None: it does not, or μ drew it.
+  alternative_log_weight: Float[Array, 'N'] | None = None
+  # The preference less its baseline; None: the loss has one of its own.
+  advantage: Float[Array, 'N'] | None = None
 
 
 class Pair(NamedTuple):
@@ -213,6 +217,18 @@ class PreferenceTableFn(Protocol):
   ) -> Float[Array, 'B k m']: ...
 
 
+@runtime_checkable
+class AnnotatorTableFn(Protocol):
+  """P_u(y ≻ y'|x) of each annotator u, of the pairs of a `PreferenceTableFn`; NaN: she gave no vote on that pair."""
+
+  def __call__(
+    self,
+    prompts: Prompts,
+    responses: Int[Array, 'N T'],
+    alternatives: Int[Array, 'M T'] | None = None,
+  ) -> Float[Array, 'B k m U']: ...
+
+
 # Data are NumPy's, samples are JAX's.
 Responses = Int[Array, 'N T'] | Int[np.ndarray, 'N T']
 
@@ -222,6 +238,8 @@ class AllPairsJudge(NamedTuple):
 
   pairs: PreferenceFn
   table: PreferenceTableFn
+  # The preferences of those it speaks for, apart (`judges.annotators`); None: it speaks for itself.
+  annotators: AnnotatorTableFn | None = None
 
   def __call__(
     self, prompts: Prompts, response: Responses, alternative: Responses
@@ -289,6 +307,11 @@ class FixedPoint(NamedTuple):
   # The payoff is P(y ≻ π^{1−β} μ^β): β = 0 is the Nash equilibrium π*_τ, β = 1 the best response to μ. None: it is the
   # Bradley-Terry reward.
   beta: float | None
+  # τ': the payoff is E_σ P_u(y ≻ k) over annotators u and responses k, σ ∝ w_u μ(k) exp(−P_u(π ≻ k)/τ')
+  # (`games.aggregation`). None: it is that of the annotators' mean.
+  tau_opponent: float | None = None
+  # w; None: all alike.
+  annotator_weights: tuple[float, ...] | None = None
 
 
 class Algorithm(NamedTuple):

@@ -37,6 +37,7 @@ def flags(test_data, few_abstracts, chat_model):
     'builtin': small,
     'follow_ups': small,
     'heads': small,
+    'aggregation': small,
     'extracts': [
       '--gin.corpora.generated_extracts.num_train=40',
       '--gin.corpora.generated_extracts.num_test=8',

@@ -13,9 +13,30 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     'Solves a preference game on a table by one or several algorithms.',
     'Prints the policies, what they guarantee, how far from the exact equilibrium they are and who beats them. Games are '
     'CSV files (labels in the first row and column, P(i ≻ j) or counts of wins) or names: section_3_2:0.1, appendix_a, '
-    'appendix_c_2, rock_paper_scissors:3, blotto:5,3, cyclic:9,0.',
+    'appendix_c_2, rock_paper_scissors:3, blotto:5,3, cyclic:9,0. Several CSV files, an .npz or a .json are the games of several '
+    'voters (docs/whose_preference.md): algorithms play their mean, --aggregation chooses what is best for all.',
   )
-  parser.add_argument('--game', required=True, help='a CSV file or a name')
+  parser.add_argument(
+    '--game', nargs='+', metavar='FILE', help='a CSV file or a name; or the games of several voters'
+  )
+  parser.add_argument(
+    '--ballots',
+    nargs='+',
+    metavar='FILE',
+    help='in its place, files of votes that name their voters',
+  )
+  parser.add_argument(
+    '--aggregation',
+    nargs='+',
+    metavar='NAME',
+    help='mean, maximin, egalitarian, proportional, personalised, mixture: solved exactly, in place of --algorithm',
+  )
+  parser.add_argument(
+    '--tau_opponent', type=float, help="τ' of maximin's opponent (default: that of --tau)"
+  )
+  parser.add_argument(
+    '--voter_weights', help='CSV of voter,weight (default: those of the file, or all alike)'
+  )
   parser.add_argument(
     '--algorithm',
     nargs='+',
@@ -28,7 +49,11 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
   parser.add_argument('--reference', help='CSV of label,probability: μ (default: uniform)')
   parser.add_argument('--num_steps', type=int, default=10_000, help='steps (default: 10000)')
   parser.add_argument('--eta', type=float, help='step size η (default: what theory allows)')
-  parser.add_argument('--beta', type=float, help='weight of μ in the opponent of `mixed`')
+  parser.add_argument(
+    '--beta',
+    type=float,
+    help='weight of μ in the opponent of `mixed`; or β of `proportional` (default: 0)',
+  )
   parser.add_argument('--decay', type=float, help='of the average of `nash_ema` (default: 0.9)')
   parser.add_argument(
     '--num_samples', type=int, help='estimate payoffs from this many alternatives (default: exact)'
@@ -45,16 +70,25 @@ def solve(args: argparse.Namespace) -> None:
   """Runs `nlhf solve`."""
   from rich import console
 
+  from nlhf_jax.games import aggregation, solvers, study
   from nlhf_jax.games import game as games
-  from nlhf_jax.games import solvers, study
   from nlhf_jax.runtime import atomic, progress
 
   if args.votes and args.num_samples is None:
     raise ValueError('--votes needs --num_samples.')
   if args.num_samples is not None and args.num_samples < 1:
     raise ValueError(f'--num_samples must be at least 1, got {args.num_samples}.')
-  table = read_table(args.game)
-  game = games.make(table.preference, _reference(args.reference, table.labels), args.tau)
+  population = _population(args)
+  if args.aggregation:
+    _aggregate(args, population)
+    return
+  if population is None:
+    table = read_table(args.game[0])
+    labels = table.labels
+    game = games.make(table.preference, _reference(args.reference, labels), args.tau)
+  else:
+    _, labels, of_voters = population
+    game = aggregation.mean_game(of_voters)
   # A setting is for the solvers that have it; with one solver, it must be that one's.
   settings = {'eta': args.eta, 'beta': args.beta, 'decay': args.decay}
   algorithms = {
@@ -65,17 +99,89 @@ def solve(args: argparse.Namespace) -> None:
   payoff = solvers.exact if exact else solvers.sampled(args.num_samples, args.votes)
   with progress.bar('steps', args.num_steps * len(algorithms)) as advance:
     found = study.run(
-      table.labels, game, algorithms, args.num_steps, payoff=payoff, seed=args.seed, advance=advance
+      labels, game, algorithms, args.num_steps, payoff=payoff, seed=args.seed, advance=advance
     )
   for shown in study.tables(found):
     console.Console().print(shown)
   if args.output:
-    content = {'game': args.game, **study.to_json(found)}
+    content = {'game': ', '.join(args.ballots or args.game), **study.to_json(found)}
     atomic.write_json(pathlib.Path(args.output), content, indent=1)
   if args.plot:
     path = pathlib.Path(args.plot)
     with atomic.replaced(path, 'wb') as file:
       study.plot(found).savefig(file, format=path.suffix[1:] or None, dpi=150)
+
+
+def _aggregate(args: argparse.Namespace, population) -> None:
+  """Solves a game of several voters by what is to be best for all; one voter's where there are no others."""
+  from rich import console
+
+  from nlhf_jax.games import aggregation, population_study
+  from nlhf_jax.runtime import atomic
+
+  if args.plot or args.num_samples is not None:
+    raise ValueError('--aggregation is solved exactly: leave out --plot and --num_samples.')
+  if population is None:
+    table = read_table(args.game[0])
+    reference = _reference(args.reference, table.labels)
+    game = aggregation.make([table.preference], None, reference, args.tau)
+    population = ('all',), table.labels, game
+  voters, labels, game = population
+  settings = {'beta': args.beta or 0.0, 'tau_opponent': args.tau_opponent}
+  found = population_study.run(voters, labels, game, args.aggregation, **settings)
+  for shown in population_study.tables(found):
+    console.Console().print(shown)
+  if args.output:
+    content = {
+      'game': ', '.join(args.ballots or args.game),
+      **population_study.to_json(found),
+    }
+    atomic.write_json(pathlib.Path(args.output), content, indent=1)
+
+
+def _population(args: argparse.Namespace):
+  """Names of voters, labels and their game; None where there is one game of all."""
+  import logging
+
+  from nlhf_jax.games import aggregation, voters
+
+  if bool(args.game) == bool(args.ballots):
+    raise ValueError('Give one of --game and --ballots.')
+  if args.ballots:
+    found = _of_ballots(args.ballots)
+  elif voters.is_population(args.game):
+    found = voters.read(args.game)
+  elif args.voter_weights:
+    raise ValueError('--voter_weights needs the games of several voters.')
+  else:
+    return None
+  found, gaps = voters.filled(found)
+  if gaps:
+    logging.warning(
+      '%d pairs of %d voters were not compared: they get the mean of those who did.',
+      gaps,
+      len(found.names),
+    )
+  weights = _column(args.voter_weights, found.names, 'weight', '--voter_weights')
+  weights = found.weights if weights is None else weights
+  reference = _reference(args.reference, found.labels)
+  game = aggregation.make(found.preference, weights, reference, args.tau, found.names)
+  return found.names, found.labels, game
+
+
+def _of_ballots(files: list[str]):
+  """Voters and the shares of their own votes."""
+  import itertools
+
+  import numpy as np
+
+  from nlhf_jax.games import sources, voters
+  from nlhf_jax.votes import readers, table
+
+  votes = table.columns(itertools.chain.from_iterable(map(readers.votes, map(pathlib.Path, files))))
+  names, wins = table.wins_of_voters(votes)
+  shares = [sources.from_wins(own, votes.labels).preference for own in wins]
+  return voters.Voters(names, votes.labels, np.stack(shares))
 
 
 def _taken(name: str, settings: dict[str, float | None], several: bool) -> dict[str, float | None]:
@@ -96,17 +202,22 @@ def read_table(name: str):
 
 def _reference(path: str | None, labels):
   """μ from a CSV of label,probability."""
+  return _column(path, labels, 'probability', '--reference')
+
+
+def _column(path: str | None, labels, what: str, flag: str):
+  """A number for each label, from a CSV of label,number."""
   if path is None:
     return None
   import csv
 
   if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f'No file {path}: name a CSV of label,probability with --reference.')
+    raise FileNotFoundError(f'No file {path}: name a CSV of label,{what} with {flag}.')
   with open(path, newline='') as file:
     rows = dict(line[:2] for line in csv.reader(file) if len(line) >= 2)
   missing = [label for label in labels if label not in rows]
   if missing:
-    raise ValueError(f'{path} has no probability for {missing[0]!r}.')
+    raise ValueError(f'{path} has no {what} for {missing[0]!r}.')
   try:
     return [float(rows[label]) for label in labels]
   except ValueError as error:

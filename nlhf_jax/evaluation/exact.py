@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
 from nlhf_jax.evaluation.win_rates import mean_with_interval
-from nlhf_jax.games import fits, solve, sources
+from nlhf_jax.games import aggregation, fits, solve, sources
 from nlhf_jax.games import game as games
 from nlhf_jax.judges import electorate
 from nlhf_jax.runtime import atomic, processes
@@ -43,6 +43,11 @@ class Exact(NamedTuple):
   preference: Float[np.ndarray, 'B contestants contestants']
   # Whether some response loses to none.
   unbeaten: Bool[np.ndarray, 'B']
+  # min_{u,y} P_u(π ≻ y|x): what the annotator who comes off worst is sure of.
+  worst_off_case: Float[np.ndarray, 'B contestants']
+  # P_u(π ≻ μ|x) of every annotator, and of the one who comes off worst.
+  annotator_win_rate: Float[np.ndarray, 'B contestants U']
+  worst_off_win_rate: Float[np.ndarray, 'B contestants']
 
 
 @runtime_checkable
@@ -65,6 +70,8 @@ class PromptGame(NamedTuple):
   reference: Float[np.ndarray, 'outcomes']
   # Where methods stop.
   fixed_points: dict[FixedPoint, Float[np.ndarray, 'outcomes']]
+  # Of every annotator; −inf: "anything else".
+  scores: Float[np.ndarray, 'U outcomes']
 
 
 def make_games(
@@ -86,9 +93,27 @@ def make_games(
   for row, log_probs in zip(scores, reference_log_probs, strict=True):
     valid, preference = sources.with_rest(row)
     reference = _with_rest(log_probs[valid])
-    found = {point: fixed_point(preference, reference, point, tolerance) for point in wanted}
-    games_of_prompts.append(PromptGame(valid, preference, reference, found))
+    own = np.concatenate([row[:, valid], np.full((len(row), 1), -np.inf)], axis=1)
+    found = {
+      point: fixed_point(preference, reference, point, tolerance)
+      if point.tau_opponent is None
+      else _blackwell_winner(own, reference, point, tolerance)
+      for point in wanted
+    }
+    games_of_prompts.append(PromptGame(valid, preference, reference, found, own))
   return games_of_prompts
+
+
+def _blackwell_winner(
+  scores: Float[np.ndarray, 'U Y'],
+  reference: Float[np.ndarray, 'Y'],
+  point: FixedPoint,
+  tolerance: float,
+) -> Float[np.ndarray, 'Y']:
+  """Of the regularised game against annotators and responses."""
+  each = np.stack([sources.from_scores(row[None]) for row in scores])
+  population = aggregation.make(each, point.annotator_weights, reference, point.tau)
+  return aggregation.regularised_maximin(population, point.tau_opponent, tolerance=tolerance).policy
 
 
 def enumerator(policy: Policy, batch_size: int = 50) -> LogProbsFn:
@@ -146,7 +171,7 @@ def fixed_point(
     point: which one.
     tolerance: of its probabilities.
   """
-  tau, beta = point
+  tau, beta = point.tau, point.beta
   log_reference = np.log(reference)
   with jax.enable_x64(True):
     if beta is None:
@@ -205,7 +230,18 @@ def _play(log_probs, one: PromptGame, tau, points):
     kl,
     policies @ one.preference @ policies.T,
     np.array(games.has_unbeaten(one.preference)),
+    *_of_annotators(one, policies),
   )
+
+
+def _of_annotators(one: PromptGame, policies: Float[np.ndarray, 'contestants Y']):
+  """The last fields of `Exact`."""
+  sure, win_rates = [], []
+  for row in one.scores:
+    against = policies @ sources.from_scores(row[None])
+    sure.append(against.min(axis=-1))
+    win_rates.append(against @ one.reference)
+  return np.min(sure, axis=0), np.stack(win_rates, axis=-1), np.min(win_rates, axis=0)
 
 
 @jax.jit
@@ -232,7 +268,7 @@ def table(exact: Exact, labels: Sequence[str], baseline: str | None = None) -> d
   Args:
     exact: of `evaluate`.
     labels: of the contestants.
-    baseline: a label; the worst cases' paired differences from it are added.
+    baseline: a label; paired differences from it are added, of worst cases and of the worst-off annotator's.
   """
   subsets = {'all': np.ones(len(exact.unbeaten), bool), 'no_condorcet_winner': ~exact.unbeaten}
   result: dict[str, Any] = {'labels': list(labels), 'baseline': baseline}
@@ -244,7 +280,9 @@ def table(exact: Exact, labels: Sequence[str], baseline: str | None = None) -> d
     del columns['unbeaten']
     if baseline is not None:
       place = list(labels).index(baseline)
-      columns['worst_case_difference'] = exact.worst_case - exact.worst_case[:, place : place + 1]
+      for field in ('worst_case', 'worst_off_win_rate', 'worst_off_case'):
+        values = getattr(exact, field)
+        columns[f'{field}_difference'] = values - values[:, place : place + 1]
     for column, values in columns.items():
       mean, low, high = mean_with_interval(values[rows])
       ends = {'mean': mean, 'low': low, 'high': high}

@@ -56,6 +56,8 @@ _EXACT = {
   'duality_gap_of_fixed_point': 'its fixed point’s',
   'total_variation': 'total variation to its fixed point',
   'kl': 'KL(π‖μ), nats',
+  'worst_off_case': 'worst-off annotator: min P(π ≻ y)',
+  'worst_off_win_rate': 'P(π ≻ μ)',
 }
 _SUBSETS = {
   'all': 'prompts in all',

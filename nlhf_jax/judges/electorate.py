@@ -62,7 +62,14 @@ def share_of_votes(
   scores: Float[Array, '*#rows K'], other: Float[Array, '*#rows K']
 ) -> Float[Array, '*rows']:
   """P(y ≻ y'|x) from the annotators' scores of y and y'; a tie is half a vote."""
-  return jnp.mean(0.5 + 0.5 * (scores > other) - 0.5 * (scores < other), axis=-1)
+  return jnp.mean(each_vote(scores, other), axis=-1)
+
+
+def each_vote(
+  scores: Float[Array, '*#rows K'], other: Float[Array, '*#rows K']
+) -> Float[Array, '*rows K']:
+  """P_u(y ≻ y'|x) of every annotator u: 1, 0, or 1/2 for a tie."""
+  return 0.5 + 0.5 * (scores > other) - 0.5 * (scores < other)
 
 
 def enumeration(ballots: Ballots) -> EnumerationFn:
@@ -90,8 +97,8 @@ def response_numbers(
 def preference_fn(enumeration: EnumerationFn) -> AllPairsJudge:
   """The exact judge; runs on the host. What is no response to its prompt loses to every response; two such tie."""
 
-  @functools.partial(jax.jit, static_argnames='every_pair')
-  def vote(enumeration, first, second, every_pair):
+  @functools.partial(jax.jit, static_argnames=('every_pair', 'apart'))
+  def vote(enumeration, first, second, every_pair, apart):
     responses, scores = enumeration
     by_response = jnp.swapaxes(scores, 1, 2)
 
@@ -101,15 +108,17 @@ def preference_fn(enumeration: EnumerationFn) -> AllPairsJudge:
       return jnp.where(number >= 0, found, -jnp.inf)
 
     first, second = scores_of(first), scores_of(second)
-    if every_pair:
-      return share_of_votes(first[:, :, None], second[:, None])
-    return share_of_votes(first, second).reshape(-1)
+    if not every_pair:
+      return share_of_votes(first, second).reshape(-1)
+    count = each_vote if apart else share_of_votes
+    return count(first[:, :, None], second[:, None])
 
-  def judge(every_pair, prompts: Prompts, first, second=None):
+  def judge(every_pair, apart, prompts: Prompts, first, second=None):
     second = first if second is None else second
-    return vote(enumeration(prompts), first, second, every_pair)
+    return vote(enumeration(prompts), first, second, every_pair, apart)
 
-  return AllPairsJudge(functools.partial(judge, False), functools.partial(judge, True))
+  ask = ((False, False), (True, False), (True, True))
+  return AllPairsJudge(*(functools.partial(judge, *which) for which in ask))
 
 
 def drafts(

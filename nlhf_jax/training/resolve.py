@@ -23,6 +23,7 @@ from nlhf_jax.training.experiment import (
 from nlhf_jax.types import (
   Adapted,
   Algorithm,
+  AllPairsJudge,
   Batch,
   Comparison,
   FixedPoint,
@@ -172,7 +173,12 @@ def bind_feedback(
   if isinstance(feedback, FeedbackSource):
     params = weights.load_params(feedback.model, feedback.run, runs, layout, feedback.dtype)
     return feedback.feedback(params)
-  return feedback if processes.is_single_process() else _on_all_rows(feedback, layout)
+  if processes.is_single_process():
+    return feedback
+  if isinstance(feedback, AllPairsJudge) and feedback.annotators is not None:
+    asked = (_on_all_rows(ask, layout) for ask in feedback)  # type: ignore[arg-type]
+    return AllPairsJudge(*asked)  # type: ignore[arg-type]
+  return _on_all_rows(feedback, layout)
 
 
 def _on_all_rows(feedback: Feedback, layout: partitioning.Layout) -> Feedback:

@@ -7,7 +7,8 @@ How far a policy can be from μ: a fixed point π ∝ μ exp(A/τ) has, for payo
 τ KL(π‖μ) = E_π[A] − τ log E_μ[exp(A/τ)] ≤ E_π[A] − E_μ[A], by Jensen. At a Nash equilibrium (β = 0) the first is
 P(π ≻ π) = ½, so that KL ≤ (½ − P(μ ≻ π))/τ ≤ 1/(2τ); against μ (β = 1) the second is ½, with the same end; in between no
 more is known than 1/τ. And since KL(π‖μ) = ∫_0^{1/τ} λ Var_λ(A) dλ over the tilts between the two, and a payoff's
-variance is at most ¼, KL ≤ 1/(8τ²) too, which is less where τ > ¼. All hold of each prompt, and so of the mean.
+variance is at most ¼, KL ≤ 1/(8τ²) too, which is less where τ > ¼. All hold of each prompt, and so of the mean. Against
+annotators who are hardest for π no more is known than in between.
 """
 
 import logging
@@ -71,7 +72,8 @@ def max_kl(point: FixedPoint | None) -> float | None:
   """The greatest KL(π‖μ) of a fixed point, in nats, whatever the preference is; None: rewards have no greatest one."""
   if point is None or point.beta is None or not point.tau > 0:
     return None
-  difference = 0.5 if point.beta in (0, 1) else 1.0
+  known = point.beta in (0, 1) and point.tau_opponent is None
+  difference = 0.5 if known else 1.0
   return min(difference / point.tau, 1 / (8 * point.tau**2))
 
 

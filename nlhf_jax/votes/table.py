@@ -280,6 +280,19 @@ def wins(votes: Votes) -> Float[np.ndarray, 'Y Y']:
   return result
 
 
+def wins_of_voters(votes: Votes) -> tuple[tuple[str, ...], Float[np.ndarray, 'U Y Y']]:
+  """The voters by name, and the `wins` of each; votes of unknown voters are left out.
+
+  Raises:
+    ValueError: no vote says whose it is.
+  """
+  known = np.unique(votes.voter[votes.voter != UNKNOWN])
+  if not known.size:
+    raise ValueError('No vote says whose it is: field voter is needed here.')
+  names = tuple(votes.voters[u] if votes.voters else str(u) for u in known)
+  return names, np.stack([wins(select(votes, votes.voter == u)) for u in known])
+
+
 def counted_together(votes: Votes) -> tuple[Votes, Int[np.ndarray, 'N']]:
   """Equal votes as one with their count, and which of them each was."""
   columns = [votes.a, votes.b, votes.voter, votes.prompt, votes.judge, votes.order]

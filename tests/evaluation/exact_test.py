@@ -115,3 +115,48 @@ def test_table_of_prompts_without_a_condorcet_winner():
   assert apart['worst_case']['mean'][0] == pytest.approx(0.5)
   assert apart['worst_case']['mean'][1] == pytest.approx(1 / 3, abs=2e-3)
   assert apart['worst_case_difference']['mean'][0] == pytest.approx(1 / 6, abs=2e-3)
+
+
+def test_fixed_point_against_annotators():
+  """π ∝ μ exp(E_σ P_u(y ≻ k)/τ), σ ∝ w μ exp(−P_u(π ≻ k)/τ'), "anything else" among the responses."""
+  rng, weights = np.random.default_rng(3), (0.5, 0.3, 0.2)
+  scores = rng.normal(size=(2, 3, 5))
+  scores[1, :, 2] = -np.inf
+  reference = np.log(rng.dirichlet(np.ones(5), size=2) * 0.9)
+  point = FixedPoint(0.2, 0.0, 0.1, weights)
+  prompt_games = exact.make_games(scores, reference, [point, FixedPoint(0.2, 0.0)])
+  for b, one in enumerate(prompt_games):
+    own = np.append(scores[b][:, one.valid], np.full((3, 1), -np.inf), axis=1)
+    p = np.stack([sources.from_scores(row[None]) for row in own])
+    policy, mu = one.fixed_points[point], one.reference
+    logits = np.log(weights)[:, None] + np.log(mu) - np.einsum('i,uik->uk', policy, p) / 0.1
+    payoff = np.einsum('uik,uk->i', p, special.softmax(logits))
+    np.testing.assert_allclose(policy, special.softmax(np.log(mu) + payoff / 0.2), atol=1e-9)
+    assert np.abs(policy - one.fixed_points[FixedPoint(0.2, 0.0)]).max() > 0.01
+
+
+def test_annotators_by_brute_force():
+  """What each annotator gets, and the one who comes off worst."""
+  rng = np.random.default_rng(4)
+  scores = rng.integers(0, 4, (2, 3, 4)).astype(np.float32)
+  log_probs = np.log(rng.dirichlet(np.ones(4), size=(2, 2)) * 0.95)
+  reference = np.log(np.full((2, 4), 0.24))
+  found = exact.evaluate(log_probs, exact.make_games(scores, reference), 0.1)
+  for b in range(2):
+    policy, mu = (
+      np.append(np.exp(x), 1 - np.exp(x).sum()) for x in (log_probs[1, b], reference[b])
+    )
+    own = np.append(scores[b], np.full((3, 1), -np.inf), axis=1)
+    against = [
+      [sum(policy[i] * ((s[i] > s[k]) + 0.5 * (s[i] == s[k])) for i in range(5)) for k in range(5)]
+      for s in own
+    ]
+    np.testing.assert_allclose(found.annotator_win_rate[b, 1], against @ mu, rtol=1e-6)
+    assert found.worst_off_win_rate[b, 1] == pytest.approx(min(against @ mu))
+    assert found.worst_off_case[b, 1] == pytest.approx(np.min(against))
+  table = exact.table(found, ['SFT', 'other'], 'SFT')
+  assert np.shape(table['all']['annotator_win_rate']['mean']) == (2, 3)
+  difference = found.worst_off_win_rate[:, 1] - found.worst_off_win_rate[:, 0]
+  assert table['all']['worst_off_win_rate_difference']['mean'][1] == pytest.approx(
+    difference.mean()
+  )

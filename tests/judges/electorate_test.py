@@ -109,3 +109,12 @@ def test_votes_of_few_have_the_share_of_all_as_their_mean():
 def test_scores_of_what_is_no_response():
   tokens = np.array([[2, 2, 1], [4, 1, 0]], np.int32)
   assert np.isneginf(electorate.scores_of(BALLOTS[1], tokens)).all()
+
+
+def test_annotators_apart():
+  """1, 0 or a tie of each, whose mean is the judge's own answer; what is no response loses by all of them."""
+  tokens = np.concatenate([RESPONSES, RESPONSES])
+  each = np.asarray(JUDGE.annotators(_prompts(0, 1), tokens))
+  np.testing.assert_array_equal(each[0, 0], [[0.5, 0.5, 0.5], [1, 0, 1], [1, 0, 0], [1, 0.5, 1]])
+  np.testing.assert_array_equal(each[1, 0], [[0.5, 0.5, 0.5], [0.5, 0, 0], [1, 0, 0], [1, 1, 1]])
+  np.testing.assert_allclose(each.mean(axis=-1), JUDGE.table(_prompts(0, 1), tokens), rtol=1e-6)
