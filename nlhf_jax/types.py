@@ -70,6 +70,8 @@ class Comparison(NamedTuple):
   votes_missing: Float[Array, 'N'] | None = None
   # P of y over each of the m alternatives that the preference is the mean of, for those who read rollouts; None: of one alone.
   pair_preference: Float[Array, 'N m'] | None = None
+  # Whose vote the preference is, by number; −1: not known. None: it is nobody's, such as a share of votes.
+  voter: Int[Array, 'N'] | None = None
 
 
 class Pair(NamedTuple):
