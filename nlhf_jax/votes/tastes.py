@@ -125,10 +125,14 @@ def votes_on(
   return TasteVotes(voter, x, share, offset, np.ones(size))
 
 
-def from_table(votes: table.Votes) -> TasteVotes:
+def from_table(votes: table.Votes, max_voters: int | None = None) -> TasteVotes:
   """Votes on the features of the table; without any, on who is compared: each voter's own Bradley-Terry scores.
 
-  A tie is half a vote for each side; what was bad on both sides says nothing.
+  A tie is half a vote for each side; what was bad on both sides says nothing. Votes of unknown voters are left out.
+
+  Args:
+    votes: some of voters that are known.
+    max_voters: keep those who have the most votes; None: all.
 
   Raises:
     ValueError: no vote says who voted.
@@ -137,6 +141,10 @@ def from_table(votes: table.Votes) -> TasteVotes:
     raise ValueError(
       'No vote says who voted: the field voter is needed to tell voters apart (docs/votes.md#public-formats).'
     )
+  if max_voters is not None:
+    counts = np.bincount(votes.voter[votes.voter >= 0])
+    most = np.argsort(-counts, kind='stable')[:max_voters]
+    votes = table.select(votes, np.isin(votes.voter, most))
   x = votes.x if votes.x.shape[1] else incidence(votes)
   for_a, for_b, tie, _ = votes.verdict.T
   told = for_a + for_b + tie
@@ -151,6 +159,12 @@ def incidence(votes: table.Votes) -> Float[np.ndarray, 'N labels']:
   result = np.zeros((len(rows), len(votes.labels)))
   result[rows, votes.a], result[rows, votes.b] = 1, -1
   return result
+
+
+def scaled(votes: TasteVotes) -> TasteVotes:
+  """Features divided by their root mean squares, so that they may be of any unit."""
+  size = np.sqrt(np.mean(votes.x**2, axis=0))
+  return votes._replace(x=votes.x / np.where(size > 0, size, 1))
 
 
 def select(votes: TasteVotes, chosen: np.ndarray) -> TasteVotes:
@@ -344,6 +358,23 @@ def preference(
 ) -> Float[np.ndarray, 'N']:
   """P(y ≻ y') of who has such a taste, the mean of σ(s + w·x) over it; P(y ≻ y') + P(y' ≻ y) = 1."""
   return _expected(*_moments(taste, x, offset))[0]
+
+
+def foretold(population: Taste, known: Tastes, votes: TasteVotes) -> Float[np.ndarray, 'N']:
+  """`preference` of each vote's own voter; of one who is not known, the population's."""
+  result = preference(population, votes.x, votes.offset)
+  if not len(known.voter):
+    return result
+  place = np.minimum(np.searchsorted(known.voter, votes.voter), len(known.voter) - 1)
+  rows = np.flatnonzero(known.voter[place] == votes.voter)
+  size = max(1, _CHUNK // votes.x.shape[1] ** 2)
+  for start in range(0, len(rows), size):
+    part = rows[start : start + size]
+    x, of = votes.x[part], place[part]
+    mean = np.sum(x * known.mean[of], axis=1) + votes.offset[part]
+    variance = np.sum(np.matmul(x[:, None], known.covariance[of])[:, 0] * x, axis=1)
+    result[part] = _expected(mean, np.maximum(variance, 0))[0]
+  return result
 
 
 def _moments(taste: Taste, x, offset) -> tuple[np.ndarray, np.ndarray]:
