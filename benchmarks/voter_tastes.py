@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from nlhf_jax.evaluation import voter_accuracy
+from nlhf_jax.evaluation import judge_accuracy, voter_accuracy
 from nlhf_jax.judges import electorate, headlines
 from nlhf_jax.votes import tastes
 
@@ -55,11 +55,11 @@ def planted(seed: int, size: int = 16, rank: int = 3, deviation: float = 4.0) ->
   priors |= {'by EM': tastes.fit(votes), 'isotropic': tastes.isotropic(priors['tastes known'])}
   result = {}
   for name, prior in priors.items():
-    baseline = tastes.preference(prior, test.x)
-    found = voter_accuracy.few_shot(prior, test, baseline, sizes=PLANTED_SIZES)
-    result[name] = {
-      size: _short(one, true_side) for size, one in zip(PLANTED_SIZES, found, strict=True)
-    }
+    # In the place of the population's model: whom the voter would take without noise.
+    found = voter_accuracy.few_shot(prior, test, true_side, sizes=PLANTED_SIZES)
+    agreed = [judge_accuracy.agreement(one.own, one.population) for one in found]
+    means = [voter_accuracy.by_voter(x, one.voter) for x, one in zip(agreed, found, strict=True)]
+    result[name] = dict(zip(PLANTED_SIZES, map(voter_accuracy.interval, means), strict=True))
   result['variance by EM'] = float(np.trace(priors['by EM'].covariance) / deviation**2)
   return result
 
@@ -69,12 +69,7 @@ def _planted_votes(rng, weights, number: int):
   log_odds = np.einsum('und,ud->un', x, weights).ravel()
   share = (rng.random(log_odds.size) < special.expit(log_odds)).astype(float)
   voter = np.repeat(np.arange(len(weights)), number)
-  return (log_odds > 0) * 1.0, tastes.votes_on(x.reshape(-1, weights.shape[1]), share, voter)
-
-
-def _short(found: voter_accuracy.Foretold, side) -> dict:
-  """Accuracy against the side without noise; the votes asked are in the order of `few_shot`."""
-  return voter_accuracy.scores(found)['accuracy']['own']
+  return (log_odds > 0).astype(float), tastes.votes_on(x.reshape(-1, weights.shape[1]), share, voter)
 
 
 class Votes(NamedTuple):

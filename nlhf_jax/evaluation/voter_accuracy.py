@@ -232,7 +232,7 @@ def scores(foretold: Foretold) -> dict[str, Any] | None:
   """Accuracy and log-loss of a voter's own preference and of the population's, and what the former gains; None: of no votes."""
   if not len(foretold.voter):
     return None
-  of = lambda measure, p: _by_voter(measure(p, foretold.votes), foretold.voter)
+  of = lambda measure, p: by_voter(measure(p, foretold.votes), foretold.voter)
   result: dict[str, Any] = {}
   for name, measure_ in (('accuracy', judge_accuracy.agreement), ('log_loss', judge_accuracy.log_loss)):
     own, population = of(measure_, foretold.own), of(measure_, foretold.population)
@@ -245,7 +245,7 @@ def scores(foretold: Foretold) -> dict[str, Any] | None:
   return result
 
 
-def _by_voter(
+def by_voter(
   values: Float[np.ndarray, 'M'], voter: Int[np.ndarray, 'M']
 ) -> Float[np.ndarray, 'U']:
   """The mean of each voter."""

@@ -183,25 +183,24 @@ def one_voter(model: PreferenceModel, voter: int) -> PreferenceModel:
 
   Args:
     model: of `from_rater`.
-    voter: its number, in the table of names that the run has kept.
+    voter: its number, in the table of names that the run has kept (voters.json).
+
+  Raises:
+    ValueError: the model does not tell voters apart, or does not know this one.
   """
   check(model)
+  size = jax.eval_shape(model.init, jax.random.PRNGKey(0))[VOTERS].shape[0]
+  if not 0 <= voter < size:
+    raise ValueError(f'voter must be one of the {size} that the model knows, from 0, got {voter}.')
 
   def scores(params, *args):
-    logit = model.voters(params, *args)[:, _checked(params, voter)]
+    logit = model.voters(params, *args)[:, voter]
     return logit, -logit
 
   def table(params, *args):
-    return model.voter_table(params, *args)[..., _checked(params, voter)]
+    return model.voter_table(params, *args)[..., voter]
 
   return PreferenceModel(model.init, scores, model.axes, table, model.render)
-
-
-def _checked(params: Params, voter: int) -> int:
-  size = len(params[VOTERS])
-  if not 0 <= voter < size:
-    raise ValueError(f'voter must be one of the {size} that the model knows, from 0, got {voter}.')
-  return voter
 
 
 def population_fn(model: PreferenceModel, params: Params) -> PreferenceFn:
