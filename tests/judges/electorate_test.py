@@ -109,3 +109,19 @@ def test_votes_of_few_have_the_share_of_all_as_their_mean():
 def test_scores_of_what_is_no_response():
   tokens = np.array([[2, 2, 1], [4, 1, 0]], np.int32)
   assert np.isneginf(electorate.scores_of(BALLOTS[1], tokens)).all()
+
+
+def test_voters_are_the_annotators_and_mixtures_of_them():
+  voters = electorate.mixtures(50, 3, noise=2.0)
+  np.testing.assert_array_equal(voters.weights[:3], np.eye(3))
+  np.testing.assert_allclose(voters.weights.sum(axis=1), 1)
+  assert voters.weights[3:].min() > 0
+  more = electorate.mixtures(80, 3)
+  np.testing.assert_array_equal(more.weights[:50], voters.weights)
+  scores, other = np.array([[4.0, -np.inf, -np.inf]] * 3), np.array([[2.0, 1.0, -np.inf]] * 3)
+  scores[1, 0] = 0
+  p = electorate.preferences_of(voters, np.array([0, 2, 1]), scores, other)
+  np.testing.assert_allclose(p, [1 / (1 + np.exp(-1)), 0, 0.5])
+  sure = voters._replace(noise=0.0)
+  p = electorate.preferences_of(sure, np.array([1, 0, 0]), scores, other)
+  np.testing.assert_array_equal(p, [0, 0, 0.5])
