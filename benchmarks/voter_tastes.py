@@ -69,7 +69,9 @@ def _planted_votes(rng, weights, number: int):
   log_odds = np.einsum('und,ud->un', x, weights).ravel()
   share = (rng.random(log_odds.size) < special.expit(log_odds)).astype(float)
   voter = np.repeat(np.arange(len(weights)), number)
-  return (log_odds > 0).astype(float), tastes.votes_on(x.reshape(-1, weights.shape[1]), share, voter)
+  return (log_odds > 0).astype(float), tastes.votes_on(
+    x.reshape(-1, weights.shape[1]), share, voter
+  )
 
 
 class Votes(NamedTuple):

@@ -82,7 +82,7 @@ def preference(model: preference_model.PreferenceModel) -> Algorithm:
 
 
 def voter_preference(
-  model: preference_model.PreferenceModel, prior: voter_preferences.Prior = voter_preferences.Prior()
+  model: preference_model.PreferenceModel, *, prior: voter_preferences.Prior
 ) -> Algorithm:
   """Learns P_u(y ≻ y'|x) from votes that say whose they are."""
   loss = lambda params, batch: voter_preferences.loss(model, params, batch, prior)

@@ -169,9 +169,7 @@ def measure_model(
   ask = jax.jit(functools.partial(_ask, model))
   own, of_all, votes = _answers(ask, params, [held_out], batch_size)
   is_known = (votes.voter >= 0) & (votes.voter < len(params[voter_preference.VOTERS]))
-  known = Foretold(
-    votes.voter[is_known], votes.share[is_known], own[is_known], of_all[is_known]
-  )
+  known = Foretold(votes.voter[is_known], votes.share[is_known], own[is_known], of_all[is_known])
   _, _, fitted = _answers(ask, params, training, batch_size)
   population = tastes.fit(tastes.select(fitted, fitted.voter >= 0))
   others = ~is_known & (votes.voter >= 0)
@@ -206,7 +204,9 @@ def _answers(
       part = jax.tree.map(lambda x, s=of_rows: x[s], batch._replace(prompts=None))
       part = part._replace(prompts=jax.tree.map(lambda x, s=rows: x[s], batch.prompts))
       found.append(processes.gather(ask(params, part)))
-  own, of_all, x = (np.concatenate(column).astype(np.float64) for column in zip(*found, strict=True))
+  own, of_all, x = (
+    np.concatenate(column).astype(np.float64) for column in zip(*found, strict=True)
+  )
   votes = tastes.votes_on(x, np.concatenate(share), np.concatenate(voter))
   return special.expit(own), special.expit(of_all), votes
 
@@ -234,7 +234,10 @@ def scores(foretold: Foretold) -> dict[str, Any] | None:
     return None
   of = lambda measure, p: by_voter(measure(p, foretold.votes), foretold.voter)
   result: dict[str, Any] = {}
-  for name, measure_ in (('accuracy', judge_accuracy.agreement), ('log_loss', judge_accuracy.log_loss)):
+  for name, measure_ in (
+    ('accuracy', judge_accuracy.agreement),
+    ('log_loss', judge_accuracy.log_loss),
+  ):
     own, population = of(measure_, foretold.own), of(measure_, foretold.population)
     sign = 1 if name == 'accuracy' else -1
     result[name] = {
@@ -245,9 +248,7 @@ def scores(foretold: Foretold) -> dict[str, Any] | None:
   return result
 
 
-def by_voter(
-  values: Float[np.ndarray, 'M'], voter: Int[np.ndarray, 'M']
-) -> Float[np.ndarray, 'U']:
+def by_voter(values: Float[np.ndarray, 'M'], voter: Int[np.ndarray, 'M']) -> Float[np.ndarray, 'U']:
   """The mean of each voter."""
   _, place = np.unique(voter, return_inverse=True)
   return np.bincount(place, values) / np.bincount(place)

@@ -64,7 +64,13 @@ def accuracy_table(found: dict[str, Any]) -> rich.table.Table:
   for name, part in rows:
     if part is not None:
       accuracy, loss = part['accuracy'], part['log_loss']
-      cells = [accuracy['own'], accuracy['population'], loss['own'], loss['population'], loss['gain']]
+      cells = [
+        accuracy['own'],
+        accuracy['population'],
+        loss['own'],
+        loss['population'],
+        loss['gain'],
+      ]
       result.add_row(name, *(markup.escape(_narrow(_share(cell))) for cell in cells))
   return result
 

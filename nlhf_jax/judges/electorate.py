@@ -180,7 +180,12 @@ def votes(
 
 
 def mixtures(
-  num_voters: int, num_annotators: int, *, concentration: float = 1.0, noise: float = 0.0, seed: int = 0
+  num_voters: int,
+  num_annotators: int,
+  *,
+  concentration: float = 1.0,
+  noise: float = 0.0,
+  seed: int = 0,
 ) -> Voters:
   """Voters of whom the first are the annotators themselves, and the others mixtures of them, drawn from a Dirichlet distribution.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from nlhf_jax import losses
 from nlhf_jax.models import general_preference, preference_model
@@ -127,9 +127,7 @@ def _with_tastes(rater: Rater, num_voters: int, num_features: int, scale: float)
   return rater._replace(init=init, score=score, axes=axes)
 
 
-def loss(
-  model: PreferenceModel, params: Params, comparison: Comparison, prior: Prior = Prior()
-) -> Losses:
+def loss(model: PreferenceModel, params: Params, comparison: Comparison, prior: Prior) -> Losses:
   """Cross-entropy of each vote under its voter's P_u, and the voter's share of the prior.
 
   A vote of an unknown voter, or a share of votes, is compared with the population's preference.

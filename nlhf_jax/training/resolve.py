@@ -307,12 +307,13 @@ def _test_judge(
     prompts = _first_prompts(held_out.prompts, _NUM_ENUMERATED)
     enumeration = experiment.enumeration(prompts)
     result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration)
-  if isinstance(model, preference_model.PreferenceModel) and model.voters is not None:
-    if held_out.voter is not None:
-      training = _first_comparisons(experiment.batches(start=0))
-      result['voters'] = voter_accuracy.measure_model(model, merged, training, held_out)
+  if not isinstance(model, preference_model.PreferenceModel):
+    return result
+  if model.voters is not None and held_out.voter is not None:
+    training = _first_comparisons(experiment.batches(start=0))
+    result['voters'] = voter_accuracy.measure_model(model, merged, training, held_out)
   # A model that reads each response by itself has no first place.
-  if isinstance(model, preference_model.PreferenceModel) and model.table is None:
+  if model.table is None:
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result
 

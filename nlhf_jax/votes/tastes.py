@@ -287,7 +287,9 @@ def _laplace(
     if np.abs(step).max(initial=0) < 1e-8:
       break
   _, hessian = _derivatives(x, offset, group, z)
-  covariance = factor @ np.linalg.solve(hessian, np.broadcast_to(factor.T, (len(z), *factor.T.shape)))
+  covariance = factor @ np.linalg.solve(
+    hessian, np.broadcast_to(factor.T, (len(z), *factor.T.shape))
+  )
   return population.mean + z @ factor.T, covariance
 
 
@@ -329,9 +331,9 @@ def _groups(votes: TasteVotes) -> tuple[list[_Group], int]:
   counts = np.bincount(place, minlength=len(numbers))
   first = np.cumsum(counts) - counts
   by_count = np.argsort(counts, kind='stable')
-  return [_group(votes, order, first, counts, some) for some in _parts(by_count, counts, votes)], len(
-    numbers
-  )
+  return [
+    _group(votes, order, first, counts, some) for some in _parts(by_count, counts, votes)
+  ], len(numbers)
 
 
 def _parts(by_count, counts, votes: TasteVotes) -> Iterator[Int[np.ndarray, 'u']]:
@@ -401,9 +403,7 @@ def disagreement(population: Taste, votes: TasteVotes) -> Disagreement:
   """How much of what votes differ by is voters, and how much is noise."""
   mean, square = _expected(*_moments(population, votes.x, votes.offset))
   average = lambda values: float(4 * np.average(values, weights=votes.weight))
-  return Disagreement(
-    average((mean - 0.5) ** 2), average(square - mean**2), average(mean - square)
-  )
+  return Disagreement(average((mean - 0.5) ** 2), average(square - mean**2), average(mean - square))
 
 
 def directions(population: Taste, votes: TasteVotes) -> tuple[np.ndarray, np.ndarray]:

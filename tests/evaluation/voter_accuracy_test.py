@@ -1,10 +1,14 @@
 """How well voters are known: against planted tastes, whose best predictions are known, and where nobody differs."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
 from nlhf_jax.evaluation import voter_accuracy, voter_report
+from nlhf_jax.models import voter_preference
+from nlhf_jax.models.rater import Rater, as_written
+from nlhf_jax.types import Comparison, Prompts, Rollout
 from nlhf_jax.votes import tastes
 
 
@@ -24,7 +28,7 @@ def differing():
 
 
 def test_a_few_votes_tell_and_more_tell_more(differing):
-  p, votes, found = differing
+  p, _, found = differing
   gains = [found['unseen'][str(size)]['log_loss']['gain'] for size in voter_accuracy.SIZES]
   means = [gain['mean'] for gain in gains]
   assert abs(means[0]) < 0.02
@@ -37,9 +41,11 @@ def test_a_few_votes_tell_and_more_tell_more(differing):
 
 
 def test_voters_and_noise(differing):
-  p, votes, found = differing
+  _, votes, found = differing
   rng = np.random.default_rng(1)
-  drawn = special.expit(votes.x @ np.array([0.5, 0])[:, None] + 2.0 * votes.x[:, 1:] * rng.normal(size=400))
+  drawn = special.expit(
+    votes.x @ np.array([0.5, 0])[:, None] + 2.0 * votes.x[:, 1:] * rng.normal(size=400)
+  )
   voters = drawn.var(axis=1).mean()
   noise = np.mean(drawn * (1 - drawn))
   share = found['disagreement']['share_of_voters']
@@ -54,7 +60,9 @@ def test_calibration(differing):
   bins = found['calibration']['known']['bins']
   assert sum(x['number'] for x in bins) == 480
   assert found['calibration']['after_16']['error'] < 0.06
-  sure = voter_accuracy.Foretold(np.zeros(4, int), np.array([1, 0, 1, 0.0]), np.full(4, 0.95), np.ones(4))
+  sure = voter_accuracy.Foretold(
+    np.zeros(4, int), np.array([1, 0, 1, 0.0]), np.full(4, 0.95), np.ones(4)
+  )
   assert voter_accuracy.calibration(sure)['error'] == pytest.approx(0.45)
 
 
@@ -93,7 +101,9 @@ def test_intervals_are_over_voters():
   assert found['gain']['low'] < -1 < found['gain']['mean'] == pytest.approx(-1 / 3)
   assert voter_accuracy.scores(one._replace(**{k: v[:0] for k, v in one._asdict().items()})) is None
   assert voter_accuracy.interval(np.ones(1)) == {'mean': 1.0, 'low': None, 'high': None}
-  with pytest.raises(ValueError, match='5 folds of voters need as many voters, and at least two, got 2'):
+  with pytest.raises(
+    ValueError, match='5 folds of voters need as many voters, and at least two, got 2'
+  ):
     voter_accuracy.measure(planted(1.0, num_voters=2)[1])
 
 
@@ -106,3 +116,39 @@ def test_in_words(differing):
   assert any('No voter has more than 16 votes' in x for x in voter_report.sentences(few))
   assert voter_report.accuracy_table(few).row_count == 1
   assert voter_report.calibration_table(few).row_count > 3
+
+
+def test_of_a_trained_model():
+  """Features of tokens by a table: known voters by the model's own tastes, others by a few votes on its features."""
+  rng = np.random.default_rng(0)
+  table = rng.normal(size=(30, 3)).astype(np.float32)
+  init = lambda key: {'embedding': jnp.asarray(table)}
+  one = Rater(
+    init,
+    lambda p, prompts, y: p['embedding'][y[:, 0]],
+    lambda: {'embedding': (None, None)},
+    as_written,
+    1,
+  )
+  model = voter_preference.from_rater(one, num_voters=6, num_features=2)
+  weights = 2 * rng.normal(size=(10, 2))
+  params = {'embedding': jnp.asarray(table), 'voters': jnp.asarray(weights[:6], jnp.float32)}
+
+  def votes(size, who):
+    voter, tokens = rng.integers(*who, size=size), rng.integers(2, 30, size=(2, size, 1))
+    x = (table[tokens[0]] - table[tokens[1]])[:, 0]
+    p = special.expit(x[:, 0] + np.sum(x[:, 1:] * weights[voter], axis=1))
+    share = (rng.random(size) < p).astype(np.float32)
+    pair = (Rollout(side, side > 0) for side in tokens.astype(np.int32))
+    prompts = Prompts(np.full((size, 1), 2, np.int32), np.arange(size))
+    return Comparison(prompts, *pair, share, voter=voter), p
+
+  training, held_out = votes(600, (0, 6))[0], votes(1000, (0, 10))
+  found = voter_accuracy.measure_model(model, params, [training], held_out[0], batch_size=500)
+  best = np.maximum(held_out[1], 1 - held_out[1])[held_out[0].voter < 6].mean()
+  known = found['known']['accuracy']
+  assert known['own']['mean'] == pytest.approx(best, abs=0.05)
+  assert known['gain']['mean'] > 0.1
+  assert found['num_unseen'] == 4 and found['num_votes'] == 1000
+  losses = [found['unseen'][str(n)]['log_loss']['own']['mean'] for n in (0, 16)]
+  assert losses[1] < losses[0] - 0.05

@@ -53,7 +53,9 @@ def test_voters_are_told_apart_and_the_population_is_their_mean(model, params):
   third = preference_model.preference_fn(voter_preference.one_voter(model, 2), params)
   np.testing.assert_allclose(third.table(PROMPTS, RESPONSES), table[..., 2], atol=1e-6)
   own = np.asarray(third(PROMPTS, *pair))
-  np.testing.assert_allclose(own, [table[b, i, (i + 1) % 3, 2] for b in range(2) for i in range(3)], atol=1e-6)
+  np.testing.assert_allclose(
+    own, [table[b, i, (i + 1) % 3, 2] for b in range(2) for i in range(3)], atol=1e-6
+  )
   np.testing.assert_array_equal(own + np.asarray(third(PROMPTS, *pair[::-1])), 1)
 
 
@@ -82,7 +84,9 @@ def test_unknown_voters_are_the_population(model, params):
 def test_prior_is_once_in_all_votes_of_a_voter(model, params):
   """Of voters who cast their number of votes, the penalties add up to ½λ‖w‖²; unknown ones have none."""
   prior = voter_preference.Prior(strength=0.7, votes_per_voter=2)
-  value = lambda prior: voter_preference.loss(model, params, comparison([0, 0, 3, 3, -1, -1]), prior).value
+  value = lambda prior: (
+    voter_preference.loss(model, params, comparison([0, 0, 3, 3, -1, -1]), prior).value
+  )
   added = np.asarray(value(prior) - value(voter_preference.Prior(strength=0.0)))
   w = np.asarray(params[voter_preference.VOTERS])[[0, 3]]
   assert added.sum() == pytest.approx(0.35 * np.sum(w**2), rel=1e-3)
@@ -93,7 +97,9 @@ def test_learnt_from_votes_of_two_who_disagree():
   """A rater that embeds tokens; of a third voter nothing is known, so it stays near the middle."""
   table_of = lambda params, tokens: params['embedding'][tokens[:, 0]]
   init = lambda rng: {'embedding': 0.1 * jax.random.normal(rng, (12, 3))}
-  one = Rater(init, lambda p, prompts, y: table_of(p, y), lambda: {'embedding': (None, None)}, as_written, 1)
+  one = Rater(
+    init, lambda p, prompts, y: table_of(p, y), lambda: {'embedding': (None, None)}, as_written, 1
+  )
   model = voter_preference.from_rater(one, num_voters=3, num_features=2)
   params = model.init(jax.random.PRNGKey(1))
   votes = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
@@ -108,7 +114,9 @@ def test_learnt_from_votes_of_two_who_disagree():
 
   @jax.jit
   def step(params, state):
-    gradient = jax.grad(lambda p: voter_preference.loss(model, p, batch, prior).value.mean())(params)
+    gradient = jax.grad(lambda p: voter_preference.loss(model, p, batch, prior).value.mean())(
+      params
+    )
     updates, state = optimizer.update(gradient, state)
     return optax.apply_updates(params, updates), state
 
@@ -140,4 +148,6 @@ def test_refusals(model):
   wrong = rater.in_decoder(t5_network(vocab_size=12), TEMPLATE, head=rater.linear(2))
   other = voter_preference.from_rater(wrong, 4, 2)
   with pytest.raises(ValueError, match=r'the head rater.linear\(3\)'):
-    jax.eval_shape(other.scores, jax.eval_shape(other.init, jax.random.PRNGKey(0)), PROMPTS, RESPONSES, RESPONSES)
+    jax.eval_shape(
+      other.scores, jax.eval_shape(other.init, jax.random.PRNGKey(0)), PROMPTS, RESPONSES, RESPONSES
+    )

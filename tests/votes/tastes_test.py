@@ -201,7 +201,9 @@ def test_refusals_and_unknown_voters():
     tastes.from_table(rows({}, {}))
   with pytest.raises(ValueError, match='at least two voters, got those of 1'):
     tastes.fit(tastes.from_table(rows({'voter': 'u'}, {})))
-  votes = rows({'voter': 'u'}, {}, {'voter': 'v', 'verdict': 'tie'}, {'voter': 'v', 'verdict': 'both_bad'})
+  votes = rows(
+    {'voter': 'u'}, {}, {'voter': 'v', 'verdict': 'tie'}, {'voter': 'v', 'verdict': 'both_bad'}
+  )
   found = tastes.from_table(votes)
   assert found.share.tolist() == [1, 0.5] and found.voter.tolist() == [0, 1]
   assert tastes.from_table(votes, max_voters=1).voter.tolist() == [1]
