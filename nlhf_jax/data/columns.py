@@ -118,6 +118,7 @@ def gather(rows: Iterable[Row]) -> Gathered:
   places: dict[int, int] = {}
   splits: dict[str | None, int] = {}
   voters: dict[str, int] = {}
+  has_voters = False
   for row in rows:
     if texts is None:
       texts = _Texts(tuple(name for name in _RESPONSES if name in row))
@@ -133,7 +134,9 @@ def gather(rows: Iterable[Row]) -> Gathered:
     numbers['split'].append(splits.setdefault(split, len(splits)))
     numbers['post'].append(hash(row.get('id', prompt)))
     numbers['pair'].append(hash((key, split, responses)))
-    numbers['voter'].append(_voter(row.get('voter'), voters))
+    voter = row.get('voter')
+    has_voters = has_voters or voter is not None
+    numbers['voter'].append(_voter(voter, voters))
     floats['preference'].append(row.get('preference', np.nan))
     floats['weight'].append(row.get('weight', 1.0))
   texts = _Texts(()) if texts is None else texts
@@ -146,7 +149,7 @@ def gather(rows: Iterable[Row]) -> Gathered:
     np.arange(len(preference)),
     texts.table(),
     preference if 'alternative' in texts.names else None,
-    ints['voter'].astype(np.int32) if (ints['voter'] >= 0).any() else None,
+    ints['voter'].astype(np.int32) if has_voters else None,
   )
   _, post = np.unique(ints['post'], return_inverse=True)
   weight = np.array(floats['weight'])

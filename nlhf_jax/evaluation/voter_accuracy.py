@@ -216,8 +216,9 @@ def _report(
 ) -> dict[str, Any]:
   last = after[max(after)]
   return {
-    'num_voters': len(np.unique(votes.voter)),
+    'num_voters': len(np.unique(votes.voter[votes.voter >= 0])),
     'num_votes': len(votes.voter),
+    'num_known': len(np.unique(known.voter)),
     'num_unseen': len(np.unique(last.voter)),
     'known': scores(known),
     'unseen': {str(size): scores(found) for size, found in after.items()},

@@ -9,7 +9,7 @@ from rich import markup
 def sentences(found: dict[str, Any]) -> list[str]:
   """What can be said of voters in general; `found` is of `voter_accuracy`."""
   result = [_who_disagrees(found['disagreement'])]
-  for what, key in ((f'{found["num_voters"]:,} known voters', 'known'), *_few(found)):
+  for what, key in ((f'{found["num_known"]:,} known voters', 'known'), *_few(found)):
     part = found['known'] if key == 'known' else found['unseen'][key]
     if part is None:
       continue

