@@ -45,6 +45,7 @@ from jaxtyping import Array, Float
 
 from nlhf_jax import losses, pairwise, policy_gradient
 from nlhf_jax.models import mixture, preference_model, reward_model
+from nlhf_jax.models import voter_preference as voter_preferences
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
   Algorithm,
@@ -78,6 +79,14 @@ def sft(policy: Policy) -> Algorithm:
 def preference(model: preference_model.PreferenceModel) -> Algorithm:
   """Learns P(y ≻ y'|x) from comparisons."""
   loss = functools.partial(preference_model.loss, model)
+  return Algorithm(model.init, _as_read, _as_sampled, loss, reads=Comparison)
+
+
+def voter_preference(
+  model: preference_model.PreferenceModel, *, prior: voter_preferences.Prior
+) -> Algorithm:
+  """Learns P_u(y ≻ y'|x) from votes that say whose they are."""
+  loss = lambda params, batch: voter_preferences.loss(model, params, batch, prior)
   return Algorithm(model.init, _as_read, _as_sampled, loss, reads=Comparison)
 
 

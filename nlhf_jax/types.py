@@ -74,6 +74,8 @@ class Comparison(NamedTuple):
   alternative_log_weight: Float[Array, 'N'] | None = None
   # The preference less its baseline; None: the loss has one of its own.
   advantage: Float[Array, 'N'] | None = None
+  # Whose vote the preference is, by number; −1: not known. None: it is nobody's, such as a share of votes.
+  voter: Int[Array, 'N'] | None = None
 
 
 class Pair(NamedTuple):

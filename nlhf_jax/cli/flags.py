@@ -32,6 +32,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(commands)
   games.add_solve(commands, _command)
   votes.add_rank(commands, _command)
+  votes.add_voters(commands, _command)
   annotate.add(commands, _command)
   judge.add_judge(commands, _command)
   # Flags may be written with hyphens or underscores.

@@ -14,6 +14,7 @@
   nlhf tokenize    a run's data as tokens, for a machine without seqio and TensorFlow
   nlhf solve       exact preference games on tables
   nlhf rank        rankings of alternatives
+  nlhf voters      whose votes differ, and how soon a new voter is known
   nlhf annotate    a page on which people compare two responses
   nlhf judge       votes of LLMs on responses
 
@@ -291,6 +292,7 @@ _COMMANDS = {
   'tokenize': _tokenize,
   'solve': games.solve,
   'rank': votes.rank,
+  'voters': votes.voters,
   'annotate': annotate.annotate,
   'judge': judge.judge,
 }

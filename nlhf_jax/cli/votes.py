@@ -1,4 +1,4 @@
-"""The command line of votes: `nlhf rank`."""
+"""The command line of votes: `nlhf rank`, `nlhf voters`."""
 
 import argparse
 import pathlib
@@ -22,10 +22,7 @@ def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     required=True,
     help='files of votes; or one matrix, or a game by name, as for `nlhf solve`',
   )
-  parser.add_argument('--format', help='of the votes (default: told from the first row)')
-  parser.add_argument(
-    '--skip_malformed', action='store_true', help='pass malformed rows over and count them'
-  )
+  _add_reading(parser)
   parser.add_argument(
     '--ties',
     choices=['davidson', 'rao_kupper', 'half', 'drop'],
@@ -56,6 +53,74 @@ def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   parser.add_argument('--seed', type=int, default=0, help='of both')
   parser.add_argument('--output', help='JSON file for all of it')
   parser.add_argument('--report', help='HTML file for a page with plots')
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--format', help='of the votes (default: told from the first row)')
+  parser.add_argument(
+    '--skip_malformed', action='store_true', help='pass malformed rows over and count them'
+  )
+
+
+def add_voters(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
+  """Adds `nlhf voters`."""
+  parser = command(
+    commands,
+    'voters',
+    'Tells whose votes differ, by what, and how soon a new voter is known.',
+    'Votes: as of `nlhf rank`, with voters. Tastes are for the features that the votes have (x), or else for whose responses are '
+    'compared (a, b). Every voter is unseen in turn, a fold of them at a time.',
+  )
+  parser.add_argument('--votes', nargs='+', required=True, help='files of votes that say who voted')
+  _add_reading(parser)
+  parser.add_argument(
+    '--features', nargs='+', metavar='NAME', help='of the votes that tastes are for (default: all)'
+  )
+  parser.add_argument(
+    '--alternatives',
+    action='store_true',
+    help='tastes are for whose responses are compared, though the votes have features',
+  )
+  parser.add_argument(
+    '--max_voters', type=int, help='keep those with the most votes only, as of very many'
+  )
+  parser.add_argument('--num_folds', type=int, default=5, help='of voters')
+  parser.add_argument('--seed', type=int, default=0, help='of folds and of the order of votes')
+  parser.add_argument('--output', help='JSON file for all of it, with every voter')
+
+
+def voters(args: argparse.Namespace) -> None:
+  """Runs `nlhf voters`."""
+  from nlhf_jax.evaluation import report, voter_accuracy, voter_report
+  from nlhf_jax.runtime import atomic
+
+  votes, x_names = _taste_votes(args)
+  found = voter_accuracy.measure(votes, x_names, num_folds=args.num_folds, seed=args.seed)
+  out = report.console()
+  for sentence in voter_report.sentences(found):
+    out.print(f'- {sentence}', markup=False, highlight=False)
+  out.print(voter_report.accuracy_table(found))
+  out.print(voter_report.calibration_table(found))
+  if args.output:
+    content = {'source': ', '.join(args.votes), 'features': list(x_names)} | found
+    atomic.write_json(pathlib.Path(args.output), content, indent=1)
+
+
+def _taste_votes(args: argparse.Namespace):
+  """Votes on features, and the features' names; each is divided by its root mean square."""
+  import itertools
+
+  from nlhf_jax.votes import readers, table, tastes
+
+  read = lambda path: readers.votes(path, args.format, skip_malformed=args.skip_malformed)
+  paths = map(pathlib.Path, args.votes)
+  votes = table.columns(itertools.chain.from_iterable(map(read, paths)))
+  names = votes.x_names
+  if args.alternatives or not names:
+    votes, names = votes._replace(x=votes.x[:, :0]), votes.labels
+  elif args.features:
+    votes, names = table.with_features(votes, args.features), tuple(args.features)
+  return tastes.scaled(tastes.from_table(votes, args.max_voters)), names
 
 
 def rank(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from nlhf_jax.types import PAD, Comparison, Demonstration, Prompts, Rollout
 
 Batch = Prompts | Demonstration | Comparison
 
-# Features of a row, as seqio names them: inputs, targets?, alternative?, index, preference?; and is_long: the prompt is
+# Features of a row, as seqio names them: inputs, targets?, alternative?, index, preference?, voter?; and is_long: the prompt is
 # longer than it may be.
 Example = dict[str, Any]
 
@@ -148,7 +148,8 @@ def collate(examples: list[Example], prompt_length: int, response_length: int) -
   if 'alternative' not in examples[0]:
     return Demonstration(prompts, response)
   alternative = _rollout(column('alternative'), response_length)
-  return Comparison(prompts, response, alternative, numbers('preference', np.float32))
+  voter = numbers('voter', np.int32) if 'voter' in examples[0] else None
+  return Comparison(prompts, response, alternative, numbers('preference', np.float32), voter=voter)
 
 
 def _pad(sequences: list[np.ndarray], length: int) -> Any:

@@ -17,6 +17,7 @@ import pyarrow.compute
 from jaxtyping import Float, Int
 
 from nlhf_jax.votes.readers import Row
+from nlhf_jax.votes.table import UNKNOWN
 
 _ROWS_PER_CHUNK = 2**14
 # Bytes.
@@ -24,6 +25,7 @@ _IN_MEMORY = 2**26
 # Of what is known of a prompt: its text, and its messages as JSON where it is a conversation.
 _PROMPT = ('prompt', 'messages')
 _RESPONSES = ('response', 'alternative')
+_NUMBERS = ('index', 'prompt', 'split', 'post', 'pair', 'voter')
 
 
 class Columns(NamedTuple):
@@ -38,14 +40,22 @@ class Columns(NamedTuple):
   number: Int[np.ndarray, 'N']
   texts: pyarrow.Table
   preference: Float[np.ndarray, 'N'] | None = None
+  # Whose vote each row is; −1: not known. None: of no row.
+  voter: Int[np.ndarray, 'N'] | None = None
   # Shortens a prompt when it is read.
   fit: Callable[[str], str] = str
 
   def row(self, place: int) -> Row:
-    """Row `place` as a dictionary {index, prompt, messages?, response?, alternative?, preference?}."""
-    row = {'index': int(self.index[place])} | self.prompt_text(int(self.prompt[place]))
-    row |= self.responses_of(place)
-    return row if self.preference is None else row | {'preference': float(self.preference[place])}
+    """Row `place` as a dictionary {index, prompt, messages?, response?, alternative?, preference?, voter?}."""
+    text = self.prompt_text(int(self.prompt[place]))
+    return text | self.responses_of(place) | self.numbers_of(place)
+
+  def numbers_of(self, place: int) -> Row:
+    """What a row has of {index, preference, voter}."""
+    row: Row = {'index': int(self.index[place])}
+    if self.preference is not None:
+      row['preference'] = float(self.preference[place])
+    return row if self.voter is None else row | {'voter': int(self.voter[place])}
 
   def prompt_text(self, number: int) -> Row:
     """Row `number` of `prompts` as {prompt, messages?}."""
@@ -67,15 +77,16 @@ class Columns(NamedTuple):
 
   def select(self, chosen: np.ndarray) -> 'Columns':
     """Some of the rows, by number or mask."""
-    preference = None if self.preference is None else self.preference[chosen]
-    parts = {name: getattr(self, name)[chosen] for name in ('index', 'prompt', 'number')}
-    return self._replace(preference=preference, **parts)
+    optional = ('preference', 'voter')
+    names = ['index', 'prompt', 'number']
+    names += [name for name in optional if getattr(self, name) is not None]
+    return self._replace(**{name: getattr(self, name)[chosen] for name in names})
 
   def prompts_once(self) -> 'Columns':
     """The first row of each prompt, without its responses."""
     _, first = np.unique(self.index, return_index=True)
     none = self.texts.select([])
-    return self.select(np.sort(first))._replace(texts=none, preference=None)
+    return self.select(np.sort(first))._replace(texts=none, preference=None, voter=None)
 
 
 class Gathered(NamedTuple):
@@ -89,19 +100,25 @@ class Gathered(NamedTuple):
   # Hash of each row's pair of responses.
   pair: Int[np.ndarray, 'N']
   weight: Float[np.ndarray, 'N']
+  # Names of `columns.voter`'s numbers, where rows name voters.
+  voters: tuple[str, ...] = ()
 
 
 def gather(rows: Iterable[Row]) -> Gathered:
-  """Columns of rows {prompt, response?, alternative?, preference?, index?, id?, split?, weight?, messages?}, taken one at a time.
+  """Columns of rows {prompt, response?, alternative?, preference?, index?, id?, split?, weight?, messages?, voter?}, taken one at a
+  time.
 
-  All have the fields that the first has. Without `index` prompts are numbered as they appear. Equal texts are told by
+  All have the fields that the first has. Without `index` prompts are numbered as they appear, and so are voters that have names;
+  they may have numbers. Equal texts are told by
   hashes of 64 bits: two of a million different ones fall together once in 10⁷ times.
   """
-  numbers = {name: array.array('q') for name in ('index', 'prompt', 'split', 'post', 'pair')}
+  numbers = {name: array.array('q') for name in _NUMBERS}
   floats = {name: array.array('d') for name in ('preference', 'weight')}
   prompts, texts = _Texts(_PROMPT), None
   places: dict[int, int] = {}
   splits: dict[str | None, int] = {}
+  voters: dict[str, int] = {}
+  has_voters = False
   for row in rows:
     if texts is None:
       texts = _Texts(tuple(name for name in _RESPONSES if name in row))
@@ -117,6 +134,9 @@ def gather(rows: Iterable[Row]) -> Gathered:
     numbers['split'].append(splits.setdefault(split, len(splits)))
     numbers['post'].append(hash(row.get('id', prompt)))
     numbers['pair'].append(hash((key, split, responses)))
+    voter = row.get('voter')
+    has_voters = has_voters or voter is not None
+    numbers['voter'].append(_voter(voter, voters))
     floats['preference'].append(row.get('preference', np.nan))
     floats['weight'].append(row.get('weight', 1.0))
   texts = _Texts(()) if texts is None else texts
@@ -129,14 +149,37 @@ def gather(rows: Iterable[Row]) -> Gathered:
     np.arange(len(preference)),
     texts.table(),
     preference if 'alternative' in texts.names else None,
+    ints['voter'].astype(np.int32) if has_voters else None,
   )
   _, post = np.unique(ints['post'], return_inverse=True)
   weight = np.array(floats['weight'])
-  return Gathered(columns, ints['split'], tuple(splits), post, ints['pair'], weight)
+  return Gathered(columns, ints['split'], tuple(splits), post, ints['pair'], weight, tuple(voters))
+
+
+def _voter(voter: str | int | None, numbers: dict[str, int]) -> int:
+  """A voter's number, which a new name is given."""
+  if isinstance(voter, str):
+    return numbers.setdefault(voter, len(numbers))
+  return UNKNOWN if voter is None else voter
+
+
+def training_voters_first(rows: Gathered) -> Gathered:
+  """Voters numbered anew: those of training as they appear, then the others, so that a model of the former knows which they are."""
+  voter = rows.columns.voter
+  if voter is None or not rows.voters:
+    return rows
+  training = np.isin(rows.split, [code for code, name in enumerate(rows.splits) if name == 'train'])
+  order = np.concatenate([voter[training], voter[~training]])
+  numbers, first = np.unique(order[order >= 0], return_index=True)
+  old = numbers[np.argsort(first)]
+  new = np.full(len(rows.voters), UNKNOWN, np.int32)
+  new[old] = np.arange(len(old))
+  columns = rows.columns._replace(voter=np.where(voter >= 0, new[voter], UNKNOWN))
+  return rows._replace(columns=columns, voters=tuple(rows.voters[n] for n in old.tolist()))
 
 
 def merge_votes(rows: Gathered) -> Gathered:
-  """One row for all votes on a pair, the first: its preference becomes their mean, by weight."""
+  """One row for all votes on a pair, the first: its preference becomes their mean, by weight, which is nobody's vote."""
   _, first, inverse = np.unique(rows.pair, return_index=True, return_inverse=True)
   preference = rows.columns.preference.astype(np.float64)
   weight = np.bincount(inverse, weights=rows.weight)
@@ -145,8 +188,8 @@ def merge_votes(rows: Gathered) -> Gathered:
     share = np.where(weight > 0, share / weight, 0.5).astype(np.float32)
   order = np.argsort(first)
   kept = select(rows, first[order])
-  columns = kept.columns._replace(preference=share[order])
-  return kept._replace(columns=columns, weight=weight[order])
+  columns = kept.columns._replace(preference=share[order], voter=None)
+  return kept._replace(columns=columns, weight=weight[order], voters=())
 
 
 def select(rows: Gathered, chosen: np.ndarray) -> Gathered:

@@ -181,8 +181,7 @@ def comparisons(
   def rows(number):
     rng, ballot = _rng(corpus, 'comparisons', number), corpus.ballot(number)
     row = _row(corpus, number)
-    num_drafts = np.where(rng.random((per_post, 1)) < 0.5, 1, 4)
-    tokens = ballot.responses[electorate.write(rng, ballot, np.repeat(num_drafts, 2, axis=1))]
+    tokens = _pairs(rng, ballot, per_post)
     for pair, side in np.argwhere(rng.random((per_post, 2)) < slips):
       tokens[pair, side] = electorate.slip(rng, tokens[pair, side], list(corpus.words))
     first, second = (electorate.scores_of(ballot, tokens[:, side]) for side in (0, 1))
@@ -192,6 +191,54 @@ def comparisons(
       yield row | texts | {'preference': share}
 
   return _view(corpus, 'comparisons', rows)
+
+
+def voter_comparisons(
+  corpus: Corpus,
+  per_post: int = 8,
+  *,
+  num_known: int = 60,
+  num_unseen: int = 40,
+  concentration: float = 1.0,
+  noise: float = 5.0,
+) -> seqio.Task | pipeline.Stream:
+  """Two responses each, random drafts or demonstrations, and the vote of one voter, a mixture of annotators.
+
+  Args:
+    corpus: prompts and electorate.
+    per_post: comparisons of each prompt.
+    num_known: voters who vote on training prompts; the first of them are the annotators themselves.
+    num_unseen: others, who vote on held-out prompts alone, as the known do.
+    concentration, noise: of the voters (`electorate.mixtures`).
+  """
+  num_voters = num_known + num_unseen
+  num_annotators = len(corpus.ballot(corpus.splits['test'][0]).scores)
+  voters = electorate.mixtures(
+    num_voters, num_annotators, concentration=concentration, noise=noise, seed=corpus.seed
+  )
+
+  def rows(number):
+    rng, ballot = _rng(corpus, 'voter_comparisons', number), corpus.ballot(number)
+    tokens = _pairs(rng, ballot, per_post)
+    is_training = number in corpus.splits['train']
+    who = rng.integers(num_known if is_training else num_voters, size=per_post)
+    first, second = (electorate.scores_of(ballot, tokens[:, side]) for side in (0, 1))
+    chances = electorate.preferences_of(voters, who, first, second)
+    votes = np.where(chances == 0.5, 0.5, rng.random(per_post) < chances)
+    for pair, vote, voter in zip(tokens, votes.tolist(), who.tolist(), strict=True):
+      texts = {'response': corpus.text(pair[0]), 'alternative': corpus.text(pair[1])}
+      yield _row(corpus, number) | texts | {'preference': vote, 'voter': voter}
+
+  names = tuple(f'voter {number}' for number in range(num_voters))
+  return _view(corpus, 'voter_comparisons', rows, names)
+
+
+def _pairs(
+  rng: np.random.Generator, ballot: electorate.Ballot, number: int
+) -> Int[np.ndarray, 'N 2 T']:
+  """Responses that are random drafts, or the best of four to an annotator."""
+  num_drafts = np.where(rng.random((number, 1)) < 0.5, 1, 4)
+  return ballot.responses[electorate.write(rng, ballot, np.repeat(num_drafts, 2, axis=1))]
 
 
 def prompts(corpus: Corpus) -> seqio.Task | pipeline.Stream:
@@ -251,12 +298,15 @@ def _rng(corpus: Corpus, view: str, number: int) -> np.random.Generator:
 
 
 def _view(
-  corpus: Corpus, view: str, rows: Callable[[int], Iterable[readers.Row]]
+  corpus: Corpus,
+  view: str,
+  rows: Callable[[int], Iterable[readers.Row]],
+  voters: tuple[str, ...] = (),
 ) -> seqio.Task | pipeline.Stream:
   """A task where training prompts are finite, else a stream."""
   name = f'{corpus.name}_{view}'
   if corpus.splits['train'].stop == _ENDLESS:
-    return pipeline.Stream(name, rows, corpus.splits, corpus.vocabulary)
+    return pipeline.Stream(name, rows, corpus.splits, corpus.vocabulary, voters)
   of_split = lambda numbers: (row for number in numbers for row in rows(number))
   by_split = {x: functools.partial(of_split, numbers) for x, numbers in corpus.splits.items()}
-  return tasks.from_rows(name, by_split, corpus.vocabulary)
+  return tasks.from_rows(name, by_split, corpus.vocabulary, voters)

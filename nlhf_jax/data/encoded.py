@@ -21,7 +21,7 @@ def encode(row: readers.Row, vocabulary: seqio.Vocabulary, prompt_length: int) -
   """A row's features; responses end with EOS.
 
   Args:
-    row: {index, prompt, messages?, response?, alternative?, preference?}.
+    row: {index, prompt, messages?, response?, alternative?, preference?, voter?}.
     vocabulary: of prompt and responses.
     prompt_length: tokens that a prompt may have.
   """
@@ -30,7 +30,7 @@ def encode(row: readers.Row, vocabulary: seqio.Vocabulary, prompt_length: int) -
     for field, feature in tasks.RESPONSES.items()
     if field in row
   }
-  numbers = {key: row[key] for key in ('index', 'preference') if key in row}
+  numbers = {key: row[key] for key in ('index', 'preference', 'voter') if key in row}
   return _prompt(row, vocabulary, prompt_length) | responses | numbers
 
 
@@ -81,10 +81,7 @@ def _of_columns(
     return {tasks.RESPONSES[field]: _response(text, vocabulary) for field, text in texts.items()}
 
   def example(place: int) -> Example:
-    numbers: Example = {'index': int(rows.index[place])}
-    if rows.preference is not None:
-      numbers['preference'] = float(rows.preference[place])
-    return prompt(int(rows.prompt[place])) | responses(place) | numbers
+    return prompt(int(rows.prompt[place])) | responses(place) | rows.numbers_of(place)
 
   return Rows(rows.index, example, functools.partial(_count_tokens, rows, example))
 

@@ -15,7 +15,7 @@ import numpy as np
 import seqio
 
 from nlhf_jax.arguments import Count, CountOrZero, Seed
-from nlhf_jax.data import batching, encoded
+from nlhf_jax.data import batching, encoded, tasks
 from nlhf_jax.data.batching import Batch
 from nlhf_jax.types import Comparison, Demonstration, Prompts, Rollout
 from nlhf_jax.votes import readers
@@ -25,12 +25,14 @@ class Stream(NamedTuple):
   """Rows by the number of their prompt, made when they are asked for."""
 
   name: str
-  # Number → its rows {index, prompt, response?, alternative?, preference?}.
+  # Number → its rows {index, prompt, response?, alternative?, preference?, voter?}.
   rows: Callable[[int], Iterable[readers.Row]]
   # Name of a split → its numbers. Those of training come in their order, once.
   splits: Mapping[str, range]
   # Of prompt and responses; padding is 0 and EOS 1.
   vocabulary: seqio.Vocabulary
+  # Names of the voters, by number.
+  voters: tuple[str, ...] = ()
 
 
 def batches(
@@ -88,12 +90,14 @@ def shapes(
   prompt_length: Count,
   response_length: Count,
   responses_per_prompt: Count = 1,
+  voters: bool = False,
 ) -> Batch:
   """What the largest batches look like, without any data.
 
   Args:
     kind: Prompts, Demonstration or Comparison.
     batch_size, prompt_length, response_length, responses_per_prompt: as of `batches`.
+    voters: whether comparisons say who voted.
   """
   array: Callable[..., Any] = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
   prompts = Prompts(array(np.int32, batch_size, prompt_length), array(np.int32, batch_size))
@@ -103,7 +107,22 @@ def shapes(
   response = Rollout(array(np.int32, rows, response_length), array(bool, rows, response_length))
   if kind is Demonstration:
     return Demonstration(prompts, response)
-  return Comparison(prompts, response, response, array(np.float32, rows))
+  voter = array(np.int32, rows) if voters else None
+  return Comparison(prompts, response, response, array(np.float32, rows), voter=voter)
+
+
+def voters(task: seqio.Task | Stream) -> tuple[str, ...]:
+  """Names of the voters, by the numbers that batches have: what a run keeps beside what it learns of each.
+
+  Raises:
+    ValueError: no vote says who voted.
+  """
+  names = task.voters if isinstance(task, Stream) else tasks.voters_of(task)
+  if not names:
+    raise ValueError(
+      f'{task.name} does not say who voted: it needs votes that have a voter, each a row of its own (soft_labels = False).'
+    )
+  return names
 
 
 def _fresh_batches(

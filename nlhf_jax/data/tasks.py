@@ -3,7 +3,8 @@
 A task keeps its rows in columns (`data.columns`), which the pipeline tokenises when it needs them.
 
 Features: `inputs` prompt, `targets` response with EOS, `alternative` likewise, `preference` share of votes for the
-response, `index` number of the prompt in its task. A task has those that its rows give it.
+response, `index` number of the prompt in its task, `voter` number of who voted (−1: not known). A task has those that its rows
+give it.
 """
 
 import functools
@@ -26,18 +27,26 @@ DEFAULT_FRACTIONS = {'train': 0.9, 'validation': 0.05, 'test': 0.05}
 # Field of a row → feature of the task.
 RESPONSES = {'response': 'targets', 'alternative': 'alternative'}
 _TEXTS = {'prompt': 'inputs'} | RESPONSES
+_OF_VOTES = {'preference': tf.float32, 'voter': tf.int32}
 
 
 class ColumnSource(seqio.FunctionDataSource):
   """A seqio source whose rows can be read in any order, besides."""
 
-  def __init__(self, columns_by_split: Mapping[str, Callable[[], columns.Columns]], fields):
+  def __init__(
+    self,
+    columns_by_split: Mapping[str, Callable[[], columns.Columns]],
+    fields,
+    voters: Sequence[str] = (),
+  ):
     """Reads nothing yet.
 
     Args:
       columns_by_split: split → what gives its rows, when they are first asked for.
       fields: what rows have, and of which type.
+      voters: names of the voters, by number.
     """
+    self.voters = tuple(voters)
     self._read = {split: functools.cache(read) for split, read in columns_by_split.items()}
     signature = {field: tf.TensorSpec((), dtype) for field, dtype in fields.items()}
 
@@ -57,14 +66,18 @@ class ColumnSource(seqio.FunctionDataSource):
 
 
 def from_rows(
-  name: str, rows_by_split: Mapping[str, Rows], vocabulary: seqio.Vocabulary
+  name: str,
+  rows_by_split: Mapping[str, Rows],
+  vocabulary: seqio.Vocabulary,
+  voters: Sequence[str] = (),
 ) -> seqio.Task:
   """A task of rows that Python yields.
 
   Args:
     name: of the task.
-    rows_by_split: split → a function that yields rows {index, prompt, response?, alternative?, preference?}.
+    rows_by_split: split → a function that yields rows {index, prompt, response?, alternative?, preference?, voter?}, voter a number.
     vocabulary: of prompt and responses alike; where it has `for_prompts`, that is the prompts'.
+    voters: names of the voters, by number.
 
   Raises:
     ValueError: the first split has no rows, or the vocabulary has other ids for padding and EOS than 0 and 1.
@@ -74,7 +87,7 @@ def from_rows(
     raise ValueError(f'Task {name} has no rows in its first split.')
   read = lambda rows: columns.gather(rows()).columns
   by_split = {split: functools.partial(read, rows) for split, rows in rows_by_split.items()}
-  return _from_columns(name, by_split, tuple(example), vocabulary)
+  return _from_columns(name, by_split, tuple(example), vocabulary, voters)
 
 
 def _from_columns(
@@ -82,15 +95,17 @@ def _from_columns(
   columns_by_split: Mapping[str, Callable[[], columns.Columns]],
   fields: Sequence[str],
   vocabulary: seqio.Vocabulary,
+  voters: Sequence[str] = (),
 ) -> seqio.Task:
   """A task whose rows have these fields."""
   vocabularies.check(vocabulary)
   texts = {field: feature for field, feature in _TEXTS.items() if field in fields}
-  numbers = {'index': tf.int32} | ({'preference': tf.float32} if 'preference' in fields else {})
+  numbers = {'index': tf.int32}
+  numbers |= {field: dtype for field, dtype in _OF_VOTES.items() if field in fields}
   key_map = {feature: field for field, feature in texts.items()} | {n: n for n in numbers}
   return seqio.Task(
     name,
-    source=ColumnSource(columns_by_split, dict.fromkeys(texts, tf.string) | numbers),
+    source=ColumnSource(columns_by_split, dict.fromkeys(texts, tf.string) | numbers, voters),
     output_features=_features(texts.values(), numbers, vocabulary),
     preprocessors=[
       functools.partial(seqio.preprocessors.rekey, key_map=key_map),
@@ -137,7 +152,7 @@ def comparisons(
     vocabulary: of prompts and responses.
     schema: the format's name; None: told from the first row.
     skip_malformed: leave malformed rows out instead of stopping.
-    soft_labels: merge the votes on a pair into one row, with their share as its label.
+    soft_labels: merge the votes on a pair into one row, with their share as its label; False: each is a row, and keeps its voter.
   """
   read = functools.partial(readers.comparisons, schema=schema, skip_malformed=skip_malformed)
   rows = _of_splits(_files(path, '*.*'), read) if _is_directory_of_splits(path) else read(path)
@@ -212,6 +227,11 @@ def prompts_of(task: seqio.Task) -> seqio.Task:
   return _from_columns(f'{task.name}_prompts', by_split, ('index', 'prompt'), vocabulary)
 
 
+def voters_of(task: seqio.Task) -> tuple[str, ...]:
+  """Names of a task's voters by their numbers, those of training first; none where votes do not say who voted."""
+  return task.source.voters if isinstance(task.source, ColumnSource) else ()
+
+
 def registered(task: seqio.Task) -> seqio.Task:
   """The task, now in seqio's registry too, where T5X's evaluation looks tasks up by name."""
   if task.name not in seqio.TaskRegistry.names():
@@ -249,6 +269,7 @@ def _from_files(
     raise ValueError(f'Task {name} has no rows: give it a file that has some.')
   if soft_labels:
     gathered = columns.merge_votes(gathered)
+  gathered = columns.training_voters_first(gathered)
   found, num_left_out = columns.by_split(gathered)
   if num_left_out:
     logging.warning('Left %d training rows out: their posts are held out.', num_left_out)
@@ -256,8 +277,9 @@ def _from_files(
   fit = functools.partial(readers.fit_prompt, count_tokens=count_tokens, max_tokens=TLDR_MAX_TOKENS)
   fields = ('index', 'prompt', *gathered.columns.texts.column_names)
   fields += ('preference',) if 'alternative' in fields else ()
+  fields += () if gathered.columns.voter is None else ('voter',)
   by_split = {split: functools.partial(rows._replace, fit=fit) for split, rows in found.items()}
-  return _from_columns(name, by_split, fields, vocabulary)
+  return _from_columns(name, by_split, fields, vocabulary, gathered.voters)
 
 
 def _with_split(row: readers.Row) -> readers.Row:

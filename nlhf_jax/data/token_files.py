@@ -16,7 +16,7 @@ from nlhf_jax.data import batching
 from nlhf_jax.runtime import atomic
 
 _SEQUENCES = ('inputs', 'targets', 'alternative')
-_NUMBERS = {'index': np.int32, 'preference': np.float32, 'is_long': np.bool_}
+_NUMBERS = {'index': np.int32, 'preference': np.float32, 'voter': np.int32, 'is_long': np.bool_}
 
 
 def write(

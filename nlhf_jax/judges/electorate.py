@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy import special
 
 from nlhf_jax.types import EOS, PAD, AllPairsJudge, Enumeration, Prompts
 
@@ -25,6 +26,15 @@ class Ballot(NamedTuple):
   responses: Int[np.ndarray, 'Y T']
   # Higher is better; −inf: no response to this prompt.
   scores: Float[np.ndarray, 'K Y']
+
+
+class Voters(NamedTuple):
+  """Voters of whom each weighs the annotators' scores in a way of its own."""
+
+  # Of each annotator for each voter: 0 or more, adding up to 1.
+  weights: Float[np.ndarray, 'U K']
+  # P(y ≻ y') = σ(difference / noise), in points; 0: a voter is always sure.
+  noise: float = 0.0
 
 
 # Number of a prompt -> its ballot.
@@ -176,3 +186,44 @@ def votes(
   if num_votes is not None:
     share = np.take_along_axis(share, rng.integers(len(share), size=(num_votes, share.shape[1])), 0)
   return share.mean(axis=0)
+
+
+def mixtures(
+  num_voters: int,
+  num_annotators: int,
+  *,
+  concentration: float = 1.0,
+  noise: float = 0.0,
+  seed: int = 0,
+) -> Voters:
+  """Voters of whom the first are the annotators themselves, and the others mixtures of them, drawn from a Dirichlet distribution.
+
+  Args:
+    num_voters: U.
+    num_annotators: K.
+    concentration: of the distribution; 1: all mixtures are equally likely, near 0: each voter is like one annotator.
+    noise: in points of the annotators' scores.
+    seed: of the mixtures; the first voters of a larger number are the same.
+  """
+  rng = np.random.default_rng([seed, num_annotators])
+  drawn = rng.dirichlet(np.full(num_annotators, concentration), size=num_voters)
+  weights = np.concatenate([np.eye(num_annotators), drawn])[:num_voters]
+  return Voters(weights, noise)
+
+
+def preferences_of(
+  voters: Voters,
+  number: Int[np.ndarray, 'N'],
+  scores: Float[np.ndarray, 'K N'],
+  other: Float[np.ndarray, 'K N'],
+) -> Float[np.ndarray, 'N']:
+  """P_u(y ≻ y') of the voter of each pair; what is no response loses to every response, and two such tie."""
+  own = lambda x: np.where(
+    np.isfinite(x[0]), np.einsum('nk,kn->n', voters.weights[number], np.nan_to_num(x)), -np.inf
+  )
+  first, second = own(scores), own(other)
+  difference = np.where(first == second, 0, first - np.where(first == second, 0, second))
+  if voters.noise > 0:
+    return special.expit(difference / voters.noise)
+  # Of sums in another order the last bits differ, though voters cannot tell them apart.
+  return 0.5 + 0.5 * np.sign(np.where(np.abs(difference) < 1e-4, 0, difference))

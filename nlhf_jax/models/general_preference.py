@@ -147,23 +147,26 @@ def from_rater(rater: Rater, pair_fn: PairFn = cyclic_blocks) -> PreferenceModel
       f'{rater.num_responses}: give the rater one of three pieces, such as prompts.reward_template.'
     )
 
-  def embed(params: Params, prompts: Prompts, *groups: Int[Array, '_ T']) -> list[Array]:
-    """[B, k, D] of each group of responses; all in one batch, so that prompts are encoded once."""
-    size = prompts.tokens.shape[0]
-    by_prompt = [x.reshape(size, -1, x.shape[-1]) for x in groups]
-    rows = jnp.concatenate(by_prompt, axis=1).reshape(-1, groups[0].shape[-1])
-    vectors = rater.score(params, prompts, rater.render(prompts, rows))
-    vectors = vectors.reshape(size, -1, vectors.shape[-1])
-    ends = [sum(x.shape[1] for x in by_prompt[: n + 1]) for n in range(len(groups) - 1)]
-    return jnp.split(vectors, ends, axis=1)
-
   def scores(params, prompts, response, alternative):
-    logit = pair_fn(*embed(params, prompts, response, alternative)).reshape(-1)
+    logit = pair_fn(*embed(rater, params, prompts, response, alternative)).reshape(-1)
     return logit, -logit
 
   def table(params, prompts, responses, alternatives=None):
     groups = [responses] if alternatives is None else [responses, alternatives]
-    vectors = embed(params, prompts, *groups)
+    vectors = embed(rater, params, prompts, *groups)
     return pair_fn(vectors[0][:, :, None], vectors[-1][:, None])
 
   return PreferenceModel(rater.init, scores, rater.axes, table, rater.render)
+
+
+def embed(
+  rater: Rater, params: Params, prompts: Prompts, *groups: Int[Array, '_ T']
+) -> list[Float[Array, 'B _ D']]:
+  """Vectors of each group of responses, k to a prompt; all in one batch, so that prompts are encoded once."""
+  size = prompts.tokens.shape[0]
+  by_prompt = [x.reshape(size, -1, x.shape[-1]) for x in groups]
+  rows = jnp.concatenate(by_prompt, axis=1).reshape(-1, groups[0].shape[-1])
+  vectors = rater.score(params, prompts, rater.render(prompts, rows))
+  vectors = vectors.reshape(size, -1, vectors.shape[-1])
+  ends = [sum(x.shape[1] for x in by_prompt[: n + 1]) for n in range(len(groups) - 1)]
+  return jnp.split(vectors, ends, axis=1)

@@ -25,8 +25,8 @@ class Lora(NamedTuple):
   rank: Count = 16
   alpha: Positive = 32.0
   targets: tuple[str, ...] = ('query', 'key', 'value', 'out', 'wi_0', 'wi_1', 'wi', 'wo')
-  # Parts of the model that are trained in full, where it has them: the head of a rater.
-  in_full: tuple[str, ...] = ('head',)
+  # Parts of the model that are trained in full, where it has them: the head of a rater, voters' tastes.
+  in_full: tuple[str, ...] = ('head', 'voters')
 
 
 def adapt(model: Model, lora: Lora) -> Model:

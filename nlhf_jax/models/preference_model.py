@@ -54,6 +54,19 @@ class LogitTableFn(Protocol):
   ) -> Float[Array, 'B k m']: ...
 
 
+@runtime_checkable
+class PairVectorFn(Protocol):
+  """Numbers that are negated when y and y' are swapped."""
+
+  def __call__(
+    self,
+    params: Params,
+    prompts: Prompts,
+    response: Int[Array, 'N T'],
+    alternative: Int[Array, 'N T'],
+  ) -> Float[Array, 'N D']: ...
+
+
 class PreferenceModel(NamedTuple):
   """A scorer of ordered pairs, in both orders."""
 
@@ -65,6 +78,11 @@ class PreferenceModel(NamedTuple):
   table: LogitTableFn | None = None
   # What it reads of a response.
   render: Render = as_written
+  # Of a model that tells voters apart (`models.voter_preference`): the log-odds of each; differences of what their tastes weigh, that of
+  # the shared reward first; and the log-odds of each for all pairs [B, k, m, U].
+  voters: PairVectorFn | None = None
+  features: PairVectorFn | None = None
+  voter_table: Callable[..., Float[Array, 'B k m U']] | None = None
 
 
 def from_rater(rater: Rater) -> PreferenceModel:

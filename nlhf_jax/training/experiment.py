@@ -76,6 +76,8 @@ class Experiment(NamedTuple):
   network: Network | None = None
   # Comparisons that a judge is tested on, once it is trained.
   held_out: Callable[[], Comparison] | None = None
+  # Names of the voters, by the numbers that comparisons have: kept with the run.
+  voters: Sequence[str] = ()
   # All responses to their prompts, where they can be enumerated: the judge is tested on all pairs, too.
   enumeration: Callable[[Prompts], Enumeration] | None = None
   # What a policy is measured on while it trains, where its responses can be enumerated.
@@ -133,20 +135,21 @@ def from_run(
 
 
 def network_from(start: str | Start, model: Model, seed: Seed = 0) -> Start:
-  """Start: a rater, whose network's weights come from elsewhere; its head's, where it has some of its own, are random.
+  """Start: a rater, whose network's weights come from elsewhere; its head's and its voters', where it has some, are random.
 
   Args:
     start: where the network's weights are: a run, `from_run` or `pretrained`.
     model: the preference or reward model.
-    seed: of the head's weights.
+    seed: of the other weights.
   """
 
   def load(like: Params, runs: pathlib.Path) -> Params:
-    if set(like) != {'network', 'head'}:
+    own = [name for name in like if name != 'network']
+    if not own or len(own) == len(like):
       return as_start(start)(like, runs)
-    make_head = jax.jit(lambda rng: model.init(rng)['head'])
+    make_own = jax.jit(lambda rng: {name: model.init(rng)[name] for name in own})
     network = as_start(start)(like['network'], runs)
-    return {'network': network, 'head': make_head(jax.random.PRNGKey(seed))}
+    return {'network': network, **make_own(jax.random.PRNGKey(seed))}
 
   return load
 

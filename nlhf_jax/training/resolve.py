@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from nlhf_jax.evaluation import distance, judge_accuracy
+from nlhf_jax.evaluation import distance, judge_accuracy, voter_accuracy
 from nlhf_jax.models import lora, preference_model, reward_model
 from nlhf_jax.runtime import checkpoints, fingerprints, metrics, partitioning, processes
 from nlhf_jax.training import loop, parameter_sets, rollouts, steps, traces, warning_signs, weights
@@ -313,8 +313,13 @@ def _test_judge(
     prompts = _first_prompts(held_out.prompts, _NUM_ENUMERATED)
     enumeration = experiment.enumeration(prompts)
     result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration)
+  if not isinstance(model, preference_model.PreferenceModel):
+    return result
+  if model.voters is not None and held_out.voter is not None:
+    training = _first_comparisons(experiment.batches(start=0))
+    result['voters'] = voter_accuracy.measure_model(model, merged, training, held_out)
   # A model that reads each response by itself has no first place.
-  if isinstance(model, preference_model.PreferenceModel) and model.table is None:
+  if model.table is None:
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result
 

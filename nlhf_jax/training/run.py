@@ -1,11 +1,13 @@
 """Trains a run to its end, and goes on where it stopped.
 
-A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and TensorBoard events, votes.jsonl, warnings.jsonl.
+A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and TensorBoard events, votes.jsonl, warnings.jsonl; of a
+model that tells voters apart, voters.json: their names, by number.
 """
 
 import itertools
+import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from nlhf_jax.training.resolve import Run, resolve
 from nlhf_jax.types import Batch, Prompts, TrainState
 
 _JUDGE = 'judge.json'
+_VOTERS = 'voters.json'
 
 
 def train(
@@ -64,14 +67,31 @@ def train(
     unfinished = int(state.step) < run.num_steps
     measure = run.make_measure() if run.make_measure and unfinished else loop.Hooks().measure
     batches = _start_reading(run, int(state.step), experiment)
+    _check_voters(run_dir, experiment.voters)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields)
+      _keep_voters(run_dir, experiment.voters)
     processes.barrier('the run directory exists')
     if unfinished or untested:
       state = _continue(run, run_dir, batches, state, sums, fields, stop, measure)
     if untested and int(state.step) == run.num_steps:
       _write_judge_test(run_dir, run.test_judge(state.params, held_out))
   return state
+
+
+def _check_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
+  """Raises ValueError where the run has learnt of others by the same numbers."""
+  path = run_dir / _VOTERS
+  if voters and path.exists() and json.loads(path.read_text(encoding='utf-8')) != list(voters):
+    raise ValueError(
+      f'The data have other voters, or in another order, than {path}: what the run has learnt of each would be of another. Give it the '
+      'votes that it was started with, or name another run_dir.'
+    )
+
+
+def _keep_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
+  if voters and not (run_dir / _VOTERS).exists():
+    atomic.write_json(run_dir / _VOTERS, list(voters))
 
 
 def _start_reading(run: Run, start: int, experiment: Experiment) -> Iterator[Batch]:

@@ -66,14 +66,10 @@ def as_modelled(votes: table.Votes, model: Model) -> table.Votes:
     a, b, tie = a + tie / 2, b + tie / 2, np.zeros_like(tie)
   elif model.ties == 'drop':
     tie = np.zeros_like(tie)
-  names = votes.x_names if model.features is None else model.features
-  for name in names:
-    if name not in votes.x_names:
-      raise ValueError(f'The votes have no feature {name!r}, only: {", ".join(votes.x_names)}.')
-  x = votes.x[:, [votes.x_names.index(name) for name in names]]
+  votes = table.with_features(votes, votes.x_names if model.features is None else model.features)
   order = votes.order if model.order else np.zeros_like(votes.order)
   verdict = np.stack([a, b, tie, bad], axis=1)
-  votes = votes._replace(verdict=verdict, x=x, order=order, x_names=tuple(names))
+  votes = votes._replace(verdict=verdict, order=order)
   said = (verdict.sum(axis=1) > 0) & (votes.counts > 0)
   if not said.any():
     raise ValueError('No vote is left: all are ties or both bad, which the model leaves out.')

@@ -1,8 +1,8 @@
 """What training reads: demonstrations from their files, and comparisons from votes of every public format.
 
 Plain Python, without TensorFlow. A row is a dictionary: {id, prompt, response} for a demonstration,
-{id, prompt, response, alternative, preference} for a comparison, with `split` where the file says it, and `messages` where
-the prompt is a conversation.
+{id, prompt, response, alternative, preference} for a comparison, with `split` and `voter` where the file says them, and `messages`
+where the prompt is a conversation.
 """
 
 import bisect
@@ -72,7 +72,7 @@ def comparison(vote: Row) -> Row:
   pair = {'response': response, 'alternative': alternative, 'preference': preference}
   weight = 1.0 if vote['weight'] is None else vote['weight']
   row = {'id': prompt, 'prompt': prompt, 'split': vote['split'], 'weight': weight} | pair
-  return row if vote['messages'] is None else row | {'messages': vote['messages']}
+  return row | {name: vote[name] for name in ('messages', 'voter') if vote[name] is not None}
 
 
 def _needed(vote: Row, name: str) -> str:
@@ -162,4 +162,5 @@ def merge(rows: Iterable[Row]) -> list[Row]:
 def _merged(group: list[Row]) -> Row:
   weight = sum(row['weight'] for row in group)
   share = sum(row['weight'] * row['preference'] for row in group) / weight if weight else 0.5
-  return group[0] | {'preference': share, 'weight': weight}
+  nobodys = {name: value for name, value in group[0].items() if name != 'voter'}
+  return nobodys | {'preference': share, 'weight': weight}

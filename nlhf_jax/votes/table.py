@@ -312,3 +312,16 @@ def select(votes: Votes, chosen: np.ndarray) -> Votes:
   """Some of them, by mask or by number."""
   columns = ('a', 'b', 'verdict', 'counts', 'voter', 'prompt', 'judge', 'order', 'x')
   return votes._replace(**{name: getattr(votes, name)[chosen] for name in columns})
+
+
+def with_features(votes: Votes, names: Sequence[str]) -> Votes:
+  """The votes with these features only.
+
+  Raises:
+    ValueError: they have no such feature.
+  """
+  for name in names:
+    if name not in votes.x_names:
+      raise ValueError(f'The votes have no feature {name!r}, only: {", ".join(votes.x_names)}.')
+  x = votes.x[:, [votes.x_names.index(name) for name in names]]
+  return votes._replace(x=x, x_names=tuple(names))

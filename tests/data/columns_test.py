@@ -82,3 +82,14 @@ def test_no_rows_at_all():
   found = columns.gather([])
   assert not len(found.columns.index)
   assert columns.by_split(found) == ({}, 0)
+
+
+def test_voters_of_names_and_of_numbers():
+  """Names are numbered as they appear, numbers are kept, and who is not known is −1; where none is known there is no column."""
+  named = columns.gather([ROWS[0] | {'voter': name} for name in ('b', None, 'a', 'b')])
+  assert named.voters == ('b', 'a')
+  assert named.columns.voter.tolist() == [0, -1, 1, 0]
+  assert named.columns.row(2)['voter'] == 1
+  assert columns.gather([ROWS[0] | {'voter': n} for n in (7, 3)]).columns.voter.tolist() == [7, 3]
+  assert columns.gather(ROWS).columns.voter is None
+  assert columns.gather([ROWS[0] | {'voter': None}]).columns.voter is None

@@ -129,3 +129,31 @@ def test_scitldr(test_data):
   ids = np.asarray(batch.response.tokens)
   assert set(ids[ids > 1]) <= set(corpus.words)
   assert (np.asarray(batch.response.mask).sum(1) >= 2).all()
+
+
+def test_voters_vote_by_their_own_mixture():
+  """Sure voters, of whom the first three are the readers; those after the known ones vote on held-out days alone."""
+  corpus = corpora.headlines(num_test=60)
+  task = corpora.voter_comparisons(corpus, num_known=5, num_unseen=4, noise=0.0)
+  assert len(pipeline.voters(task)) == 9
+  sizes = {'prompt_length': 6, 'response_length': 3}
+  test = pipeline.load_split(task, split='test', **sizes)
+  assert set(test.voter.tolist()) == set(range(9))
+  batch = next(
+    pipeline.batches(task, split='train', batch_size=30, responses_per_prompt=8, **sizes)
+  )
+  assert set(batch.voter.tolist()) == set(range(5))
+  scores = corpora.enumeration(corpus)(test.prompts)
+  of = lambda tokens: np.stack([
+    scores.scores[n][:, (scores.responses[n] == row).all(axis=-1).argmax()] for n, row in enumerate(tokens)
+  ])  # fmt: skip
+  first, second = of(test.response.tokens), of(test.alternative.tokens)
+  for reader in range(3):
+    own = test.voter == reader
+    np.testing.assert_array_equal(
+      test.preference[own], 0.5 + 0.5 * np.sign(first - second)[own, reader]
+    )
+  mixed = test.voter >= 3
+  agreed = np.sign(first - second)[mixed] == np.sign(test.preference[mixed] - 0.5)[:, None]
+  # A mixture takes nobody's side always, but never all readers' other side.
+  assert agreed.any(axis=1).mean() > 0.95 and (agreed.mean(axis=0) < 0.95).all()

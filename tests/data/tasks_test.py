@@ -178,3 +178,44 @@ def test_a_split_without_rows_is_refused(tmp_path, content):
   task = tasks.comparisons(str(tmp_path), vocabularies.byte())
   with pytest.raises(ValueError, match="has no split 'validation', but 'train'"):
     pipeline.load_split(task, split='validation', prompt_length=8, response_length=8)
+
+
+def _votes(path, rows):
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  return str(path)
+
+
+def test_voters_stay_with_their_votes(tmp_path):
+  """Of a public format: numbered by a table of names, those of training first, whatever is read first."""
+  row = {'prompt': 'p', 'response_a': 'yes', 'response_b': 'no'}
+  train = [row | {'verdict': 'a', 'voter': 'ann'}, row | {'verdict': 'b', 'voter': 'bo'}]
+  train += [row | {'verdict': 'b'}, row | {'verdict': 'a', 'voter': 'ann'}]
+  # Sorted before train, and of a voter of whom training knows nothing.
+  held_out = [row | {'prompt': 'q', 'verdict': 'a', 'voter': v} for v in ('new', 'bo')]
+  _votes(tmp_path / 'a_test.jsonl', held_out)
+  _votes(tmp_path / 'train.jsonl', train)
+  task = tasks.comparisons(str(tmp_path), vocabularies.byte(), soft_labels=False)
+  assert pipeline.voters(task) == ('ann', 'bo', 'new')
+  load = lambda split: pipeline.load_split(task, split=split, prompt_length=8, response_length=8)
+  found = load('train')
+  assert found.voter.tolist() == [0, 1, -1, 0]
+  assert found.voter.dtype == np.int32
+  # Who is first of the two is told by a hash: ann and bo disagree all the same.
+  assert found.preference[0] == found.preference[2 + 1] == 1 - found.preference[1]
+  assert load('a_test').voter.tolist() == [2, 1]
+  prompts = pipeline.load_split(
+    tasks.prompts_of(task), split='train', prompt_length=8, response_length=8
+  )
+  # q was read before p.
+  assert prompts.index.tolist() == [1]
+
+
+def test_shares_are_nobodys_vote(tmp_path):
+  row = {'prompt': 'p', 'response_a': 'yes', 'response_b': 'no', 'verdict': 'a', 'voter': 'ann'}
+  path = _votes(tmp_path / 'votes.jsonl', [row, row | {'verdict': 'b', 'voter': 'bo'}])
+  merged = tasks.comparisons(path, vocabularies.byte())
+  (split,) = merged.splits
+  batch = pipeline.load_split(merged, split=split, prompt_length=8, response_length=8)
+  assert batch.voter is None and batch.preference.tolist() == [0.5]
+  with pytest.raises(ValueError, match='does not say who voted: it needs votes that have a voter'):
+    pipeline.voters(merged)

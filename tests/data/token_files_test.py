@@ -27,6 +27,7 @@ def _rows(fields):
     prompt = text(24)
     for _ in range(2):
       row = {'response': text(14), 'alternative': text(14), 'preference': float(rng.random())}
+      row['voter'] = number % 3 - 1
       yield {'index': number, 'prompt': prompt} | {key: row[key] for key in fields}
 
 
@@ -44,7 +45,14 @@ def _write(path, task, **options):
 
 @pytest.mark.parametrize('num_kept', [2**16, 16])
 @pytest.mark.parametrize(
-  'fields', [(), ('response',), ('response', 'alternative', 'preference')], ids=len
+  'fields',
+  [
+    (),
+    ('response',),
+    ('response', 'alternative', 'preference'),
+    ('response', 'alternative', 'preference', 'voter'),
+  ],
+  ids=len,
 )
 def test_batches_of_three_epochs(fields, num_kept, tmp_path, monkeypatch):
   """To the bit and in the order of `pipeline`, in buckets, k rows to a prompt; also where lengths are estimated."""

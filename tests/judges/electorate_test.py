@@ -118,3 +118,19 @@ def test_annotators_apart():
   np.testing.assert_array_equal(each[0, 0], [[0.5, 0.5, 0.5], [1, 0, 1], [1, 0, 0], [1, 0.5, 1]])
   np.testing.assert_array_equal(each[1, 0], [[0.5, 0.5, 0.5], [0.5, 0, 0], [1, 0, 0], [1, 1, 1]])
   np.testing.assert_allclose(each.mean(axis=-1), JUDGE.table(_prompts(0, 1), tokens), rtol=1e-6)
+
+
+def test_voters_are_the_annotators_and_mixtures_of_them():
+  voters = electorate.mixtures(50, 3, noise=2.0)
+  np.testing.assert_array_equal(voters.weights[:3], np.eye(3))
+  np.testing.assert_allclose(voters.weights.sum(axis=1), 1)
+  assert voters.weights[3:].min() > 0
+  more = electorate.mixtures(80, 3)
+  np.testing.assert_array_equal(more.weights[:50], voters.weights)
+  scores, other = np.array([[4.0, -np.inf, -np.inf]] * 3), np.array([[2.0, 1.0, -np.inf]] * 3)
+  scores[1, 0] = 0
+  p = electorate.preferences_of(voters, np.array([0, 2, 1]), scores, other)
+  np.testing.assert_allclose(p, [1 / (1 + np.exp(-1)), 0, 0.5])
+  sure = voters._replace(noise=0.0)
+  p = electorate.preferences_of(sure, np.array([1, 0, 0]), scores, other)
+  np.testing.assert_array_equal(p, [0, 0, 0.5])

@@ -1,0 +1,153 @@
+"""P_u(y ≻ y'|x): antisymmetric, each voter's own, the population's mean; and voters that are learnt from votes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import special
+
+from nlhf_jax.models import lora, preference_model, rater, voter_preference
+from nlhf_jax.models.rater import Rater, as_written
+from nlhf_jax.types import Comparison, Prompts, Rollout
+from tests.tiny import t5_network
+
+TEMPLATE = ((7, 8), (9,), (10,))
+PROMPTS = Prompts(jnp.array([[2, 3, 4, 5], [6, 2, 0, 0]]), jnp.arange(2))
+RESPONSES = jnp.array([[2, 1, 0], [3, 4, 1], [5, 1, 0], [6, 1, 0], [2, 2, 1], [3, 1, 0]])
+
+
+@pytest.fixture(scope='module')
+def model():
+  head = rater.linear(3, scale=2.0)
+  one = rater.in_decoder(t5_network(vocab_size=12), TEMPLATE, head=head)
+  return voter_preference.from_rater(one, num_voters=4, num_features=2, scale=2.0)
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return jax.jit(model.init)(jax.random.PRNGKey(0))
+
+
+def comparison(voter, preference=None):
+  y = Rollout(RESPONSES, RESPONSES != 0)
+  shifted = jnp.roll(RESPONSES.reshape(2, 3, 3), -1, axis=1).reshape(6, 3)
+  voter = None if voter is None else jnp.asarray(voter)
+  share = jnp.full(6, 1.0) if preference is None else jnp.asarray(preference)
+  return Comparison(PROMPTS, y, Rollout(shifted, shifted != 0), share, voter=voter)
+
+
+def test_voters_are_told_apart_and_the_population_is_their_mean(model, params):
+  table = np.asarray(voter_preference.voter_table_fn(model, params)(PROMPTS, RESPONSES))
+  assert table.shape == (2, 3, 3, 4)
+  assert table.std(axis=-1).max() > 0.02
+  np.testing.assert_array_equal(table + table.swapaxes(1, 2), 1)
+  judge = voter_preference.population_fn(model, params)
+  np.testing.assert_allclose(judge.table(PROMPTS, RESPONSES), table.mean(axis=-1), atol=1e-6)
+  batch = comparison(None)
+  pair = batch.response.tokens, batch.alternative.tokens
+  found = np.asarray(judge(PROMPTS, *pair))
+  expected = [table[b, i, (i + 1) % 3].mean() for b in range(2) for i in range(3)]
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  np.testing.assert_array_equal(found + np.asarray(judge(PROMPTS, *pair[::-1])), 1)
+  third = preference_model.preference_fn(voter_preference.one_voter(model, 2), params)
+  np.testing.assert_allclose(third.table(PROMPTS, RESPONSES), table[..., 2], atol=1e-6)
+  own = np.asarray(third(PROMPTS, *pair))
+  np.testing.assert_allclose(
+    own, [table[b, i, (i + 1) % 3, 2] for b in range(2) for i in range(3)], atol=1e-6
+  )
+  np.testing.assert_array_equal(own + np.asarray(third(PROMPTS, *pair[::-1])), 1)
+
+
+def test_features_are_what_tastes_weigh(model, params):
+  """s − s' + w_u·(φ − φ') of features and table is the log-odds of each voter: what is handed to votes.tastes."""
+  batch = comparison([0, 1, 2, 3, 0, 1])
+  x, offset = voter_preference.differences(model, params, batch)
+  w = np.asarray(params[voter_preference.VOTERS])
+  pair = batch.response.tokens, batch.alternative.tokens
+  found = model.voters(params, PROMPTS, *pair)
+  np.testing.assert_allclose(found, offset[:, None] + x @ w.T, atol=1e-4)
+  own, of_all = voter_preference.log_odds(model, params, batch)
+  np.testing.assert_allclose(own, np.asarray(found)[np.arange(6), batch.voter], atol=1e-6)
+  np.testing.assert_allclose(special.expit(of_all), special.expit(found).mean(axis=1), atol=1e-6)
+
+
+def test_unknown_voters_are_the_population(model, params):
+  unknown = comparison([-1, 4, 0, -1, 9, 1])
+  own, of_all = voter_preference.log_odds(model, params, unknown)
+  for rows, same in (([0, 1, 3, 4], True), ([2, 5], False)):
+    assert np.array_equal(np.asarray(own)[rows], np.asarray(of_all)[rows]) == same
+  nobody, _ = voter_preference.log_odds(model, params, comparison(None))
+  np.testing.assert_array_equal(nobody, of_all)
+
+
+def test_prior_is_once_in_all_votes_of_a_voter(model, params):
+  """Of voters who cast their number of votes, the penalties add up to ½λ‖w‖²; unknown ones have none."""
+  prior = voter_preference.Prior(strength=0.7, votes_per_voter=2)
+  value = lambda prior: (
+    voter_preference.loss(model, params, comparison([0, 0, 3, 3, -1, -1]), prior).value
+  )
+  added = np.asarray(value(prior) - value(voter_preference.Prior(strength=0.0)))
+  w = np.asarray(params[voter_preference.VOTERS])[[0, 3]]
+  assert added.sum() == pytest.approx(0.35 * np.sum(w**2), rel=1e-3)
+  np.testing.assert_allclose(added[4:], 0, atol=1e-6)
+
+
+def test_learnt_from_votes_of_two_who_disagree():
+  """A rater that embeds tokens; of a third voter nothing is known, so it stays near the middle."""
+  table_of = lambda params, tokens: params['embedding'][tokens[:, 0]]
+  init = lambda rng: {'embedding': 0.1 * jax.random.normal(rng, (12, 3))}
+  one = Rater(
+    init, lambda p, prompts, y: table_of(p, y), lambda: {'embedding': (None, None)}, as_written, 1
+  )
+  model = voter_preference.from_rater(one, num_voters=3, num_features=2)
+  params = model.init(jax.random.PRNGKey(1))
+  votes = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+  batch = comparison([0, 1, 0, 1, 0, 1], votes)
+  # All compare the same two responses.
+  one_pair = [jnp.tile(jnp.array([[token, 1, 0]]), (6, 1)) for token in (2, 3)]
+  batch = batch._replace(**{
+    name: Rollout(x, x != 0) for name, x in zip(('response', 'alternative'), one_pair, strict=True)
+  })  # fmt: skip
+  prior = voter_preference.Prior(strength=0.1, votes_per_voter=3)
+  optimizer = optax.adam(0.1)
+
+  @jax.jit
+  def step(params, state):
+    gradient = jax.grad(lambda p: voter_preference.loss(model, p, batch, prior).value.mean())(
+      params
+    )
+    updates, state = optimizer.update(gradient, state)
+    return optax.apply_updates(params, updates), state
+
+  state = optimizer.init(params)
+  for _ in range(60):
+    params, state = step(params, state)
+  p = special.expit(np.asarray(model.voters(params, PROMPTS, *one_pair))[0])
+  assert p[0] > 0.9 and p[1] < 0.1
+  judge = voter_preference.population_fn(model, params)
+  assert 0.3 < float(judge(PROMPTS, *one_pair)[0]) < 0.7
+
+
+def test_adapters_train_tastes_in_full(model, params):
+  adapted = lora.adapt(model, lora.Lora(rank=1))
+  shapes = jax.eval_shape(adapted.init, jax.random.PRNGKey(0))
+  assert shapes['voters']['change'].shape == (4, 2)
+
+
+def test_refusals(model):
+  with pytest.raises(ValueError, match='one of the 4 that the model knows, from 0, got 4'):
+    voter_preference.one_voter(model, 4)
+  two = rater.in_decoder(t5_network(vocab_size=12), ((7,), (8,), (9,), (10,)), head=rater.linear(3))
+  with pytest.raises(ValueError, match='takes 2: give it one of three pieces'):
+    voter_preference.from_rater(two, 4, 2)
+  with pytest.raises(ValueError, match='must be at least 1, got 0 and 2'):
+    voter_preference.from_rater(two, 0, 2)
+  with pytest.raises(ValueError, match='does not tell voters apart'):
+    voter_preference.one_voter(preference_model.from_rater(two), 0)
+  wrong = rater.in_decoder(t5_network(vocab_size=12), TEMPLATE, head=rater.linear(2))
+  other = voter_preference.from_rater(wrong, 4, 2)
+  with pytest.raises(ValueError, match=r'the head rater.linear\(3\)'):
+    jax.eval_shape(
+      other.scores, jax.eval_shape(other.init, jax.random.PRNGKey(0)), PROMPTS, RESPONSES, RESPONSES
+    )
