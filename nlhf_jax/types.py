@@ -70,6 +70,8 @@ class Comparison(NamedTuple):
   votes_missing: Float[Array, 'N'] | None = None
   # P of y over each of the m alternatives that the preference is the mean of, for those who read rollouts; None: of one alone.
   pair_preference: Float[Array, 'N m'] | None = None
+  # log μ(y'_t|x, y, y'_<t) of an alternative that was written in sight of the response; None: it was not.
+  alternative_reference_token_logp: Float[Array, 'N T'] | None = None
 
 
 class Pair(NamedTuple):
@@ -235,6 +237,13 @@ class RewardFn(Protocol):
   """r(x, y)."""
 
   def __call__(self, prompts: Prompts, response: Int[Array, 'N T']) -> Float[Array, 'N']: ...
+
+
+@runtime_checkable
+class SecondTurn(Protocol):
+  """A prompt for each response: what is read by who answers in sight of it. `models.second_turn` has one."""
+
+  def __call__(self, prompts: Prompts, responses: Int[Array, 'N T']) -> Prompts: ...
 
 
 @runtime_checkable

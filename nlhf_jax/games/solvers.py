@@ -349,9 +349,7 @@ def stackelberg(tau_follower: Scalar | None = None, eta: StepSize | None = None)
     log_follower = move(state.memory, reply, _proximal(follower, 1.0))
     won = jnp.diagonal(of_rows(jnp.exp(log_follower), keys[1]))
     cost = jax.vmap(games.kl_divergence, (0, None))(jnp.exp(log_follower), game.reference)
-    log_policy = mirror_step(
-      game, state.log_policy, won + follower.tau * cost, size(game, t)
-    )
+    log_policy = mirror_step(game, state.log_policy, won + follower.tau * cost, size(game, t))
     return State(log_policy, log_follower)
 
   return Solver(init, step, size)
