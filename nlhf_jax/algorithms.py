@@ -518,8 +518,8 @@ def rspo(
 def stackelberg(
   policy: Policy,
   preference_fn: PreferenceFn,
-  second_turn: SecondTurn,
   *,
+  second_turn: SecondTurn,
   tau: float,
   tau_follower: float,
   follower_weight: float = 5.0,
