@@ -199,8 +199,6 @@ def _blind(prompts, responses):
 BROKEN = {
   'blind': ({'turn': _blind}, lambda p: p),
   'sides swapped': ({}, lambda p: p.T),
-  'follower of another strength': ({'tau_follower': 0.5}, lambda p: p),
-  'leader of another strength': ({'tau': 0.1}, lambda p: p),
   'follower held still': ({'follower_weight': 1e-9}, lambda p: p),
 }
 
