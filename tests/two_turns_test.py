@@ -163,8 +163,9 @@ def test_expected_gradient_is_that_of_both_sides(preference, reference):
     return -(leads + 5 * fixed @ follows)
 
   batch = _all_pairs(preference, reference, SECOND_TURN)
-  estimate = jax.grad(functools.partial(exact_loss, method(preference), batch, SECOND_TURN))
-  exact = jax.grad(objective)(params)
+  loss = functools.partial(exact_loss, method(preference), batch, SECOND_TURN)
+  estimate = jax.jit(jax.grad(loss))
+  exact = jax.jit(jax.grad(objective))(params)
   assert float(jnp.abs(exact).max()) > 1e-2
   np.testing.assert_allclose(estimate(params, params), exact, atol=1e-6)
 
@@ -235,7 +236,7 @@ def test_rollout_of_two_turns(preference, reference):
   algorithm = method(preference, num_samples=3)
   params = PolicyParams(2 * reference, {'reference': reference})
   prompts = Prompts(jnp.full((2, 1), PROMPT, jnp.int32), jnp.arange(2))
-  batch = algorithm.score(algorithm.sample(params, prompts, jax.random.key(0)))
+  batch = algorithm.score(jax.jit(algorithm.sample)(params, prompts, jax.random.key(0)))
   y, y2 = numbers(batch.response.tokens), numbers(batch.alternative.tokens)
   np.testing.assert_allclose(batch.preference, preference[y, y2], rtol=1e-6)
   expected = np.log(np.asarray(follower(reference)))[y, y2]
