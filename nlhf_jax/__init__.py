@@ -12,7 +12,10 @@ from typing import Any
 
 __version__ = '0.2.0'
 
-_METHODS = 'best_response blackwell_pg dno dpo egpo inpo ipo_md nash_ema_pg nash_md_pg nash_mp online_ipo preference reward rlhf self_play sft sppo'
+_METHODS = (
+  'best_response blackwell_pg dno dpo egpo inpo ipo_md magnet_reset mnpo nash_ema_pg nash_md_pg nash_mp online_ipo onpo preference reward '
+  'rlhf rspo self_play sft sppo stackelberg'
+)
 _TYPES = 'Algorithm Comparison Demonstration Policy PolicyParams PreferenceFn Prompts RewardFn Rollout TrainState'
 # Name -> the module that defines it.
 _NAMES = {

@@ -11,6 +11,7 @@ Policy gradients: y ~ π_θ against an alternative y'.
 | nash_mp       | π_θ̄, and KL to π_θ̄        | preference  | π*_τ                                                         |
 | best_response | μ                         | preference  | μ exp(P(y ≻ μ)/τ)                                            |
 | blackwell_pg  | μ, and u ~ the annotators | P_u of each | μ exp(E_σ P_u(y ≻ k)/τ), σ(u, k) the hardest for the policy  |
+| stackelberg   | π_θ, who has read y       | preference  | μ exp(V/τ), V(y) = min_ω P(y ≻ ω) + τ_F KL(ω‖μ), y' ~ ω(·|y) |
 
 Pairwise: the log-ratio of y less that of y' is to be what their payoffs say.
 
@@ -22,6 +23,10 @@ Pairwise: the log-ratio of y less that of y' is to be what their payoffs say.
 | inpo          | π_t, a snapshot           | each other         | μ and π_t     | π*_τ                                  |
 | sppo          | π_t                       | π_t                | π_t           | a stage: near π_t exp(η P(y ≻ π_t))   |
 | dno           | π_t                       | π_t                | π_t           | a stage: π_t exp(P(y ≻ π_t)/η)        |
+| mnpo          | a ring of snapshots' mean | each other         | μ and the ring| π*_τ                                  |
+| onpo          | π_t                       | each other         | w_t           | Nash at τ = 0; stages w_t exp(2ηq_t)  |
+| magnet_reset  | π_θ                       | each other         | a μ that moves| Nash at τ = 0; stages π*_τ around μ   |
+| rspo          | π_t, and y' ~ μ           | π_t                | π_t           | μ/(1 − (P(y ≻ π) − ½)/τ)              |
 | dpo           | the data                  | each other's votes | μ             | μ exp(r/τ), r Bradley-Terry's         |
 
 Supervised: sft imitates demonstrations, preference and reward learn P and r from comparisons.
@@ -43,7 +48,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax import losses, pairwise, policy_gradient
+from nlhf_jax import losses, pairwise, policy_gradient, two_turns
 from nlhf_jax.models import mixture, preference_model, reward_model
 from nlhf_jax.models import voter_preference as voter_preferences
 from nlhf_jax.training import parameter_sets
@@ -63,6 +68,7 @@ from nlhf_jax.types import (
   PreferenceFn,
   PRNGKey,
   RewardFn,
+  SecondTurn,
 )
 
 
@@ -116,8 +122,13 @@ def self_play(
   num_samples: int = 1,
   all_pairs: bool = True,
   reuse: losses.Reuse | None = None,
+  deviation: float | None = None,
 ) -> Algorithm:
-  """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0."""
+  """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0; with groups, num_samples = k > 1, SPO (arXiv:2401.04056).
+
+  With `deviation` (ε > 0) advantages are divided by the group's standard deviation plus ε, "Nash-GRPO", and it stops elsewhere:
+  `losses.divide_by_deviation`.
+  """
   return policy_gradient.on_preference(
     policy,
     preference_fn,
@@ -126,7 +137,8 @@ def self_play(
     num_samples,
     all_pairs=all_pairs,
     reuse=reuse,
-    fixed_point=FixedPoint(tau, 0.0),
+    deviation=deviation,
+    fixed_point=FixedPoint(tau, 0.0) if deviation is None else None,
   )
 
 
@@ -336,6 +348,91 @@ def inpo(
   return result._replace(fixed_point=FixedPoint(tau, 0.0))
 
 
+def mnpo(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  eta: float,
+  size: int,
+  refresh_every: int,
+  num_samples: int = 1,
+  all_pairs: bool = True,
+) -> Algorithm:
+  """Multiplayer Nash policy optimisation, time-dependent: INPO from, and against, a ring of snapshots.
+
+  Built with equal weights λ_j = (1 − λ_μ)/n on the n snapshots and λ_μ = τ/η > 0 on μ, without which it spirals outward; the
+  squared distance; and opponents that are the ring's geometric mean, per token, where the paper has each by itself.
+
+  Args:
+    policy, preference_fn, tau, num_samples, all_pairs: as everywhere.
+    eta: η ≥ τ: Δ log π − λ_μ Δ log μ − Σ_j λ_j Δ log π_{t−j} is to be (P − ½)/η. The paper's η is one over it.
+    size: n, snapshots in the ring; 1: INPO.
+    refresh_every: updates between snapshots.
+
+  Source: Wu et al. (2025), arXiv:2509.23102.
+  """
+  _check_positive('tau', tau)
+  if eta < tau:
+    raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')
+  ring = {f'ring.{j}': 1 / size for j in range(size)}
+  anchor = {'reference': tau / eta} | {j: (1 - tau / eta) * share for j, share in ring.items()}
+  sets = {'ring': parameter_sets.ring(size, refresh_every)}
+  result = _ipo(policy, preference_fn, ring, eta, num_samples, all_pairs, sets, anchor)
+  return result._replace(fixed_point=FixedPoint(tau, 0.0))
+
+
+def onpo(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  eta: float,
+  refresh_every: int,
+  num_samples: int = 1,
+  all_pairs: bool = True,
+) -> Algorithm:
+  """Optimistic Nash policy optimisation: two fits to pairs of π_t, first of the centre w, then of π from it. No μ.
+
+  (Δ log w_{t+1} − Δ log w_t − η (P − ½))², then (Δ log π_{t+1} − Δ log w_{t+1} − η (P − ½))². Both are one loss on one sampler:
+  θ is w through the first `refresh_every` updates of a stage, π through the second. Let a run end on a multiple of twice
+  as many.
+
+  Args:
+    policy, preference_fn, num_samples, all_pairs: as everywhere.
+    eta: η > 0, in nats per unit of payoff.
+    refresh_every: updates of each fit. Pairs are drawn anew for each, from the same π_t.
+
+  Source: arXiv:2502.16852.
+  """
+  _check_positive('eta', eta)
+  sets = {
+    'centre': parameter_sets.snapshot(2 * refresh_every, at=refresh_every),
+    'snapshot': parameter_sets.snapshot(2 * refresh_every),
+  }
+  anchor, play = {'centre': 1.0}, mixture.SNAPSHOT
+  return _ipo(policy, preference_fn, play, 1 / eta, num_samples, all_pairs, sets, anchor)
+
+
+def magnet_reset(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  reset_every: int,
+  num_samples: int = 1,
+  all_pairs: bool = True,
+) -> Algorithm:
+  """Online IPO in stages, each around the policy of the last: towards a Nash equilibrium without regularisation.
+
+  COMAL has INPO within its stages, MPO mirror descent; online IPO stops at the same π*_τ. Of the other methods: `sets` of an
+  experiment, and `parameter_sets.reference(reset_every)`.
+
+  Source: Liu et al. (2024), arXiv:2410.23223 (COMAL); Wang et al. (2024), arXiv:2410.16714 (MPO).
+  """
+  stage = online_ipo(policy, preference_fn, tau=tau, num_samples=num_samples, all_pairs=all_pairs)
+  return parameter_sets.extend(stage, {'reference': parameter_sets.reference(reset_every)})
+
+
 def _ipo(
   policy: Policy,
   preference_fn: PreferenceFn,
@@ -439,6 +536,67 @@ def _from_snapshot(
   sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
   return pairwise.make_algorithm(
     policy, mixtures, payoff_fn, anchor, loss, num_samples, sets, all_pairs=all_pairs
+  )
+
+
+def rspo(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  tau: float,
+  eta: float,
+  refresh_every: int,
+  num_samples: int = 1,
+) -> Algorithm:
+  """Regularised self-play: SPPO's square, and 2ητ KL(μ‖π), so that nothing which μ says dies out. Needs samples of μ.
+
+  Where it settles it is the Nash equilibrium under the forward KL, μ/(1 − (P(y ≻ π) − ½)/τ). With KL(π‖μ) that would be π*_τ, which
+  others find.
+
+  Source: Tang et al. (2025), arXiv:2503.00030; the loss as it is remembered, not checked against its text.
+  """
+  _check_positive('tau', tau)
+  _check_positive('eta', eta)
+  loss = functools.partial(losses.forward_kl_loss, tau=tau, eta=eta)
+  payoff_fn = pairwise.against_opponent(preference_fn, all_pairs=False)
+  mixtures = (mixture.SNAPSHOT, mixture.REFERENCE, mixture.SNAPSHOT)
+  sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
+  return pairwise.make_algorithm(
+    policy, mixtures, payoff_fn, mixture.SNAPSHOT, loss, num_samples, sets
+  )
+
+
+def stackelberg(
+  policy: Policy,
+  preference_fn: PreferenceFn,
+  *,
+  second_turn: SecondTurn,
+  tau: float,
+  tau_follower: float,
+  follower_weight: float = 5.0,
+  num_samples: int = 1,
+) -> Algorithm:
+  """A leader, and a follower who reads its response before it answers: one network, two prompts.
+
+  max_π min_ω E[P(y ≻ y') + τ_F KL(ω‖ω_ref)] − τ KL(π‖μ), y' ~ ω(·|x, y); ω_ref is μ at the second prompt. Policy gradients of both,
+  the follower's weighted so that it keeps up.
+
+  Args:
+    policy, preference_fn, tau, num_samples: as everywhere; the k responses to a prompt are answered once each.
+    second_turn: of `models.second_turn`.
+    tau_follower: τ_F > 0: the smaller, the more V(y) is what y is worth against the worst answer.
+    follower_weight: of the follower's loss.
+
+  Source: arXiv:2512.16626; the game as notes on it have it, both gradients derived.
+  """
+  for name, value in [
+    ('tau', tau),
+    ('tau_follower', tau_follower),
+    ('follower_weight', follower_weight),
+  ]:
+    _check_positive(name, value)
+  return two_turns.make_algorithm(
+    policy, preference_fn, second_turn, tau, tau_follower, follower_weight, num_samples
   )
 
 

@@ -201,6 +201,39 @@ def hardest_preference(
   return expected(p), expected(others)
 
 
+def divide_by_deviation(
+  advantage: Float[Array, 'N'],
+  payoff: Float[Array, 'N'],
+  group: int,
+  epsilon: float,
+  counted: Bool[Array, 'N'] | None = None,
+) -> Float[Array, 'N']:
+  """The advantage over the standard deviation of the group's payoffs, plus ε: what GRPO does.
+
+  It moves the fixed point, since what it divides by depends on the row itself, and is not what the KL is divided by. In groups of
+  two, judged against each other, the advantage is the sign of P(y ≻ y') − ½: self-play ends at the equilibrium of the majority
+  game at τ/2. In large groups it ends at π*_t, t = τ(σ + ε), with σ the standard deviation of P(y ≻ π) over y ~ π: as
+  responses come to be worth the same, the KL counts for less and less.
+
+  Args:
+    advantage: of each row.
+    payoff: the same, before a baseline is taken off; finite.
+    group: consecutive rows that answer one prompt; at least 2.
+    epsilon: ε > 0, in units of payoff.
+    counted: rows whose payoffs have a deviation; None: all. A group with fewer than two keeps its advantages over ε.
+
+  Source: Shao et al. (2024), arXiv:2402.03300 (GRPO), for a reward.
+  """
+  rows = payoff.reshape(-1, group)
+  weight = (
+    jnp.ones_like(rows) if counted is None else counted.reshape(rows.shape).astype(rows.dtype)
+  )
+  number = jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
+  centred = rows - jnp.sum(rows * weight, axis=1, keepdims=True) / number
+  variance = jnp.sum(jnp.square(centred) * weight, axis=1, keepdims=True) / number
+  return (advantage.reshape(rows.shape) / (jnp.sqrt(variance) + epsilon)).reshape(-1)
+
+
 def kl_to_reference(
   token_logp: Float[Array, 'N T'],
   reference_token_logp: Float[Array, 'N T'],
@@ -241,6 +274,26 @@ def squared_payoff_loss(
   Source: Wu et al. (2024), arXiv:2405.00675, eq. 4.5.
   """
   value = 0.5 * jnp.sum(jnp.square(log_ratio - eta * (payoff - 0.5)), axis=-1)
+  return Losses(value, jnp.ones_like(value), {})
+
+
+def forward_kl_loss(
+  log_ratio: Float[Array, 'N 2'], payoff: Float[Array, 'N 2'], *, tau: float, eta: float
+) -> Losses:
+  """(log-ratio of y − η (P(y ≻ π_t) − ½))² − 2ητ log-ratio of y', with y ~ π_t and y' ~ μ: RSPO under KL(μ‖π).
+
+  The second term is 2ητ KL(μ‖π) up to a constant, by samples of μ.
+
+  Args:
+    log_ratio: log π_θ − log π_t, of y and of y', in nats; differentiated.
+    payoff: P(y ≻ π_t); that of y' is not read.
+    tau: τ > 0, in units of payoff per nat.
+    eta: η > 0, in nats per unit of payoff.
+
+  Source: Tang et al. (2025), arXiv:2503.00030: SPPO's square, and a regulariser; how the two are scaled is ours.
+  """
+  fit = jnp.square(log_ratio[:, 0] - eta * (payoff[:, 0] - 0.5))
+  value = fit - 2 * eta * tau * log_ratio[:, 1]
   return Losses(value, jnp.ones_like(value), {})
 
 

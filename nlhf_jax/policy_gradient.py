@@ -99,15 +99,18 @@ def on_preference(
   *,
   all_pairs: bool = True,
   reuse: losses.Reuse | None = None,
+  deviation: float | None = None,
   fixed_point: FixedPoint | None = None,
 ) -> Algorithm:
   """The method whose k responses to a prompt are each judged against all of its alternatives, or (all_pairs=False) one.
 
-  Where the alternatives are π_θ's too, the k responses are each other's, and nothing else is drawn.
+  Where the alternatives are π_θ's too, the k responses are each other's, and nothing else is drawn. With `deviation` (ε)
+  advantages are divided by the group's standard deviation plus ε (`losses.divide_by_deviation`).
   """
   _check_tau(tau)
   _check_reuse(policy, reuse)
   each_other = all_pairs and alternative == mixture.ONLINE and num_samples > 1
+  _check_deviation(deviation, each_other)
   mixtures = (mixture.ONLINE,) if each_other else (mixture.ONLINE, alternative)
 
   def sample(params: PolicyParams, prompts: Prompts, rng: PRNGKey) -> Comparison:
@@ -136,7 +139,7 @@ def on_preference(
 
   # Among each other responses win 1/2 on average, which is the baseline; the mean of the others would count each pair twice.
   leave_one_out = not each_other and num_samples > 1
-  loss = _preference_loss(policy, tau, num_samples, leave_one_out, reuse)
+  loss = _preference_loss(policy, tau, num_samples, leave_one_out, reuse, deviation)
   sets = {'reference': parameter_sets.reference()} | dict(sets or {})
   return Algorithm(
     policy.init,
@@ -242,6 +245,7 @@ def _preference_loss(
   num_samples: int,
   leave_one_out: bool,
   reuse: losses.Reuse | None,
+  deviation: float | None,
 ) -> Callable[[Params, Comparison], Losses]:
   """The loss of `on_preference`; the baseline is the mean of a prompt's other responses, or 1/2."""
 
@@ -254,6 +258,8 @@ def _preference_loss(
     advantage = losses.leave_one_out(p, num_samples, voted) if leave_one_out else p - 0.5
     if comparison.advantage is not None:
       advantage = comparison.advantage
+    if deviation is not None:
+      advantage = losses.divide_by_deviation(advantage, p, num_samples, deviation, voted)
     anchor_logp = comparison.anchor_token_logp
     if anchor_logp is None:
       anchor_logp = comparison.reference_token_logp
@@ -286,6 +292,17 @@ def _check_reuse(policy: Policy, reuse: losses.Reuse | None) -> None:
   if reuse is not None and not policy.untruncated:
     raise ValueError(
       'Rollouts that were truncated cannot be reused: set reuse to None, or top_k and top_p of the sampling off.'
+    )
+
+
+def _check_deviation(deviation: float | None, each_other: bool) -> None:
+  if deviation is None:
+    return
+  if not deviation > 0:
+    raise ValueError(f'deviation must be positive, got {deviation}: it is added to the divisor.')
+  if not each_other:
+    raise ValueError(
+      'deviation needs groups that are judged against each other: set num_samples to 2 or more, and all_pairs to True.'
     )
 
 

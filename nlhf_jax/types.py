@@ -76,6 +76,8 @@ class Comparison(NamedTuple):
   advantage: Float[Array, 'N'] | None = None
   # Whose vote the preference is, by number; −1: not known. None: it is nobody's, such as a share of votes.
   voter: Int[Array, 'N'] | None = None
+  # log μ(y'_t|x, y, y'_<t) of an alternative that was written in sight of the response; None: it was not.
+  alternative_reference_token_logp: Float[Array, 'N T'] | None = None
 
 
 class Pair(NamedTuple):
@@ -255,6 +257,13 @@ class RewardFn(Protocol):
   """r(x, y)."""
 
   def __call__(self, prompts: Prompts, response: Int[Array, 'N T']) -> Float[Array, 'N']: ...
+
+
+@runtime_checkable
+class SecondTurn(Protocol):
+  """A prompt for each response: what is read by who answers in sight of it. `models.second_turn` has one."""
+
+  def __call__(self, prompts: Prompts, responses: Int[Array, 'N T']) -> Prompts: ...
 
 
 @runtime_checkable

@@ -239,6 +239,51 @@ def test_expected_gradient_of_a_group_is_the_exact_one(method, k, all_pairs):
   np.testing.assert_allclose(weight @ gradients, jax.grad(objective)(THETA), atol=3e-7)
 
 
+def test_expected_gradient_of_two_divided_by_their_deviation():
+  """That of the game of (P − ½)/(|P − ½| + ε), twice as strong: as ε → 0, of majorities at τ/2."""
+  epsilon = 0.05
+  make = functools.partial(algorithms.self_play, tau=TAU, deviation=epsilon)
+  gradients, weight = _all_groups(make, None, 2, all_pairs=True)
+  margin = CYCLE - 0.5
+  payoff = margin / (np.abs(margin) + epsilon)
+
+  def objective(theta):
+    logp, reference = jax.nn.log_softmax(theta), jax.nn.log_softmax(MU)
+    own = jax.lax.stop_gradient(jnp.exp(logp))
+    return -(jnp.exp(logp) @ payoff @ own - TAU * kl(logp, reference))
+
+  np.testing.assert_allclose(weight @ gradients, jax.grad(objective)(THETA), atol=1e-6)
+
+
+def test_deviation_of_the_rows_that_count():
+  payoff = np.array([0.2, 0.9, 0.4, 0.5, 0.6, 0.1], np.float32)
+  counted = np.array([True, True, False, True, True, True])
+  found = losses.divide_by_deviation(payoff - 0.5, payoff, 3, 0.1, counted)
+  spread = [np.std([0.2, 0.9]), np.std([0.5, 0.6, 0.1])]
+  expected = (payoff - 0.5) / (np.repeat(spread, 3) + 0.1)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  alike = losses.divide_by_deviation(jnp.zeros(3), jnp.full(3, 0.5), 3, 0.1)
+  np.testing.assert_array_equal(alike, 0)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'deviation': 0.0, 'num_samples': 2}, 'deviation must be positive, got 0.0'),
+    ({'deviation': 0.1}, 'deviation needs groups .* set num_samples to 2 or more'),
+    ({'deviation': 0.1, 'num_samples': 2, 'all_pairs': False}, 'and all_pairs to True'),
+  ],
+)
+def test_error_of_a_deviation_without_a_group(settings, message, tiny_policy):
+  with pytest.raises(ValueError, match=message):
+    algorithms.self_play(tiny_policy, lambda *_: None, tau=0.1, **settings)
+
+
+def test_error_of_a_pull_that_is_too_strong(tiny_policy):
+  with pytest.raises(ValueError, match=r'eta must be at least tau: got eta = 0\.1, tau = 0\.2'):
+    algorithms.mnpo(tiny_policy, lambda *_: None, tau=0.2, eta=0.1, size=2, refresh_every=1)
+
+
 @pytest.mark.parametrize('method', METHODS_OF_GROUPS)
 def test_all_pairs_have_less_variance_than_single_ones(method):
   """With three responses to a prompt; the same draws but for self-play, which draws half as many."""
@@ -340,6 +385,18 @@ def test_two_response_game_has_a_logistic_solution(tiny_policy):
       functools.partial(algorithms.inpo, tau=0.1, eta=0.5, refresh_every=3),
       ({'snapshot': 1.0},) * 2,
       ['reference', 'snapshot'],
+      ['snapshot'],
+    ),
+    (
+      functools.partial(algorithms.onpo, eta=0.5, refresh_every=3),
+      ({'snapshot': 1.0},) * 2,
+      ['centre'],
+      ['centre', 'snapshot'],
+    ),
+    (
+      functools.partial(algorithms.rspo, tau=0.1, eta=0.5, refresh_every=3),
+      ({'snapshot': 1.0}, {'reference': 1.0}, {'snapshot': 1.0}),
+      ['snapshot'],
       ['snapshot'],
     ),
   ],

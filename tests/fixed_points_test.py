@@ -194,6 +194,19 @@ def sppo_stage(world, tau, beta):
   return world.mu * np.exp(ratio(optimize.brentq(total, -np.exp(-1 - a.max()) * 0.999, 50)))
 
 
+def forward_kl_nash(world, tau, beta):
+  """π = τ μ/(c − P(y ≻ π)), the equilibrium of P(π ≻ π') − τ KL(μ‖π) + τ KL(μ‖π'), by averaged best responses."""
+  policy = world.mu
+  for _ in range(3000):
+    q = world.preference @ policy
+    reply = lambda c, q=q: tau * world.mu / (c - q)
+    c = optimize.brentq(lambda c, reply=reply: reply(c).sum() - 1, q.max() + 1e-9, q.max() + tau)
+    policy = 0.95 * policy + 0.05 * reply(c)
+  np.testing.assert_allclose(policy, reply(c), atol=1e-9)
+  assert c == pytest.approx(0.5 + tau, abs=1e-6)
+  return policy
+
+
 def bradley_terry(world, tau, beta):
   """μ exp(r/τ) with r the maximum-likelihood rewards of all pairs, alike."""
 
@@ -245,6 +258,8 @@ CASES = {
   'ipo_md': Case(row(algorithms.ipo_md, 'tau', 'beta'), against_mixture, 'beta'),
   'egpo': Case(row(algorithms.egpo, 'tau'), nash),
   'inpo': Case(row(algorithms.inpo, 'tau', eta=0.5, refresh_every=5), nash),
+  'mnpo': Case(row(algorithms.mnpo, 'tau', eta=0.5, size=3, refresh_every=5), nash),
+  'rspo': Case(row(algorithms.rspo, 'tau', eta=1.0, refresh_every=5), forward_kl_nash),
   'sppo': Case(stage(algorithms.sppo, lambda tau: 1 / tau), sppo_stage),
   'dno': Case(stage(algorithms.dno, lambda tau: tau), dno_stage),
   'dpo': Case(lambda judge, tau, beta, k: algorithms.dpo(POLICY, tau=tau), bradley_terry),
@@ -482,23 +497,142 @@ def batches(name, world, size, num_samples):
 @pytest.mark.parametrize(('name', 'tau', 'beta'), GRID)
 def test_sampled_gradients_lead_to_the_fixed_point(name, tau, beta, world):
   """The method itself, through the training loop."""
-  num_steps, size, num_samples = 600, 64, 4
-  case = CASES[name]
+  case, num_samples = CASES[name], 4
   algorithm = case.make(table_judge(name, world), tau, beta, num_samples)
-  optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
+  table = trained(algorithm, world, batches(name, world, 64, num_samples), 600)
+  assert total_variation(table, case.target(world, tau, beta)) <= 0.05
+
+
+def trained(algorithm, world, data, num_steps, num_stages=1):
+  """By Adam through the training loop, a cosine to a stage."""
+  cosine = optax.cosine_decay_schedule(0.05, num_steps)
+  optimizer = optax.adam(lambda count: cosine(count % num_steps))
+  total = num_steps * num_stages
   start = jnp.asarray(world.reference, jnp.float32)
   state = loop.init_state(
     algorithm, optimizer, 0, online=start, given={'reference': jnp.copy(start)}
   )
-  state = loop.train(
-    algorithm,
-    optimizer,
-    state,
-    batches(name, world, size, num_samples),
-    num_steps=num_steps,
-    log_every=num_steps,
+  state = loop.train(algorithm, optimizer, state, data, num_steps=total, log_every=total)
+  return state.params.online
+
+
+def onpo(refresh_every, judge, num_samples=1):
+  return algorithms.onpo(
+    POLICY, judge, eta=2.0, refresh_every=refresh_every, num_samples=num_samples
   )
-  assert total_variation(state.params.online, case.target(world, tau, beta)) <= 0.05
+
+
+def magnet_reset(reset_every, judge, num_samples=1):
+  return algorithms.magnet_reset(
+    POLICY, judge, tau=0.3, reset_every=reset_every, num_samples=num_samples
+  )
+
+
+def onpo_stages(world):
+  """Two data sets, by the formula: four fits."""
+  centre = policy = np.log(world.mu)
+  for _ in range(2):
+    gain = 2.0 * world.preference @ special.softmax(policy)
+    centre = centre + gain
+    policy = centre + gain
+  return special.softmax(policy)
+
+
+def magnet_stages(world):
+  """Four of them."""
+  for _ in range(4):
+    world = world._replace(mu=nash(world, 0.3, 0.0))
+  return world.mu
+
+
+# Methods that stop at no regularised equilibrium: (updates of a stage, judge) -> Algorithm, and where four stages end.
+STAGED = {'onpo': (onpo, onpo_stages), 'magnet_reset': (magnet_reset, magnet_stages)}
+
+
+@pytest.mark.parametrize('name', STAGED)
+def test_exact_gradients_lead_through_the_stages(name, world):
+  make, target = STAGED[name]
+  algorithm = make(300, table_judge(name, world))
+  table = descend(algorithm, exact_loss(algorithm, world), world, 300, 0.1, num_stages=4)
+  assert total_variation(table, target(world)) <= 0.01
+  assert algorithm.fixed_point is None
+
+
+@pytest.mark.parametrize('name', STAGED)
+def test_sampled_gradients_lead_through_the_stages(name, world):
+  make, target = STAGED[name]
+  algorithm = make(300, table_judge(name, world), 4)
+  table = trained(algorithm, world, batches(name, world, 64, 4), 300, num_stages=4)
+  assert total_variation(table, target(world)) <= 0.05
+
+
+def test_onpo_has_the_steps_of_its_tabular_twin(world):
+  found, _ = solve.run(solvers.onpo(2.0), games.make(world.preference, world.mu), 2)
+  np.testing.assert_allclose(found, onpo_stages(world), rtol=1e-9)
+
+
+def _broken():
+  """New methods with one thing wrong: (judge) -> Algorithm, where the right one ends, and stages."""
+  mnpo = functools.partial(algorithms.mnpo, POLICY, tau=0.1, eta=0.5, size=3, refresh_every=5)
+  rspo = functools.partial(algorithms.rspo, POLICY, tau=0.3, eta=1.0, refresh_every=5)
+  at_once = {x: parameter_sets.snapshot(600) for x in ('centre', 'snapshot')}
+  snapshots = (mixture.SNAPSHOT,) * 3
+  return {
+    'mnpo without its ring': (lambda p: mnpo(p)._replace(anchor=mixture.REFERENCE), nash, 1),
+    'mnpo against mu': (lambda p: mnpo(p)._replace(mixtures=(mixture.REFERENCE,) * 2), nash, 1),
+    'rspo without mu': (lambda p: rspo(p)._replace(mixtures=snapshots), forward_kl_nash, 1),
+    'onpo without centre': (lambda p: parameter_sets.extend(onpo(300, p), at_once), None, 4),
+    'magnet that stays': (lambda p: magnet_reset(10**9, p), None, 4),
+  }
+
+
+@pytest.mark.parametrize('name', _broken())
+def test_broken_methods_end_elsewhere(name, world):
+  """With exact gradients: nowhere near the .05 that sampled ones are granted."""
+  make, target, num_stages = _broken()[name]
+  algorithm = make(table_judge(name, world))
+  num_steps = 300 if num_stages > 1 else 400
+  table = descend(
+    algorithm, exact_loss(algorithm, world), world, num_steps, 0.1, num_stages=num_stages
+  )
+  if target is None:
+    expected = (onpo_stages if name.startswith('onpo') else magnet_stages)(world)
+  else:
+    expected = target(world, 0.1 if name.startswith('mnpo') else 0.3, 0.0)
+  assert total_variation(table, expected) > 0.05
+
+
+def majority_nash(world, tau, epsilon):
+  """What groups of two divided by their standard deviation play: (P − ½)/(|P − ½| + ε), the sign as ε → 0."""
+  margin = world.preference - 0.5
+  p = 0.5 + 0.5 * margin / (np.abs(margin) + epsilon)
+  return solve.regularised_nash(games.make(p, world.mu, tau / 2))
+
+
+def faded_nash(world, tau, epsilon):
+  """π*_t with t = τ(σ + ε), σ the standard deviation of P(y ≻ π) over y ~ π: by bisection in t."""
+
+  def excess(t):
+    policy = nash(world, t, 0.0)
+    q = world.preference @ policy
+    return t - tau * (np.sqrt(policy @ (q - policy @ q) ** 2) + epsilon)
+
+  return nash(world, optimize.brentq(excess, 1e-2, tau, xtol=1e-3), 0.0)
+
+
+@pytest.mark.parametrize(
+  ('k', 'size', 'tau', 'epsilon', 'target'),
+  [(2, 256, 0.5, 1e-3, majority_nash), (32, 8, 1.0, 0.02, faded_nash)],
+)
+def test_groups_divided_by_their_deviation(k, size, tau, epsilon, target, world):
+  """Elsewhere than self-play, which is at π*_τ, in groups of any size."""
+  algorithm = algorithms.self_play(
+    POLICY, table_judge('self_play', world), tau=tau, num_samples=k, deviation=epsilon
+  )
+  table = trained(algorithm, world, batches('self_play', world, size, k), 600)
+  assert total_variation(table, target(world, tau, epsilon)) <= 0.05
+  assert total_variation(table, nash(world, tau, 0.0)) > 0.05
+  assert algorithm.fixed_point is None
 
 
 def test_other_annotator_weights_lead_elsewhere(world, monkeypatch):

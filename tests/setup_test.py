@@ -73,6 +73,7 @@ FLOORS = {
   'training': 4,
   'pairwise': 5,
   'policy_gradient': 6,
+  'two_turns': 6,
   'planning': 5,
   't5x_bridge': 5,
   'algorithms': 7,

@@ -43,7 +43,7 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     default=['nash_md'],
     metavar='NAME',
     help='nash_md, self_play, magnetic, mixed, best_response, nash_ema, egpo, nash_mp, omwu, fictitious_play, '
-    'reset_magnet (default: nash_md)',
+    'reset_magnet, mnpo, onpo, rspo, stackelberg (default: nash_md)',
   )
   parser.add_argument('--tau', type=float, default=0.1, help='τ, 0: none (default: 0.1)')
   parser.add_argument('--reference', help='CSV of label,probability: μ (default: uniform)')

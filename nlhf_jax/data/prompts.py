@@ -19,6 +19,9 @@ PREFERENCE = (
 )
 REWARD = ('Context - ', ', Summary - ', '')
 
+# What asks for an answer to an answer. Source: arXiv:2512.16626 (Stackelberg), as others report it.
+SECOND_TURN = ' Improve the previous answer!'
+
 # For the vocabulary of the built-in posts, which is too small for the paper's words.
 SHORT_PREFERENCE = ('Text', 'First', 'Second', 'Preferred')
 SHORT_REWARD = ('Text', 'Summary', 'Quality')
@@ -50,6 +53,16 @@ def reward_template(vocabulary: seqio.Vocabulary, pieces: Sequence[str] = REWARD
     ValueError: there are not three pieces.
   """
   return _encode(vocabulary, pieces, 3)
+
+
+def second_turn(vocabulary: seqio.Vocabulary, piece: str = SECOND_TURN) -> tuple[int, ...]:
+  """The piece after a response that asks for another, in tokens, for `models.second_turn`.
+
+  Args:
+    vocabulary: as of `preference_template`.
+    piece: its text; a chat model's begins with the end of the answer's turn.
+  """
+  return tuple(vocabulary.encode(piece))
 
 
 def _encode(vocabulary: seqio.Vocabulary, pieces: Sequence[str], expected: int) -> Template:

@@ -2,7 +2,7 @@
 
 `iterate` is pure: a `lax.scan`, for `jax.jit` and for `jax.vmap` over games, step sizes, β and seeds. `run` is for one
 game from the host, in double precision. `regularised_nash` is π*_τ as a fixed point, `maximal_lottery` the equilibrium
-without regularisation as a linear program.
+without regularisation as a linear program, `stackelberg` the closed form where one side sees the other's response.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import optimize
+from scipy import optimize, special
 
 from nlhf_jax.games import game as games
 from nlhf_jax.games import solvers
@@ -182,6 +182,42 @@ def fixed_point(game: PreferenceGame, tolerance: float, max_steps: int):
   start = (0, solver.init(game), jnp.asarray(jnp.inf, jnp.result_type(game.reference)))
   _, state, residual = jax.lax.while_loop(unfinished, step, start)
   return jnp.exp(state.log_policy), residual
+
+
+def stackelberg(
+  game: PreferenceGame,
+  tau_follower: float,
+  follower_reference: Float[np.ndarray, 'Y Y'] | None = None,
+) -> tuple[Float[np.ndarray, 'Y'], Float[np.ndarray, 'Y Y']]:
+  """A leader, and a follower who sees the leader's response before answering it.
+
+  max_π min_ω E[P(y ≻ y') + τ_F KL(ω(·|y)‖ω_ref(·|y))] − τ KL(π‖μ), in closed form: ω(y'|y) ∝ ω_ref(y'|y) exp(P(y' ≻ y)/τ_F), a
+  response is worth V(y) = −τ_F log E_{y' ~ ω_ref}[exp(−P(y ≻ y')/τ_F)], and π ∝ μ exp(V/τ). As τ_F → 0 the leader is sure of the
+  most against the worst answer, as τ_F → ∞ it is the best response to ω_ref.
+
+  Args:
+    game: with the leader's τ > 0.
+    tau_follower: τ_F > 0.
+    follower_reference: ω_ref, a row for each of the leader's responses; None: μ in each.
+
+  Returns:
+    π, and ω, a row for each of the leader's responses.
+
+  Raises:
+    ValueError: a strength is not positive.
+
+  Source: arXiv:2512.16626.
+  """
+  if not (game.tau > 0 and tau_follower > 0):
+    raise ValueError(
+      f'tau and tau_follower must be positive, got {game.tau:g} and {tau_follower:g}.'
+    )
+  shape = game.preference.shape
+  given = game.reference if follower_reference is None else follower_reference
+  log_weights = np.log(np.broadcast_to(given, shape)) - game.preference / tau_follower
+  log_sum = special.logsumexp(log_weights, axis=1)
+  follower = np.exp(log_weights - log_sum[:, None])
+  return special.softmax(np.log(game.reference) - tau_follower * log_sum / game.tau), follower
 
 
 def maximal_lottery(preference: Float[np.ndarray, 'Y Y']) -> Lottery:

@@ -14,12 +14,20 @@
 | omwu              | the last half-step's policy, then this one's            | π*_τ                       | linear, (1 − ητ/2)^T  |
 | fictitious_play   | average of the best responses so far                    | π*_τ, or a maximal lottery | 1/T                   |
 | reset_magnet      | egpo, whose magnet moves to the policy now and then     | a maximal lottery          | stage by stage        |
+| mnpo              | geometric mean of the last policies                     | π*_τ                       | linear where η is     |
+|                   |                                                         |                            | small                 |
+| onpo              | π_t, twice: for the centre, then from it                | a maximal lottery          | to it where η is      |
+|                   |                                                         |                            | small                 |
+| rspo              | π_t, under τ KL(μ‖π) in place of τ KL(π‖μ)              | μ/(1 − (P(y ≻ π) − ½)/τ)   | linear where η is     |
+|                   |                                                         |                            | small                 |
+| stackelberg       | a follower that sees y                                  | μ exp(V/τ), `solve`        | linear                |
 
 The step: log π_{t+1} = (1 − ητ) log π_t + ητ log μ + η P(y ≻ opponent) + c. Step sizes η are numbers, or functions
 (game, t) → η; each solver's default is what theory allows, payoffs P − 1/2 having norm 1/2 from ℓ1 to ℓ∞.
 """
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -242,6 +250,111 @@ def reset_magnet(magnet_tau: Scalar = 0.1, every: int = 200) -> Solver:
   return Solver(init, step, None)
 
 
+def mnpo(eta: StepSize | None = None, size: int = 3) -> Solver:
+  """A step from the geometric mean m of the last policies, against m: (1 − ητ) log m + ητ log μ + η P(y ≻ m).
+
+  Time-dependent MNPO with equal weights λ_j on the ring and λ_μ = ητ on μ, which add up to 1. With τ = 0 nothing pulls
+  towards μ, and it spirals outward.
+
+  Args:
+    eta: η; None: as self-play.
+    size: policies in the ring; 1: self-play.
+
+  Source: Wu et al. (2025), arXiv:2509.23102. There each player of the ring is an opponent by itself.
+  """
+  step_size = _step_size(eta, lambda game, t: _proximal(game, 4 * game.tau))
+
+  def init(game):
+    log_reference = jnp.log(game.reference)
+    return State(log_reference, jnp.broadcast_to(log_reference, (size, log_reference.size)))
+
+  def step(game, state, t, payoff, rng):
+    mean = jax.nn.log_softmax(jnp.mean(state.memory, axis=0))
+    q = payoff(game, jnp.exp(mean), rng)
+    log_policy = mirror_step(game, mean, q, step_size(game, t))
+    return State(log_policy, jnp.concatenate([log_policy[None], state.memory[:-1]]))
+
+  return Solver(init, step, step_size)
+
+
+def onpo(eta: StepSize | None = None) -> Solver:
+  """Optimistic steps without μ: w_{t+1} ∝ w_t exp(η q_t), π_{t+1} ∝ w_{t+1} exp(η q_t), with q_t = P(y ≻ π_t).
+
+  The game's τ is not read: the last iterate goes to an equilibrium without regularisation where η is small.
+
+  Args:
+    eta: η in nats per unit of payoff; None: 1/8, the theorem's.
+
+  Source: arXiv:2502.16852 (ONPO); arXiv:2512.24818 (OMWU's last iterate).
+  """
+  size = _step_size(eta, lambda game, t: 0.125)
+
+  def init(game):
+    log_reference = jnp.log(game.reference)
+    return State(log_reference, log_reference)
+
+  def step(game, state, t, payoff, rng):
+    gain = size(game, t) * payoff(game, jnp.exp(state.log_policy), rng)
+    centre = jax.nn.log_softmax(state.memory + gain)
+    return State(jax.nn.log_softmax(centre + gain), centre)
+
+  return Solver(init, step, size)
+
+
+def rspo(eta: StepSize | None = None) -> Solver:
+  """Self-play under the forward KL: log π_{t+1} = log π_t + η [P(y ≻ π_t) − ½ + τ (μ/π_t − 1)] + c.
+
+  It stops at the equilibrium of P(π ≻ π') − τ KL(μ‖π) + τ KL(μ‖π'), μ/(1 − (P(y ≻ π) − ½)/τ). A step is that of RSPO's loss
+  on exact probabilities, to first order.
+
+  Args:
+    eta: η; None: 1/10. It overshoots where a response is much rarer than μ has it.
+
+  Source: Tang et al. (2025), arXiv:2503.00030, its forward-KL variant.
+  """
+  size = _step_size(eta, lambda game, t: 0.1)
+
+  def step(game, state, t, payoff, rng):
+    policy = jnp.exp(state.log_policy)
+    gain = payoff(game, policy, rng) + game.tau * game.reference / policy
+    return State(jax.nn.log_softmax(state.log_policy + size(game, t) * gain))
+
+  return Solver(_at_reference, step, size)
+
+
+def stackelberg(tau_follower: Scalar | None = None, eta: StepSize | None = None) -> Solver:
+  """Mirror steps of a leader π, and of a follower ω(·|y) who sees the leader's response; ω_ref is μ whatever y is.
+
+  The leader earns P(y ≻ ω(·|y)) + τ_F KL(ω(·|y)‖ω_ref), the follower P(y' ≻ y) − τ_F KL. `solve.stackelberg` has the
+  solution in closed form.
+
+  Args:
+    tau_follower: τ_F > 0; None: the game's τ, which is the leader's.
+    eta: η of the leader; None: 1. The follower takes a step of size 1/(1 + τ_F).
+
+  Source: arXiv:2512.16626.
+  """
+  size = _step_size(eta, lambda game, t: _proximal(game, 1.0))
+
+  def init(game):
+    log_reference = jnp.log(game.reference)
+    return State(log_reference, jnp.broadcast_to(log_reference, (log_reference.size,) * 2))
+
+  def step(game, state, t, payoff, rng):
+    follower = game._replace(tau=game.tau if tau_follower is None else tau_follower)
+    keys = jax.random.split(rng, 2 * state.log_policy.size).reshape(2, -1)
+    of_rows = jax.vmap(functools.partial(payoff, game))
+    reply = of_rows(jnp.eye(state.log_policy.size, dtype=state.log_policy.dtype), keys[0])
+    move = jax.vmap(functools.partial(mirror_step, follower), (0, 0, None))
+    log_follower = move(state.memory, reply, _proximal(follower, 1.0))
+    won = jnp.diagonal(of_rows(jnp.exp(log_follower), keys[1]))
+    cost = jax.vmap(games.kl_divergence, (0, None))(jnp.exp(log_follower), game.reference)
+    log_policy = mirror_step(game, state.log_policy, won + follower.tau * cost, size(game, t))
+    return State(log_policy, log_follower)
+
+  return Solver(init, step, size)
+
+
 NAMED: dict[str, Callable[..., Solver]] = {
   make.__name__: make
   for make in (
@@ -256,6 +369,10 @@ NAMED: dict[str, Callable[..., Solver]] = {
     omwu,
     fictitious_play,
     reset_magnet,
+    mnpo,
+    onpo,
+    rspo,
+    stackelberg,
   )
 }
 

@@ -180,7 +180,7 @@ def in_encoder(
   def score(params, prompts, *responses):
     rows = responses[0].shape[0]
     text = jnp.repeat(_words(prompts, frame), rows // prompts.tokens.shape[0], axis=0)
-    tokens = _join(_fill(template, text, responses))
+    tokens = join(_fill(template, text, responses))
     return _score_last(network, head, params, tokens, jnp.zeros((rows, 0), jnp.int32))
 
   return _make(network, template, head, render, score)
@@ -201,7 +201,7 @@ def in_decoder(
 
   def score(params, prompts, *responses):
     before, text, *rest = _fill(template, _words(prompts, frame), responses)
-    return _score_last(network, head, params, _join([before, text]), _join(rest))
+    return _score_last(network, head, params, join([before, text]), join(rest))
 
   return _make(network, template, head, render, score)
 
@@ -288,7 +288,7 @@ def _fill(
   return result
 
 
-def _join(pieces: list[Int[Array, 'N _']]) -> Int[Array, 'N T']:
+def join(pieces: list[Int[Array, 'N _']]) -> Int[Array, 'N T']:
   """One row of tokens for each, without the gaps that padding leaves between the pieces."""
   tokens = jnp.concatenate(pieces, axis=-1)
   order = jnp.argsort(tokens == PAD, axis=-1, stable=True)

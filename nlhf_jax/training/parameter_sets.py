@@ -5,7 +5,7 @@
 | frozen()               | given     | stays                                        |
 | reference(reset_every) | given     | becomes θ where n is a multiple, or stays    |
 | average(decay)         | θ         | κ θ̄ + (1 − κ) θ                              |
-| snapshot(every)        | θ         | becomes θ where n is a multiple              |
+| snapshot(every, at)    | θ         | becomes θ where n ≡ at, modulo `every`       |
 | ring(size, every)      | θ         | the newest of `size` snapshots comes first   |
 | half_step()            | θ         | lives within a step: an update, then undone  |
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from nlhf_jax.arguments import Count, Decay
+from nlhf_jax.arguments import Count, CountOrZero, Decay
 from nlhf_jax.types import Algorithm, ParameterSet, Params
 
 Sets = Mapping[str, ParameterSet]
@@ -64,9 +64,16 @@ def average(decay: Decay) -> ParameterSet:
   )
 
 
-def snapshot(every: Count) -> ParameterSet:
-  """π_t: θ as it was after the last multiple of `every` updates. Raises ValueError where that is no positive number."""
-  return ParameterSet(_every('every', every), _same)
+def snapshot(every: Count, at: CountOrZero = 0) -> ParameterSet:
+  """π_t: θ as it was after the last multiple of `every` updates, or the last update number at, at + every …
+
+  Raises:
+    ValueError: `every` is no positive number, or `at` is outside [0, every).
+  """
+  move = _every('every', every, at)
+  if not 0 <= at < every:
+    raise ValueError(f'at must be in [0, {every}), got {at}.')
+  return ParameterSet(move, _same)
 
 
 def ring(size: Count, every: Count) -> ParameterSet:
@@ -159,11 +166,11 @@ def _same(online: Params) -> Params:
   return online
 
 
-def _every(name: str, updates: int):
+def _every(name: str, updates: int, at: int = 0):
   _check_positive(name, updates)
 
   def move(kept, online, step):
-    return jax.lax.cond(step % updates == 0, lambda: online, lambda: kept)
+    return jax.lax.cond(step % updates == at, lambda: online, lambda: kept)
 
   return move
 

@@ -142,6 +142,98 @@ def test_without_regularisation(name):
   np.testing.assert_allclose(policy, [0.38333, 0.38333, 0.23333], atol=2e-2)
 
 
+@pytest.mark.parametrize('size', [1, 4])
+def test_ring_with_a_pull_stops_at_the_equilibrium(size, random_game):
+  """And without one circles about the lottery."""
+  g = random_game(8, 0.2)
+  policy, _ = solve.run(solvers.mnpo(size=size), g, 3000)
+  np.testing.assert_allclose(policy, solve.regularised_nash(g), atol=1e-9)
+  _, curve = solve.run(solvers.mnpo(0.1, size), g._replace(tau=np.float64(0)), 4000)
+  assert curve.duality_gap[-20:].min() > 0.05
+
+
+def test_ring_of_one_is_self_play(random_game):
+  g = random_game(8, 0.2)
+  a, _ = solve.run(solvers.mnpo(0.3, 1), g, 20)
+  b, _ = solve.run(solvers.self_play(0.3), g, 20)
+  np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_optimistic_steps_reach_the_lottery(random_game):
+  """By the last iterate, without regularisation, where steps against itself go round."""
+  g = random_game(8, 0.0)
+  policy, curve = solve.run(solvers.onpo(2.0), g, 8000)
+  assert curve.duality_gap[-1] < 1e-9
+  np.testing.assert_allclose(policy, solve.maximal_lottery(g.preference).policy, atol=1e-6)
+  _, plain = solve.run(solvers.self_play(2.0), g, 8000)
+  assert plain.duality_gap[-20:].min() > 0.05
+
+
+@pytest.mark.parametrize('tau', [0.1, 1.0])
+def test_equilibrium_under_the_forward_kl(tau, random_game):
+  """No other policy gains in P(π ≻ π') − τ KL(μ‖π), by a general optimiser."""
+  g = random_game(6, tau)
+  policy, _ = solve.run(solvers.rspo(), g, 20_000)
+  q = g.preference @ policy
+  np.testing.assert_allclose(policy, g.reference / (1 - (q - 0.5) / tau), rtol=1e-9)
+
+  def loss(logits):
+    p = special.softmax(logits)
+    return -(p @ q + tau * g.reference @ np.log(p))
+
+  best = optimize.minimize(loss, np.log(g.reference), tol=1e-12)
+  np.testing.assert_allclose(special.softmax(best.x), policy, atol=1e-4)
+
+
+@pytest.mark.parametrize(('tau', 'tau_follower'), [(0.3, 0.05), (0.05, 1.0)])
+def test_leader_and_follower(tau, tau_follower, random_game):
+  """Mirror steps reach the closed form, whose limits are the worst case of each response, and the response to μ."""
+  g = random_game(7, tau)
+  leader, follower = solve.stackelberg(g, tau_follower)
+  found, _ = solve.run(solvers.stackelberg(tau_follower), g, 2000)
+  np.testing.assert_allclose(found, leader, atol=1e-9)
+  # The follower's own regularised problem, by a general optimiser.
+  p = g.preference[2]
+
+  def loss(logits):
+    omega = special.softmax(logits)
+    return omega @ p + tau_follower * special.rel_entr(omega, g.reference).sum()
+
+  best = optimize.minimize(loss, np.zeros(7), tol=1e-12)
+  np.testing.assert_allclose(special.softmax(best.x), follower[2], atol=1e-4)
+  softmax = lambda value: special.softmax(np.log(g.reference) + value / tau)
+  worst, _ = solve.stackelberg(g, 1e-5)
+  np.testing.assert_allclose(worst, softmax(g.preference.min(axis=1)), atol=1e-3)
+  given, _ = solve.stackelberg(g, 1e5)
+  np.testing.assert_allclose(given, softmax(g.preference @ g.reference), atol=1e-4)
+  noisy, _ = solve.run(solvers.stackelberg(tau_follower, 0.05), g, 2000, payoff=solvers.sampled(20))
+  np.testing.assert_allclose(noisy, leader, atol=0.05)
+
+
+def test_error_of_a_follower_without_regularisation(random_game):
+  with pytest.raises(ValueError, match=r'must be positive, got 0\.1 and 0'):
+    solve.stackelberg(random_game(3, 0.1), 0.0)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_magnet_reset_on_real_games(name, test_data):
+  """A gap of 1e-6 without regularisation, by exact stages, where π*_τ stops at a floor.
+
+  Glasgow's first three are so close that stages of τ = .01 take 402: the weaker the pull, the fewer.
+  """
+  p = sources.read_table(test_data / 'games' / f'{name}.csv').preference
+  gap = lambda policy: 2 * np.max(p @ policy) - 1
+  assert gap(solve.regularised_nash(game.make(p, tau=0.1))) > 0.05
+  policy = np.full(len(p), 1 / len(p))
+  for _ in range(60):
+    magnet = np.maximum(policy, 1e-300)  # A reference is positive.
+    tau = 0.003 if name == 'glasgow2007_ward9' else 0.01
+    policy = solve.regularised_nash(game.make(p, magnet, tau))
+    if gap(policy) <= 1e-6:
+      return
+  pytest.fail(f'The gap is {gap(policy)} after 60 stages.')
+
+
 def test_estimated_payoffs(random_game):
   """Estimated payoffs are unbiased, and a noisy run hovers about the equilibrium."""
   g = random_game(5, 0.3)

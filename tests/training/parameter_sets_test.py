@@ -54,6 +54,17 @@ def test_snapshot_every_third_update(num_steps, expected):
   assert value(state.params.sets['snapshot']) == expected
 
 
+@pytest.mark.parametrize(('num_steps', 'expected'), [(1, 1.0), (2, 4.0), (4, 4.0), (5, 32.0)])
+def test_snapshot_at_another_update(num_steps, expected):
+  state = run({'snapshot': parameter_sets.snapshot(3, at=2)}, num_steps)
+  assert value(state.params.sets['snapshot']) == expected
+
+
+def test_error_of_a_snapshot_that_is_never_taken():
+  with pytest.raises(ValueError, match=r'at must be in \[0, 3\), got 3'):
+    parameter_sets.snapshot(3, at=3)
+
+
 def test_ring_keeps_the_newest_first():
   state = run({'ring': parameter_sets.ring(3, 2)}, 7)
   assert [value(x) for x in state.params.sets['ring']] == [64.0, 16.0, 4.0]
