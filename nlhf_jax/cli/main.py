@@ -16,6 +16,7 @@
   nlhf rank        rankings of alternatives
   nlhf annotate    a page on which people compare two responses
   nlhf judge       votes of LLMs on responses
+  nlhf personalise agents that learn one person's taste
 
 Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_paths.
 """
@@ -31,7 +32,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from nlhf_jax.cli import annotate, collect, described, exploit, flags, games, judge, votes
+from nlhf_jax.cli import (
+  annotate,
+  collect,
+  described,
+  exploit,
+  flags,
+  games,
+  judge,
+  personalise,
+  votes,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -293,6 +304,7 @@ _COMMANDS = {
   'rank': votes.rank,
   'annotate': annotate.annotate,
   'judge': judge.judge,
+  'personalise': personalise.personalise,
 }
 
 

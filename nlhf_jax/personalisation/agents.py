@@ -24,6 +24,8 @@ class Agent(NamedTuple):
   remembers: Literal['nothing', 'newest', 'everything', 'truth'] = 'newest'
   # In [0, 1]: how likely other beliefs are void where one was contradicted; 0: they are kept, 1: they are emptied.
   doubt: float = 0.0
+  # Asks about what is open in what it sees, even where that does not matter to this round's action: for rounds to come.
+  is_curious: bool = False
   # Starts from the population's shares of each value in place of equal ones.
   has_prior: bool = False
   # Keeps what a question has ruled out, even where it does not leave a single value.
@@ -39,16 +41,22 @@ AGENTS: dict[str, Agent] = {
   'both': Agent('both', asks=True, is_corrected=True),
   'history': Agent('both, full history', asks=True, is_corrected=True, remembers='everything'),
   'doubt': Agent('both and doubt', asks=True, is_corrected=True, doubt=1.0),
+  'curious': Agent(
+    'both, doubt and curiosity', asks=True, is_corrected=True, doubt=1.0, is_curious=True
+  ),
   'ours': Agent(
-    'both, doubt and prior',
+    'both, doubt, curiosity and prior',
     asks=True,
     is_corrected=True,
     doubt=0.5,
+    is_curious=True,
     has_prior=True,
     keeps_partial=True,
   ),
   'oracle': Agent('oracle', remembers='truth'),
 }
+# In the twin an agent sees one slot, and what is open in it does matter.
+IN_TWIN = {name: agent for name, agent in AGENTS.items() if name != 'curious'}
 # Where an action is a letter.
 CONSTANT = Agent('always D', remembers='nothing', constant='D')
 

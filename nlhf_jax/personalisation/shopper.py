@@ -19,8 +19,8 @@ from nlhf_jax.personalisation.shopping import (
   LETTERS,
   MOST,
   NOTHING,
-  Feedback,
   Features,
+  Feedback,
   Task,
   Taste,
 )
@@ -83,6 +83,9 @@ class Shopper:
     self.agent, self.notes = agent, Notes(similarity, merge=None if keeps_all else overwrite)
     self._products, self._rng, self._others = products, rng, others
     self._beliefs: dict[str, Tastes] = {}
+    # By product: all tastes, and how many notes contradict each, where all notes are evidence.
+    self._all: dict[str, Tastes] = {}
+    self._contradicted: dict[str, np.ndarray] = {}
 
   def question(self, task: Task) -> str | None:
     """The value whose tier it asks for; None where it is sure enough, or does not ask."""
@@ -90,9 +93,9 @@ class Shopper:
       return None
     left = self.beliefs(task.product)
     letter = tastes.letters(left, task.options)
-    if 1 - tastes.shares_of_letters(left, letter).max() < AMBIGUITY:
-      return None
-    return tastes.best_question(left, task.options, letter)
+    if 1 - tastes.shares_of_letters(left, letter).max() >= AMBIGUITY:
+      return tastes.best_question(left, task.options, letter)
+    return tastes.most_open_value(left, task.options) if self.agent.is_curious else None
 
   def hear_answer(self, task: Task, value: str, tier: int, time: int) -> None:
     """Notes what a question brought."""
@@ -118,7 +121,8 @@ class Shopper:
     if said.value is not None:
       self._write(Topic(task.product, said.value), Statement(said.value, said.tier), time)
     letter = action if said.is_right else said.letter
-    if letter is not None:
+    # A history is of what was told, and thanks tell nothing new.
+    if letter is not None and not (said.is_right and self.agent.remembers == 'everything'):
       statement = Statement(options=task.options, letter=letter)
       self._write(Topic(task.product, task.options), statement, time)
 
@@ -131,10 +135,8 @@ class Shopper:
   def _write(self, topic: Topic, statement: Statement, time: int) -> None:
     note = Note(topic, statement, time)
     if self.agent.remembers == 'everything':
-      known = self.notes.retrieve(topic)
-      if not any(x.topic == topic and x.content == statement for x in known):
-        self.notes.write(note)
-        self._beliefs.pop(topic.product, None)
+      self.notes.write(note)
+      self._beliefs[topic.product] = self._most_agreed(topic.product, statement)
       return
     before = self.beliefs(topic.product)
     self.notes.write(note)
@@ -147,18 +149,20 @@ class Shopper:
       self._beliefs.clear()
     self._beliefs.pop(topic.product, None)
 
+  def _every_taste(self, product: str) -> Tastes:
+    if product not in self._all:
+      features, shares = self._products[product], None
+      if self.agent.has_prior and self._others:
+        shares = population_shares(self._others, features, product)
+      self._all[product] = tastes.all_tastes(features, shares)
+    return self._all[product]
+
   def _from_notes(self, product: str) -> Tastes:
-    features = self._products[product]
-    shares = None
-    if self.agent.has_prior and self._others:
-      shares = population_shares(self._others, features, product)
-    left = tastes.all_tastes(features, shares)
-    notes = [note for note in self.notes.retrieve(product) if not note.is_doubtful]
-    if self.agent.remembers == 'everything':
-      return _most_agreed(left, notes)
-    # The newest first: older ones that contradict them are forgotten.
-    wrong = []
-    for note in notes:
+    """What agrees with the newest notes; older ones that contradict them are forgotten."""
+    left, wrong = self._every_taste(product), []
+    for note in self.notes.retrieve(product):
+      if note.is_doubtful:
+        continue
       fewer = tastes.condition(left, tastes.consistent(left, note.content))
       if fewer is None:
         wrong.append(note)
@@ -167,12 +171,9 @@ class Shopper:
     self.notes.forget(wrong)
     return left
 
-
-def _most_agreed(left: Tastes, notes: Sequence[Note]) -> Tastes:
-  """The tastes that the fewest notes contradict, of whatever age."""
-  if not notes:
-    return left
-  contradicted = np.zeros(left.weights.shape, np.int16)
-  for note in notes:
-    contradicted += ~tastes.consistent(left, note.content)
-  return tastes.condition(left, contradicted == contradicted.min())
+  def _most_agreed(self, product: str, statement: Statement) -> Tastes:
+    """The tastes that the fewest notes contradict, of whatever age, after one more."""
+    every = self._every_taste(product)
+    counts = self._contradicted.setdefault(product, np.zeros(every.weights.shape, np.int16))
+    counts += ~tastes.consistent(every, statement)
+    return tastes.condition(every, counts == counts.min())

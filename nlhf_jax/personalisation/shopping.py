@@ -113,7 +113,9 @@ def label(options: Sequence[Sequence[str]], tiers: Mapping[str, int]) -> str:
   return best
 
 
-def feedback(task: Task, action: str, tiers: Mapping[str, int], old: Mapping[str, int] | None = None) -> Feedback:
+def feedback(
+  task: Task, action: str, tiers: Mapping[str, int], old: Mapping[str, int] | None = None
+) -> Feedback:
   """What the person says to an action, by the benchmark's rules.
 
   Right: thanks. Nothing bought though something was right: names it. Something disliked: names the first such value. Acceptable
@@ -155,7 +157,9 @@ def feedback(task: Task, action: str, tiers: Mapping[str, int], old: Mapping[str
 
 def answer(value: str, tiers: Mapping[str, int]) -> str:
   """What the person answers to "What do you think of this value?" (symbolic: the benchmark lets an LLM answer)."""
-  return {MOST: 'I like it most.', SECOND: 'It is fine.', DISLIKED: "I don't want it."}[tiers[value]]
+  return {MOST: 'I like it most.', SECOND: 'It is fine.', DISLIKED: "I don't want it."}[
+    tiers[value]
+  ]
 
 
 def _load(path: pathlib.Path) -> Any:
@@ -196,11 +200,18 @@ def _read_taste(where: str, features: Any, products, product: str) -> dict[str, 
   for name, entry in features.items():
     if not isinstance(entry, dict) or set(entry) != set(_TIERS):
       raise ValueError(f'{where}, feature {name!r} needs {", ".join(_TIERS)}; {_REMEDY}.')
-    values = {tier: [entry[key]] if isinstance(entry[key], str) else entry[key] for key, tier in _TIERS.items()}
+    values = {
+      tier: [entry[key]] if isinstance(entry[key], str) else entry[key]
+      for key, tier in _TIERS.items()
+    }
     flat = [value for group in values.values() if isinstance(group, list) for value in group]
-    texts = all(isinstance(x, list) for x in values.values()) and all(isinstance(x, str) for x in flat)
+    texts = all(isinstance(x, list) for x in values.values()) and all(
+      isinstance(x, str) for x in flat
+    )
     if not texts or len(values[MOST]) != 1:
-      raise ValueError(f'{where}, feature {name!r} needs one text in like_most, lists of texts else; {_REMEDY}.')
+      raise ValueError(
+        f'{where}, feature {name!r} needs one text in like_most, lists of texts else; {_REMEDY}.'
+      )
     for value in flat:
       if value in tiers or flat.count(value) > 1:
         raise ValueError(f'{where}: the value {value!r} has two tiers; give it one.')
@@ -219,7 +230,10 @@ def _read_tasks(path: pathlib.Path, products, tastes: dict[str, Taste]) -> list[
   content = _load(path)
   if not isinstance(content, list) or not content:
     raise ValueError(f'{path} holds no list of tasks; {_REMEDY}.')
-  return [_read_task(f'{path}: entry {number}', entry, products, tastes) for number, entry in enumerate(content)]
+  return [
+    _read_task(f'{path}: entry {number}', entry, products, tastes)
+    for number, entry in enumerate(content)
+  ]
 
 
 def _read_task(where: str, entry: Any, products, tastes: dict[str, Taste]) -> Task:

@@ -146,6 +146,19 @@ def best_question(
   return found
 
 
+def most_open_value(tastes: Tastes, options: Sequence[Sequence[str]]) -> str | None:
+  """The value of a task of whose tier least is known, by entropy; None where all are known."""
+  most, found = 1e-6, None
+  for value in dict.fromkeys(itertools.chain.from_iterable(options)):
+    axis, column = _place(tastes.features, value)
+    others = tuple(i for i in range(tastes.weights.ndim) if i != axis)
+    each = np.bincount(tastes.tiers[axis][:, column], tastes.weights.sum(axis=others))
+    entropy = -float(np.sum(each * np.log(each.clip(1e-30))))
+    if entropy > most:
+      most, found = entropy, value
+  return found
+
+
 def _num_arrangements(counts: tuple[int, ...]) -> int:
   return math.factorial(sum(counts)) // math.prod(map(math.factorial, counts))
 
