@@ -219,13 +219,13 @@ def _plot(lines, x_label: str, y_label: str, tick: int | None, *, is_log: bool =
   return report.data_uri(figure, 'svg', 'image/svg+xml', metadata={'Date': None})
 
 
-def _percent(x: dict[str, float] | None) -> str:
+def _percent(x: dict[str, Any] | None) -> str:
   if x is None:
     return '–'
   half = '' if x['low'] is None else f' ±{50 * (x["high"] - x["low"]):.1f}'
   return f'{100 * x["mean"]:.1f}{half}'
 
 
-def _number(x: dict[str, float]) -> str:
+def _number(x: dict[str, Any]) -> str:
   half = '' if x['low'] is None else f' ±{(x["high"] - x["low"]) / 2:.1f}'
   return f'{x["mean"]:.1f}{half}'

@@ -57,7 +57,7 @@ class Notes:
     self,
     similarity: Similarity = equal,
     *,
-    threshold: float = 1.0,
+    threshold: int | float = 1.0,
     merge: MergeFn | None = overwrite,
   ) -> None:
     """An empty memory.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from nlhf_jax.personalisation import shopping
 from nlhf_jax.personalisation.agents import Agent
@@ -129,7 +129,7 @@ def average_cumulative_errors(outcome: Outcome, phase: int) -> Float[np.ndarray,
   return np.cumsum(errors, axis=1) / np.arange(1, errors.shape[1] + 1)
 
 
-def cumulative_errors(outcome: Outcome, phase: int) -> Float[np.ndarray, 'users rounds']:
+def cumulative_errors(outcome: Outcome, phase: int) -> Int[np.ndarray, 'users rounds']:
   """Errors up to each round of a learning phase, over all passes; of users with more tasks, as many as the others have."""
   rows = [x.error.ravel() for x in outcome.phases[phase] if x.error.size]
   size = min(map(len, rows))

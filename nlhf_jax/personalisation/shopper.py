@@ -48,7 +48,7 @@ def similarity(query: str | Topic, topic: Topic) -> float:
 
 def population_shares(
   others: Sequence[Taste], features: Features, product: str
-) -> list[Float[np.ndarray, 'values 3']]:
+) -> list[Float[np.ndarray, '_ 3']]:
   """Of each feature, how many of some people have each value in each tier; one half is added to each, so that nothing is ruled out."""
   result = []
   for feature in features:
@@ -86,13 +86,15 @@ class Shopper:
     # By product: all tastes, and how many notes contradict each, where all notes are evidence.
     self._all: dict[str, Tastes] = {}
     self._contradicted: dict[str, np.ndarray] = {}
+    # The right answer by every taste left, to the task at hand.
+    self._letters: tuple[Tastes, tuple, np.ndarray] | None = None
 
   def question(self, task: Task) -> str | None:
     """The value whose tier it asks for; None where it is sure enough, or does not ask."""
     if not self.agent.asks:
       return None
     left = self.beliefs(task.product)
-    letter = tastes.letters(left, task.options)
+    letter = self._letters_of(left, task.options)
     if 1 - tastes.shares_of_letters(left, letter).max() >= AMBIGUITY:
       return tastes.best_question(left, task.options, letter)
     return tastes.most_open_value(left, task.options) if self.agent.is_curious else None
@@ -110,7 +112,7 @@ class Shopper:
     if self.agent.remembers == 'nothing':
       return str(self._rng.choice(_ANSWERS))
     left = self.beliefs(task.product)
-    shares = tastes.shares_of_letters(left, tastes.letters(left, task.options))
+    shares = tastes.shares_of_letters(left, self._letters_of(left, task.options))
     # Reversed, so that D comes first.
     return _ANSWERS[len(shares) - 1 - int(np.argmax(np.round(shares[::-1], 6)))]
 
@@ -132,6 +134,12 @@ class Shopper:
       self._beliefs[product] = self._from_notes(product)
     return self._beliefs[product]
 
+  def _letters_of(self, left: Tastes, options: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    """`tastes.letters`, once for a task and what is known in it."""
+    if self._letters is None or self._letters[0] is not left or self._letters[1] != options:
+      self._letters = left, options, tastes.letters(left, options)
+    return self._letters[2]
+
   def _write(self, topic: Topic, statement: Statement, time: int) -> None:
     note = Note(topic, statement, time)
     if self.agent.remembers == 'everything':
@@ -140,7 +148,11 @@ class Shopper:
       return
     before = self.beliefs(topic.product)
     self.notes.write(note)
-    left = tastes.condition(before, tastes.consistent(before, statement))
+    if statement.letter is None:
+      agrees = tastes.consistent(before, statement)
+    else:
+      agrees = self._letters_of(before, statement.options) == _ANSWERS.index(statement.letter)
+    left = tastes.condition(before, agrees)
     if left is not None:
       self._beliefs[topic.product] = left
       return

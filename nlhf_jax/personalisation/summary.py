@@ -11,10 +11,12 @@ from nlhf_jax.personalisation import latent_preferences as twin
 from nlhf_jax.personalisation.agents import Agent
 from nlhf_jax.personalisation.shopping import Benchmark
 
+# Simulations of `of_twin` for each agent.
+NUM_SIMULATIONS = 7
 # Points of a curve.
 _NUM_POINTS = 200
 # Agents that others are compared with, person by person, where they have run.
-_REFERENCES = ('constant', 'questions', 'corrections', 'both', 'doubt')
+_REFERENCES = ('constant', 'questions', 'corrections', 'both', 'doubt', 'curious')
 
 
 def of_shopping(
@@ -45,7 +47,7 @@ def of_shopping(
     'num_passes': num_passes,
     'seed': seed,
     'agents': {name: _of_outcome(agents[name], x) for name, x in outcomes.items()},
-    'differences': _differences(outcomes),
+    'differences': _differences(agents, outcomes),
   }
 
 
@@ -80,23 +82,30 @@ def _has_tasks(outcome: protocol.Outcome, phase: int) -> bool:
   return any(x.error.size for x in outcome.phases[phase])
 
 
-def _differences(outcomes: Mapping[str, protocol.Outcome]) -> list[dict[str, Any]]:
-  """Success of each agent less that of each reference, user by user."""
+def _differences(
+  agents: Mapping[str, Agent], outcomes: Mapping[str, protocol.Outcome]
+) -> list[dict[str, Any]]:
+  """Success of each agent that learns less that of each reference before it, user by user."""
+  names = list(outcomes)
   return [
     {
       'agent': name,
       'less': other,
       'phase': phase,
-      **_interval(
-        protocol.success_rates(outcomes[name], phase)
-        - protocol.success_rates(outcomes[other], phase)
-      ),
+      **_interval(_success_difference(outcomes, name, other, phase)),
     }
     for phase in protocol.TESTS
-    for name in outcomes
-    for other in _REFERENCES
-    if other in outcomes and other != name and _has_tasks(outcomes[name], phase)
+    for place, name in enumerate(names)
+    for other in names[:place]
+    if other in _REFERENCES
+    and agents[name].remembers not in ('nothing', 'truth')
+    and _has_tasks(outcomes[name], phase)
   ]
+
+
+def _success_difference(outcomes, name: str, other: str, phase: int) -> np.ndarray:
+  one, less = (protocol.success_rates(outcomes[x], phase) for x in (name, other))
+  return one - less
 
 
 def of_twin(
@@ -159,10 +168,6 @@ def of_twin(
   }
 
 
-NUM_SIMULATIONS = 7
-"""Simulations of `of_twin` for each agent."""
-
-
 def _of_runs(outcome: twin.Outcome) -> dict[str, Any]:
   return {
     'errors': _interval(outcome.error.sum(axis=1)),
@@ -188,7 +193,7 @@ def _bounds(world: twin.World, rounds: twin.Rounds) -> dict[str, float] | None:
   }
 
 
-def _curve(outcome: twin.Outcome) -> dict[str, list[float]]:
+def _curve(outcome: twin.Outcome) -> dict[str, list[int | float]]:
   """Mean errors up to some rounds."""
   total = np.cumsum(outcome.error, axis=1).mean(axis=0)
   at = np.unique(np.linspace(0, len(total) - 1, _NUM_POINTS).astype(int))

@@ -25,7 +25,7 @@ class Tastes(NamedTuple):
 
   features: Features
   # [arrangements left, values] of each feature: tiers.
-  tiers: tuple[Int[np.ndarray, 'arrangements values'], ...]
+  tiers: tuple[Int[np.ndarray, '_ _'], ...]
   # [arrangements of feature 1, …, of feature F], not normalised.
   weights: Float[np.ndarray, '*grid']
 
@@ -40,7 +40,7 @@ class Statement(NamedTuple):
 
 
 def all_tastes(
-  features: Features, shares: Sequence[Float[np.ndarray, 'values 3']] | None = None
+  features: Features, shares: Sequence[Float[np.ndarray, '_ 3']] | None = None
 ) -> Tastes:
   """Every taste, equally likely, or by the population's shares.
 
