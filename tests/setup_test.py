@@ -68,6 +68,7 @@ FLOORS = {
   'runtime': 2,
   'votes': 2,
   'formats': 3,
+  'personalisation': 3,
   'evaluation': 3,
   'data': 4,
   'training': 4,

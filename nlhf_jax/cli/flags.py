@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from nlhf_jax.cli import annotate, collect, exploit, games, judge, votes
+from nlhf_jax.cli import annotate, collect, exploit, games, judge, personalise, votes
 
 # The experiment that `nlhf demo` runs if none is named.
 DEMO = 'builtin'
@@ -35,6 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   votes.add_voters(commands, _command)
   annotate.add(commands, _command)
   judge.add_judge(commands, _command)
+  personalise.add(commands, _command)
   # Flags may be written with hyphens or underscores.
   args = parser.parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
   args.bindings = bindings

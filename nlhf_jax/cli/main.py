@@ -17,6 +17,7 @@
   nlhf voters      whose votes differ, and how soon a new voter is known
   nlhf annotate    a page on which people compare two responses
   nlhf judge       votes of LLMs on responses
+  nlhf personalise agents that learn one person's taste
 
 Gin flags are T5X's: --gin_file (repeatable), --gin.NAME=VALUE, --gin_search_paths.
 """
@@ -32,7 +33,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from nlhf_jax.cli import annotate, collect, described, exploit, flags, games, judge, votes
+from nlhf_jax.cli import (
+  annotate,
+  collect,
+  described,
+  exploit,
+  flags,
+  games,
+  judge,
+  personalise,
+  votes,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -295,6 +306,7 @@ _COMMANDS = {
   'voters': votes.voters,
   'annotate': annotate.annotate,
   'judge': judge.judge,
+  'personalise': personalise.personalise,
 }
 
 

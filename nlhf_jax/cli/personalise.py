@@ -1,0 +1,103 @@
+"""The command line of agents that learn one person's taste: `nlhf personalise`."""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+# Flags of the twin: name -> (type, default, help).
+_TWIN = {
+  'num_slots': (int, 6, 'S, contexts that return (default: 6)'),
+  'num_values': (int, 6, 'N, values of a slot (default: 6)'),
+  'num_rounds': (int, 2000, 'T; a quarter, half and double of it are run too (default: 2000)'),
+  'num_switches': (int, 10, 'K, of one slot and of all (default: 10)'),
+  'num_answers': (int, 6, 'm, to a question (default: 6)'),
+  'num_questions': (int, 1, 'k, the most in a round (default: 1)'),
+  'noise': (float, 0.0, 'p, share of corrections that say anything (default: 0)'),
+  'fresh_share': (float, 0.0, 'γ, share of rounds about what comes up once (default: 0)'),
+  'num_runs': (int, 40, 'people, independent of each other (default: 40)'),
+}
+_SHOPPING = {'num_passes': (int, 3, 'over the tasks of a learning phase (default: 3)')}
+
+
+def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
+  """Adds `nlhf personalise`."""
+  parser = command(
+    commands,
+    'personalise',
+    'Lets agents learn one person at a time, by questions and corrections, before and after tastes change.',
+    'Writes results.json and personalisation.html. Users are simulated and feedback is structured: no result is one about language. '
+    'Nothing is trained; agents write notes.',
+  )
+  which = parser.add_mutually_exclusive_group(required=True)
+  which.add_argument(
+    '--benchmark', help="directory of PAHF's shopping benchmark: phase1.json … persona_info.json"
+  )
+  which.add_argument(
+    '--twin', action='store_true', help='the exact twin: slots whose values switch'
+  )
+  parser.add_argument('--output_dir', required=True, help='where results and page go')
+  parser.add_argument(
+    '--agents',
+    nargs='+',
+    metavar='NAME',
+    help='none, constant (shopping), questions, corrections, both, history, doubt, curious (shopping), ours, oracle (default: all)',
+  )
+  parser.add_argument('--seed', type=int, default=0, help='of what is drawn')
+  for title, flags in (('--benchmark', _SHOPPING), ('--twin', _TWIN)):
+    group = parser.add_argument_group(f'with {title}')
+    for name, (kind, _, text) in flags.items():
+      group.add_argument(f'--{name}', type=kind, help=text)
+
+
+def personalise(args: argparse.Namespace) -> None:
+  """Runs `nlhf personalise`."""
+  from nlhf_jax.evaluation import personalisation_report, report
+  from nlhf_jax.runtime import atomic
+
+  results = _twin(args) if args.twin else _shopping(args)
+  directory = pathlib.Path(args.output_dir)
+  source = 'the exact twin' if args.twin else args.benchmark
+  atomic.write_json(directory / 'results.json', {'source': source, **results}, indent=1)
+  page = directory / 'personalisation.html'
+  personalisation_report.write_page(results, source, page)
+  out = report.console()
+  out.print(personalisation_report.CAVEAT, markup=False, highlight=False)
+  for table in personalisation_report.tables(results):
+    out.print(table)
+  out.print(f'Report: {page}', markup=False)
+
+
+def _shopping(args: argparse.Namespace):
+  from nlhf_jax.personalisation import agents, shopping, summary
+  from nlhf_jax.runtime import progress
+
+  settings = _settings(args, _SHOPPING, _TWIN, '--twin')
+  table = {'constant': agents.CONSTANT, **agents.AGENTS}
+  chosen = agents.named(args.agents or list(table), table)
+  benchmark = shopping.read(pathlib.Path(args.benchmark))
+  total = len(chosen) * len({task.user for tasks in benchmark.tasks.values() for task in tasks})
+  with progress.bar('users', total) as advance:
+    return summary.of_shopping(benchmark, chosen, seed=args.seed, advance=advance, **settings)
+
+
+def _twin(args: argparse.Namespace):
+  from nlhf_jax.personalisation import agents, summary
+  from nlhf_jax.personalisation import latent_preferences as twin
+  from nlhf_jax.runtime import progress
+
+  settings = _settings(args, _TWIN, _SHOPPING, '--benchmark')
+  num_runs = settings.pop('num_runs')
+  chosen = agents.named(args.agents or list(agents.IN_TWIN), agents.IN_TWIN)
+  with progress.bar('simulations', len(chosen) * summary.NUM_SIMULATIONS) as advance:
+    return summary.of_twin(
+      twin.World(**settings), chosen, num_runs=num_runs, seed=args.seed, advance=advance
+    )
+
+
+def _settings(args: argparse.Namespace, own, others, flag: str) -> dict[str, int | float]:
+  """Flags or their defaults; one of the other benchmark is refused."""
+  for name in others:
+    if getattr(args, name) is not None:
+      raise ValueError(f'--{name} goes with {flag}: leave it out.')
+  given = {name: getattr(args, name) for name in own}
+  return {name: own[name][1] if value is None else value for name, value in given.items()}

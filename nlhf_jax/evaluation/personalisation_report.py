@@ -1,0 +1,231 @@
+"""What agents learnt of one person's taste: tables for a terminal, and a page with curves; from results.json alone.
+
+Names of users and agents are untrusted text: the template escapes everything.
+"""
+
+import pathlib
+from typing import Any
+
+import matplotlib.figure
+import rich.table
+from rich import markup
+
+from nlhf_jax.evaluation import report
+from nlhf_jax.runtime import atomic
+
+# Success rates in %, phases 2 and 4, of agents that are LLMs and read and write text (Liang et al. 2026, arXiv:2602.16173).
+PUBLISHED = {
+  'no memory': ('27.8 ±.2', '27.0 ±.4'),
+  'questions only': ('34.4 ±.5', '56.0 ±.7'),
+  'corrections only': ('38.9 ±.5', '66.9 ±.8'),
+  'both (PAHF)': ('41.3 ±.8', '70.3 ±1.1'),
+}
+# What the results say and what they do not.
+CAVEAT = (
+  'Simulated users and structured feedback: answers to questions and corrections are symbols by rule, not sentences. Nothing here is '
+  'a claim about language, and the published agents, who read and write it, have the harder task.'
+)
+
+
+def tables(results: dict[str, Any]) -> list[rich.table.Table]:
+  """For a terminal."""
+  found = []
+  for title, columns, rows in _tables(results):
+    table = rich.table.Table(title=title)
+    for number, column in enumerate(columns):
+      table.add_column(column, justify='right' if number else 'left')
+    for row in rows:
+      table.add_row(*map(markup.escape, row))
+    found.append(table)
+  return found
+
+
+def write_page(results: dict[str, Any], source: str, path: pathlib.Path) -> None:
+  """One self-contained page.
+
+  Args:
+    results: as `personalisation.summary` makes them.
+    source: what they are of.
+    path: of the page.
+  """
+  page = report.render(
+    'personalisation.html',
+    source=source,
+    caveat=CAVEAT,
+    tables=[{'title': t, 'columns': c, 'rows': r} for t, c, r in _tables(results)],
+    pictures=_shopping_pictures(results)
+    if results['kind'] == 'shopping'
+    else _twin_pictures(results),
+    published=PUBLISHED if results['kind'] == 'shopping' else None,
+  )
+  atomic.write_text(path, page)
+
+
+def _tables(results: dict[str, Any]):
+  return _shopping_tables(results) if results['kind'] == 'shopping' else _twin_tables(results)
+
+
+def _shopping_tables(results: dict[str, Any]):
+  """(title, columns, rows) each."""
+  agents = results['agents']
+  users = f'{results["num_users"]} users, 95 % half-width over users'
+  columns = [
+    'agent',
+    'phase 2',
+    'phase 4',
+    *(f'{k}, phase {p}' for p in (1, 3) for k in ('asked', 'corrected')),
+    'notes',
+  ]
+  rows = []
+  for x in agents.values():
+    cells = [_percent(x['success'].get(p)) for p in '24']
+    for phase in '13':
+      shares = x['feedback'].get(phase, {})
+      cells += [_percent(shares.get(kind)) for kind in ('pre', 'post')]
+    rows.append([x['title'], *cells, f'{x["num_notes"]:.0f}'])
+  yield (
+    f'Success in %, and share of learning tasks with each kind of feedback; {users}',
+    columns,
+    rows,
+  )
+  passes = range(results['num_passes'])
+  columns = ['agent', *(f'phase {p}, pass {t + 1}' for p in (1, 3) for t in passes)]
+  rows = []
+  for x in agents.values():
+    errors = x['average_cumulative_errors']
+    rows.append(
+      [x['title'], *(_percent(errors[p][t] if p in errors else None) for p in '13' for t in passes)]
+    )
+  yield f'ACPE: mean error of passes so far in %; {users}', columns, rows
+  titles = {name: x['title'] for name, x in agents.items()}
+  pairs = {(x['agent'], x['less']): {} for x in results['differences']}
+  for x in results['differences']:
+    pairs[x['agent'], x['less']][x['phase']] = x
+  rows = [
+    [titles[a], titles[b], _percent(phases.get(2)), _percent(phases.get(4))]
+    for (a, b), phases in pairs.items()
+  ]
+  if rows:
+    yield (
+      f'Success less that of another agent, user by user, in points; {users}',
+      ['agent', 'less', 'phase 2', 'phase 4'],
+      rows,
+    )
+
+
+def _twin_tables(results: dict[str, Any]):
+  titles, worlds = results['titles'], results['worlds']
+  runs = f'{results["num_runs"]} runs, 95 % half-width over runs'
+  world = worlds[1]['world']
+  names = [f'{x["label"]} (K = {x["world"]["num_switches"]})' for x in worlds]
+  columns = ['agent', *(f'{kind}, {name}' for name in names for kind in ('errors', 'questions'))]
+  rows = []
+  for name, title in titles.items():
+    found = [x['agents'][name] for x in worlds]
+    rows.append([title, *(_number(x[kind]) for x in found for kind in ('errors', 'questions'))])
+  for kind in ('corrections', 'both'):
+    if all(x['bounds'] for x in worlds):
+      cells = [y for x in worlds for y in (f'≤ {x["bounds"][kind]:.1f}', '')]
+      rows.append([f'bound: {kind}', *cells])
+  shape = f'S = {world["num_slots"]}, N = {world["num_values"]}, m = {world["num_answers"]}, k = {world["num_questions"]}, p = {world["noise"]:g}, γ = {world["fresh_share"]:g}'
+  yield f'Errors and questions in T = {world["num_rounds"]} rounds; {shape}; {runs}', columns, rows
+  columns = ['agent', *(f'T = {x["num_rounds"]}' for x in results['sweep'])]
+  rows = [
+    [title, *(_number(x['agents'][name]['errors']) for x in results['sweep'])]
+    for name, title in titles.items()
+  ]
+  yield f'Errors by T, K = {world["num_switches"]} switches of one slot; {runs}', columns, rows
+
+
+def _shopping_pictures(results: dict[str, Any]) -> list[dict[str, str]]:
+  pictures = []
+  for phase in '13':
+    lines = {
+      x['title']: (range(1, len(errors) + 1), errors)
+      for x in results['agents'].values()
+      if (errors := x['pass_errors'].get(phase))
+    }
+    if lines:
+      title = f'Error of each pass, phase {phase}' + (
+        ' (tastes have changed)' if phase == '3' else ''
+      )
+      pictures.append({'title': title, 'image': _plot(lines, 'pass', 'error', 1)})
+  lines = {
+    x['title']: (range(1, len(errors) + 1), errors)
+    for x in results['agents'].values()
+    if (errors := x['cumulative_errors_after'])
+  }
+  if lines:
+    title = 'Errors since tastes have changed, mean over users'
+    pictures.append(
+      {'title': title, 'image': _plot(lines, 'task of phase 3, over all passes', 'errors', 45)}
+    )
+  return pictures
+
+
+def _twin_pictures(results: dict[str, Any]) -> list[dict[str, str]]:
+  titles = results['titles']
+  curves = {
+    titles[n]: (x['round'], [{'mean': y} for y in x['errors']])
+    for n, x in results['curves'].items()
+  }
+  sweep = {
+    title: (
+      [x['num_rounds'] for x in results['sweep']],
+      [x['agents'][name]['errors'] for x in results['sweep']],
+    )
+    for name, title in titles.items()
+  }
+  return [
+    {
+      'title': 'Errors so far, K switches of one slot',
+      'image': _plot(curves, 'round', 'errors', None, is_log=True),
+    },
+    {'title': 'Errors by T', 'image': _plot(sweep, 'T', 'errors', None, is_log=True)},
+  ]
+
+
+def _plot(lines, x_label: str, y_label: str, tick: int | None, *, is_log: bool = False) -> str:
+  """Curves with their intervals as shades. Many lie on each other, so each has a marker of its own where there are few points."""
+  figure = matplotlib.figure.Figure(figsize=(6.4, 3.8), layout='constrained')
+  axes = figure.subplots()
+  for number, (title, (at, values)) in enumerate(lines.items()):
+    at, style = list(at), 'osD^vPX*hp'[number % 10]
+    mean = [x['mean'] for x in values]
+    marker = {'marker': style, 'markersize': 4} if len(at) < 10 else {}
+    dashes = ('-', '--', '-.', ':')[number // 3 % 4]
+    axes.plot(
+      at,
+      mean,
+      dashes,
+      label=title.replace('$', r'\$'),
+      color=f'C{number % 10}',
+      linewidth=1.4,
+      **marker,
+    )
+    if all(x.get('low') is not None for x in values):
+      low, high = [x['low'] for x in values], [x['high'] for x in values]
+      axes.fill_between(at, low, high, color=f'C{number % 10}', alpha=0.15, linewidth=0)
+  if is_log:
+    axes.set_yscale('symlog', linthresh=1)
+  if tick:
+    axes.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(tick))
+  axes.set_ylim(bottom=0)
+  axes.set_xlabel(x_label)
+  axes.set_ylabel(y_label)
+  axes.grid(alpha=0.25)
+  axes.spines[['top', 'right']].set_visible(False)
+  figure.legend(loc='outside right upper', frameon=False, fontsize=8)
+  return report.data_uri(figure, 'svg', 'image/svg+xml', metadata={'Date': None})
+
+
+def _percent(x: dict[str, Any] | None) -> str:
+  if x is None:
+    return '–'
+  half = '' if x['low'] is None else f' ±{50 * (x["high"] - x["low"]):.1f}'
+  return f'{100 * x["mean"]:.1f}{half}'
+
+
+def _number(x: dict[str, Any]) -> str:
+  half = '' if x['low'] is None else f' ±{(x["high"] - x["low"]) / 2:.1f}'
+  return f'{x["mean"]:.1f}{half}'

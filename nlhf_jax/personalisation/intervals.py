@@ -1,0 +1,43 @@
+"""Means over people or runs, with 95 % intervals."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+  """A mean and where it may be."""
+
+  mean: float
+  # NaN: one value has no interval.
+  low: float
+  high: float
+
+
+def of_mean(values: Shaped[np.ndarray, 'n']) -> Interval:
+  """The mean and Student's interval of it; for a paired difference pass the differences.
+
+  Args:
+    values: one of each person or run.
+
+  Raises:
+    ValueError: there are none.
+  """
+  values = np.asarray(values, float)
+  if not len(values):
+    raise ValueError('There is no value to take the mean of.')
+  mean = float(values.mean())
+  if len(values) == 1:
+    return Interval(mean, np.nan, np.nan)
+  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+  half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+  return Interval(mean, mean - half, mean + half)
+
+
+def of_means(values: Shaped[np.ndarray, 'n m']) -> list[Interval]:
+  """The same of each column."""
+  return [of_mean(column) for column in np.asarray(values, float).T]

@@ -1,0 +1,83 @@
+"""`nlhf personalise`, as a user calls it."""
+
+import json
+
+import pytest
+
+from nlhf_jax.cli import main
+from tests.personalisation import tiny_shopping
+
+
+def run(capsys, *argv):
+  status = main.main(['personalise', *map(str, argv)])
+  return status, capsys.readouterr()
+
+
+def test_benchmark_writes_results_and_a_page(capsys, tmp_path):
+  """Names are what a stranger may have written: the page shows them as text."""
+  directory = tiny_shopping.write(tmp_path / '<b>data', ['<script>alert(1)</script>', '$x$'], 4)
+  out = tmp_path / 'out'
+  status, shown = run(
+    capsys, f'--benchmark={directory}', f'--output-dir={out}', '--num_passes=2', '--agents', 'constant', 'both', 'oracle',
+  )  # fmt: skip
+  assert status == 0, shown.err
+  found = json.loads((out / 'results.json').read_text())
+  assert list(found['agents']) == ['constant', 'both', 'oracle']
+  assert found['agents']['oracle']['success']['4']['mean'] == 1
+  both = found['agents']['both']
+  assert len(both['pass_errors']['1']) == 2
+  # Two products of four tasks, twice.
+  assert len(both['cumulative_errors_after']) == 16
+  low, mean, high = (both['success']['2'][x] for x in ('low', 'mean', 'high'))
+  assert low <= mean <= high
+  (row,) = [
+    x
+    for x in found['differences']
+    if (x['agent'], x['less'], x['phase']) == ('both', 'constant', 4)
+  ]
+  constant = found['agents']['constant']['success']['4']['mean']
+  assert row['mean'] == pytest.approx(both['success']['4']['mean'] - constant)
+  page = (out / 'personalisation.html').read_text()
+  assert '<b>data' not in page
+  assert 'Simulated users and structured feedback' in page
+  assert page.count('data:image/svg+xml') == 3
+  assert '41.3 ±.8' in page
+  assert 'always D' in shown.out
+
+
+def test_twin_writes_results_and_a_page(capsys, tmp_path):
+  out = tmp_path / 'out'
+  status, shown = run(
+    capsys, '--twin', f'--output_dir={out}', '--num_rounds=40', '--num_switches=2', '--num_runs=3', '--agents', 'none', 'both',
+  )  # fmt: skip
+  assert status == 0, shown.err
+  found = json.loads((out / 'results.json').read_text())
+  assert [x['label'] for x in found['worlds']] == ['no switch', 'one slot', 'all slots']
+  assert [x['bounds']['slot_switches'] for x in found['worlds']] == [0, 2, 12]
+  for x in found['worlds']:
+    assert x['agents']['both']['errors']['mean'] <= x['bounds']['both']
+  assert [x['num_rounds'] for x in found['sweep']] == [10, 20, 40, 80]
+  assert found['curves']['none']['round'][-1] == 40
+  assert (out / 'personalisation.html').read_text().count('data:image/svg+xml') == 2
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['--benchmark=nowhere'], 'No directory nowhere'),
+    (['--benchmark=nowhere', '--num_slots=3'], '--num_slots goes with --twin: leave it out'),
+    (['--twin', '--num_passes=3'], '--num_passes goes with --benchmark: leave it out'),
+    (['--twin', '--num_switches=600'], 'num_switches = 600 is more than num_rounds = 500'),
+    (['--twin', '--num_answers=1'], 'num_answers must be at least 2, got 1'),
+    (['--twin', '--noise=1.5'], 'noise must be in [0, 1], got 1.5'),
+    (['--twin', '--num_runs=0'], 'num_runs must be at least 1, got 0'),
+    (['--twin', '--agents', 'constant'], "No agent 'constant'"),
+    (['--benchmark=nowhere', '--agents', 'bot'], "No agent 'bot'. Did you mean both?"),
+  ],
+)
+def test_mistake_is_one_line(argv, message, capsys, tmp_path):
+  status, shown = run(capsys, *argv, f'--output_dir={tmp_path / "out"}')
+  assert status == 2
+  assert message in shown.err
+  assert len([x for x in shown.err.splitlines() if x.startswith('nlhf')]) == 1
+  assert not (tmp_path / 'out').exists()
