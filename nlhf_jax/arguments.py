@@ -104,7 +104,7 @@ def may_be(hint: Any, result: type) -> bool:
     kind = typing.get_origin(member) or member
     if kind is Annotated:
       kind = typing.get_args(member)[0]
-    if kind is Literal or not isinstance(kind, type) or hasattr(kind, 'array_type'):
+    if kind is Any or kind is Literal or not isinstance(kind, type) or hasattr(kind, 'array_type'):
       return True  # Shapes are jaxtyping's to check.
     if kind is Callable or '__call__' in vars(kind):
       if any('__call__' in vars(parent) for parent in result.__mro__):

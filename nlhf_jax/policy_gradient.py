@@ -216,7 +216,7 @@ def on_annotators(
     policy.init,
     sample,
     score,
-    _preference_loss(policy, tau, num_samples, False, reuse),
+    _preference_loss(policy, tau, num_samples, False, reuse, None),
     {'reference': parameter_sets.reference()},
     mixtures=mixtures,
     anchor=mixture.REFERENCE,
