@@ -54,7 +54,7 @@ def of_shopping(
 def _of_outcome(agent: Agent, outcome: protocol.Outcome) -> dict[str, Any]:
   learning = [phase for phase in protocol.LEARNING if _has_tasks(outcome, phase)]
   tests = [phase for phase in protocol.TESTS if _has_tasks(outcome, phase)]
-  after = {}
+  after: list[dict[str, float | None]] = []
   if 3 in learning:
     cumulative = intervals.of_means(protocol.cumulative_errors(outcome, 3))
     after = _columns(cumulative)

@@ -161,7 +161,8 @@ def test_half_a_doubt_asks_for_what_was_known_first():
   world = twin.World(num_values=64, num_answers=4, num_rounds=400, num_switches=5)
   rounds = twin.draw(world, 20)
   doubt, ours, both = (
-    twin.simulate(AGENTS[name], world, rounds).error.sum(axis=1) for name in ('doubt', 'ours', 'both')
+    twin.simulate(AGENTS[name], world, rounds).error.sum(axis=1)
+    for name in ('doubt', 'ours', 'both')
   )
   assert intervals.of_mean(doubt - ours).low > 5
   assert abs(intervals.of_mean(ours - both).mean) < 2
