@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 # Flags of the twin: name -> (type, default, help).
 _TWIN = {
@@ -94,7 +95,7 @@ def _twin(args: argparse.Namespace):
     )
 
 
-def _settings(args: argparse.Namespace, own, others, flag: str) -> dict[str, int | float]:
+def _settings(args: argparse.Namespace, own, others, flag: str) -> dict[str, Any]:
   """Flags or their defaults; one of the other benchmark is refused."""
   for name in others:
     if getattr(args, name) is not None:

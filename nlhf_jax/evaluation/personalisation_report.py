@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import matplotlib.figure
+import matplotlib.ticker
 import rich.table
 from rich import markup
 
@@ -98,7 +99,9 @@ def _shopping_tables(results: dict[str, Any]):
     )
   yield f'ACPE: mean error of passes so far in %; {users}', columns, rows
   titles = {name: x['title'] for name, x in agents.items()}
-  pairs = {(x['agent'], x['less']): {} for x in results['differences']}
+  pairs: dict[tuple[str, str], dict[int, Any]] = {
+    (x['agent'], x['less']): {} for x in results['differences']
+  }
   for x in results['differences']:
     pairs[x['agent'], x['less']][x['phase']] = x
   rows = [
@@ -192,7 +195,7 @@ def _plot(lines, x_label: str, y_label: str, tick: int | None, *, is_log: bool =
   for number, (title, (at, values)) in enumerate(lines.items()):
     at, style = list(at), 'osD^vPX*hp'[number % 10]
     mean = [x['mean'] for x in values]
-    marker = {'marker': style, 'markersize': 4} if len(at) < 10 else {}
+    marker = style if len(at) < 10 else ''
     dashes = ('-', '--', '-.', ':')[number // 3 % 4]
     axes.plot(
       at,
@@ -201,7 +204,8 @@ def _plot(lines, x_label: str, y_label: str, tick: int | None, *, is_log: bool =
       label=title.replace('$', r'\$'),
       color=f'C{number % 10}',
       linewidth=1.4,
-      **marker,
+      marker=marker,
+      markersize=4,
     )
     if all(x.get('low') is not None for x in values):
       low, high = [x['low'] for x in values], [x['high'] for x in values]

@@ -176,7 +176,7 @@ def _read_personas(path: pathlib.Path, products: dict[str, Features]) -> dict[st
   content = _load(path)
   if not isinstance(content, dict) or not content:
     raise ValueError(f'{path} holds no users: a mapping of user to persona_info; {_REMEDY}.')
-  result = {}
+  result: dict[str, Taste] = {}
   for user, entry in content.items():
     info = entry.get('persona_info') if isinstance(entry, dict) else None
     if not isinstance(info, dict):
@@ -216,7 +216,7 @@ def _read_taste(where: str, features: Any, products, product: str) -> dict[str, 
       if value in tiers or flat.count(value) > 1:
         raise ValueError(f'{where}: the value {value!r} has two tiers; give it one.')
     tiers |= {value: tier for tier, group in values.items() for value in group}
-    counts = tuple(len(values[tier]) for tier in (DISLIKED, SECOND, MOST))
+    counts = len(values[DISLIKED]), len(values[SECOND]), len(values[MOST])
     found.append(Feature(name, tuple(sorted(flat)), counts))
   features = tuple(sorted(found))
   if products.setdefault(product, features) != features:

@@ -54,7 +54,7 @@ def of_shopping(
 def _of_outcome(agent: Agent, outcome: protocol.Outcome) -> dict[str, Any]:
   learning = [phase for phase in protocol.LEARNING if _has_tasks(outcome, phase)]
   tests = [phase for phase in protocol.TESTS if _has_tasks(outcome, phase)]
-  after = {}
+  after: list[dict[str, float | None]] = []
   if 3 in learning:
     cumulative = intervals.of_means(protocol.cumulative_errors(outcome, 3))
     after = _columns(cumulative)
@@ -125,11 +125,13 @@ def of_twin(
   Raises:
     ValueError: as `latent_preferences.draw`.
   """
-  # Each is checked before the first runs, the shortest too.
+  twin.check(world)
   horizons = [max(1, round(world.num_rounds * x)) for x in (0.25, 0.5, 1, 2)]
   switching = world._replace(switch='one')
-  for num_rounds in horizons:
-    twin.check(switching._replace(num_rounds=num_rounds))
+  if world.num_switches > horizons[0]:
+    raise ValueError(
+      f'num_switches = {world.num_switches} is more than {horizons[0]}, a quarter of num_rounds, which is run too: take more rounds.'
+    )
   worlds = {
     'no switch': world._replace(num_switches=0),
     'one slot': switching,

@@ -47,6 +47,31 @@ def uncorrected_errors_by_enumeration(num_rounds: int) -> float:
   return min(float(np.mean(np.sum(right != np.array(plan), axis=1))) for plan in plans)
 
 
+def stale_errors(
+  num_rounds: int, num_switches: int, num_slots: int, num_values: int, *, all_slots: bool = False
+) -> float:
+  """T (1 − 1/N) (1 − (1 − c^{K+1})/((K + 1)(1 − c))): errors expected of what was learnt once and never corrected; linear in T.
+
+  A value that jumps to another at random is the old one after i jumps with probability 1/N + (1 − 1/N)(−1/(N − 1))^i. A switch
+  multiplies that power's mean by c = 1 − N/(S(N − 1)) where it is of one slot of S, by c = −1/(N − 1) where it is of all; and switches have
+  come by a round as if each by itself, at a time uniform over the rounds. Leaves out the rounds before a slot is first seen.
+
+  Args:
+    num_rounds: T, many more than S and K.
+    num_switches: K ≥ 0.
+    num_slots: S ≥ 1.
+    num_values: N ≥ 2.
+    all_slots: whether a switch is of all slots.
+  """
+  _at_least('num_rounds', num_rounds, 1)
+  _at_least('num_switches', num_switches, 0)
+  _at_least('num_slots', num_slots, 1)
+  _at_least('num_values', num_values, 2)
+  kept = 1 - num_values / ((1 if all_slots else num_slots) * (num_values - 1))
+  same = (1 - kept ** (num_switches + 1)) / ((num_switches + 1) * (1 - kept))
+  return num_rounds * (1 - 1 / num_values) * (1 - same)
+
+
 def error_after_answers(num_values: int, num_answers: int, num_questions: int) -> float:
   """1 − m^k/N, not below 0: the error that k balanced answers of m leave of N equally likely values; exact.
 

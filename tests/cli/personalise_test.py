@@ -67,7 +67,11 @@ def test_twin_writes_results_and_a_page(capsys, tmp_path):
     (['--benchmark=nowhere'], 'No directory nowhere'),
     (['--benchmark=nowhere', '--num_slots=3'], '--num_slots goes with --twin: leave it out'),
     (['--twin', '--num_passes=3'], '--num_passes goes with --benchmark: leave it out'),
-    (['--twin', '--num_switches=600'], 'num_switches = 600 is more than num_rounds = 500'),
+    (
+      ['--twin', '--num_switches=600'],
+      'num_switches = 600 is more than 500, a quarter of num_rounds',
+    ),
+    (['--twin', '--num_switches=3000'], 'num_switches = 3000 is more than num_rounds = 2000'),
     (['--twin', '--num_answers=1'], 'num_answers must be at least 2, got 1'),
     (['--twin', '--noise=1.5'], 'noise must be in [0, 1], got 1.5'),
     (['--twin', '--num_runs=0'], 'num_runs must be at least 1, got 0'),

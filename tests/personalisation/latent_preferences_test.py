@@ -52,6 +52,15 @@ def test_errors_grow_with_rounds_without_corrections_and_not_with_them(switching
   assert 10 >= shorter.max() >= 9
 
 
+@pytest.mark.parametrize('switch', ['one', 'all'])
+@pytest.mark.parametrize('num_rounds', [500, 1000])
+def test_errors_without_corrections_are_linear_in_rounds(num_rounds, switch):
+  world = twin.World(num_rounds=num_rounds, num_switches=10, switch=switch)
+  expected = theory.stale_errors(num_rounds, 10, 6, 6, all_slots=switch == 'all')
+  # A slot is first seen in round 6 on average.
+  assert holds(expected, intervals.of_mean(errors('questions', world, 80)), slack=6)
+
+
 def test_a_table_of_published_notes(switching):
   """Means of 40 other runs: their intervals are as wide as ours."""
   for name, value in {'corrections': 15.0, 'both': 9.9, 'doubt': 9.6}.items():
@@ -145,6 +154,18 @@ def test_a_prior_saves_errors_where_an_answer_does_not_settle_a_value():
   doubt, ours = (twin.simulate(AGENTS[name], world, rounds) for name in ('doubt', 'ours'))
   assert intervals.of_mean(doubt.error.sum(axis=1) - ours.error.sum(axis=1)).low > 0
   assert ours.questions.sum(axis=1).mean() <= doubt.questions.sum(axis=1).mean()
+
+
+def test_half_a_doubt_asks_for_what_was_known_first():
+  """64 values, four answers, one slot switches: an emptied memory is not found again by one question, a doubted one is."""
+  world = twin.World(num_values=64, num_answers=4, num_rounds=400, num_switches=5)
+  rounds = twin.draw(world, 20)
+  doubt, ours, both = (
+    twin.simulate(AGENTS[name], world, rounds).error.sum(axis=1)
+    for name in ('doubt', 'ours', 'both')
+  )
+  assert intervals.of_mean(doubt - ours).low > 5
+  assert abs(intervals.of_mean(ours - both).mean) < 2
 
 
 def test_partial_answers_that_are_kept_settle_a_value():

@@ -11,6 +11,19 @@ def test_proposition_1_is_the_best_of_all_sequences_of_actions(num_rounds):
   assert theory.uncorrected_errors(num_rounds) == pytest.approx(enumerated, abs=1e-12)
 
 
+@pytest.mark.parametrize(('num_slots', 'all_slots'), [(1, False), (3, True), (2, False)])
+def test_stale_errors_are_those_of_all_ways_to_switch(num_slots, all_slots):
+  """One switch at a time u uniform in [0, 1] is stale for 1 − u on average, if it is of the slot that comes up."""
+  share = 1 if all_slots else 1 / num_slots
+  assert theory.stale_errors(100, 1, num_slots, 4, all_slots=all_slots) == pytest.approx(
+    100 * share / 2
+  )
+  assert theory.stale_errors(100, 0, num_slots, 4, all_slots=all_slots) == 0
+  # After very many switches a value is any.
+  many = theory.stale_errors(100, 100_000, num_slots, 4, all_slots=all_slots)
+  assert many == pytest.approx(100 * 3 / 4, rel=1e-3)
+
+
 def parts(num_values, num_answers, num_questions):
   """Sizes of the parts that k balanced questions make, one after the other."""
   sizes = [num_values]
