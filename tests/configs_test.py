@@ -35,7 +35,8 @@ def flags(test_data, few_abstracts, chat_model):
   in_bytes = ['--gin.RESPONSE_LENGTH=160', '--gin.written.scitldr.validation_share=0.3']
   return {
     'builtin': small,
-    'annotators': [*small, '--gin.NUM_VOTERS=4', '--gin.corpora.voter_comparisons.num_unseen=2'],
+    'annotators/sft': small,
+    'annotators/': [*small, '--gin.NUM_VOTERS=4', '--gin.corpora.voter_comparisons.num_unseen=2'],
     'follow_ups': small,
     'heads': small,
     'aggregation': small,
