@@ -29,8 +29,10 @@ _PHASES = ('sample_seconds', 'score_seconds', 'update_seconds')
 
 def train(run_dir: pathlib.Path, stage: str, *bindings: str) -> None:
   argv = ['train', f'--experiment=heads/{stage}', f'--run_dir={run_dir}']
-  if cli.main([*argv, *(f'--gin.{x}' for x in bindings)]):
-    raise SystemExit(f'{run_dir} was not trained.')
+  status = cli.main([*argv, *(f'--gin.{x}' for x in bindings)])
+  # A run that was asked to end has no judge.json, and no error.
+  if status or (stage != 'sft' and not (run_dir / 'judge.json').is_file()):
+    raise SystemExit(f'{run_dir} was not trained to its end.')
 
 
 def step_seconds(run_dir: pathlib.Path) -> list[float]:
