@@ -38,7 +38,7 @@ MEASURES = {
 }
 BETAS = (0.0, 10.0)
 # Of the estimator: responses to a prompt, and how often it is drawn.
-SAMPLES, NUM_DRAWS = (4, 16, 32), 2000
+SAMPLES, NUM_DRAWS = (4, 16, 32), 500
 
 
 def day(number: int, tau: float) -> aggregation.PopulationGame:
