@@ -38,7 +38,7 @@ MEASURES = {
 }
 BETAS = (0.0, 10.0)
 # Of the estimator: responses to a prompt, and how often it is drawn.
-SAMPLES, NUM_DRAWS = (4, 16, 32), 2000
+SAMPLES, NUM_DRAWS = (4, 16, 32), 500
 
 
 def day(number: int, tau: float) -> aggregation.PopulationGame:
@@ -135,7 +135,9 @@ def bias(tau: float, num_days: int) -> list[table.Table]:
       for k in SAMPLES:
         draw = functools.partial(advantages, game, policy, drawn_by, tau, k)
         keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
-        drawn = np.asarray(jax.jit(lambda x, draw=draw: jax.lax.map(draw, x, batch_size=50))(keys))
+        drawn = np.array(jax.jit(lambda x, draw=draw: jax.lax.map(draw, x, batch_size=50))(keys))
+        # No gradient has what is the same for all responses.
+        drawn -= (drawn @ policy)[:, None]
         # Less what is the mean's own noise.
         square = (drawn.mean(axis=0) - exact) ** 2 - drawn.var(axis=0) / NUM_DRAWS
         row.append(np.sqrt(max(policy @ square, 0)))

@@ -177,7 +177,8 @@ def hardest_preference(
 
   Response i is judged by σ(u, j) ∝ exp(log_weight(u, j) − P̄_u(j)/τ), P̄_u(j) the mean of P_u(y_l ≻ y'_j) over the other
   responses l ≠ i: what the mirror step of σ ends in, estimated. Its payoff is E_σ P_u(y_i ≻ y'_j), the baseline E_σ P̄_u(j).
-  Neither σ nor the baseline depends on y_i, so that a bias is σ's alone: of O(1/k + 1/m), and greater the smaller τ is.
+  Neither σ nor the baseline depends on y_i, so that a bias is σ's alone: of O(1/k + 1/m), and greater the smaller τ is. The
+  baseline is too low, for σ is where the others happen to do badly: by as much for every y_i, which no gradient has.
 
   Args:
     preference: P_u(y_i ≻ y'_j); NaN: no vote, which does not count.
