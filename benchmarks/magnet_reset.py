@@ -21,7 +21,7 @@ from nlhf_jax.runtime import progress
 GAP = 1e-6
 # Below it a probability is none, and its logarithm no number.
 SMALLEST = 1e-300
-FLOORS = (0.1, 0.03, 0.01)
+FLOORS = (0.1, 0.01, 0.003)
 
 
 def gap(preference: np.ndarray, policy: np.ndarray) -> float:
@@ -64,7 +64,7 @@ def measure(preference: np.ndarray, tau: float, max_stages: int, num_steps: int)
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--games', type=pathlib.Path, required=True, help='a directory of CSV games')
-  parser.add_argument('--tau', type=float, default=0.1, help='of a stage (default: 0.1)')
+  parser.add_argument('--tau', type=float, default=0.003, help='of a stage (default: 0.003)')
   parser.add_argument('--max_stages', type=int, default=1000)
   parser.add_argument('--num_steps', type=int, default=40_000, help='of the solver reset_magnet')
   parser.add_argument('--output', type=pathlib.Path)
