@@ -21,7 +21,7 @@ from nlhf_jax.runtime import progress
 GAP = 1e-6
 # Below it a probability is none, and its logarithm no number.
 SMALLEST = 1e-300
-FLOORS = (0.1, 0.03, 0.01)
+FLOORS = (0.1, 0.03, 0.01, 0.003)
 
 
 def gap(preference: np.ndarray, policy: np.ndarray) -> float:
@@ -64,7 +64,7 @@ def measure(preference: np.ndarray, tau: float, max_stages: int, num_steps: int)
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--games', type=pathlib.Path, required=True, help='a directory of CSV games')
-  parser.add_argument('--tau', type=float, default=0.1, help='of a stage (default: 0.1)')
+  parser.add_argument('--tau', type=float, default=0.003, help='of a stage (default: 0.003)')
   parser.add_argument('--max_stages', type=int, default=1000)
   parser.add_argument('--num_steps', type=int, default=40_000, help='of the solver reset_magnet')
   parser.add_argument('--output', type=pathlib.Path)
@@ -82,7 +82,7 @@ def main() -> None:
   for name, x in found.items():
     numbers = [*x['gap_of_regularised'].values(), x['gap'], x['gap_of_solver']]
     texts = [f'{max(n, 0):.2g}' for n in numbers]
-    shown.add_row(name, *texts[:3], str(x['stages']), *texts[3:])
+    shown.add_row(name, *texts[:-2], str(x['stages']), *texts[-2:])
   console.Console().print(shown)
   if args.output:
     content = {'tau': args.tau, 'target': GAP, 'num_steps': args.num_steps, 'games': found}

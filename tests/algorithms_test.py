@@ -256,8 +256,8 @@ def test_expected_gradient_of_two_divided_by_their_deviation():
 
 
 def test_deviation_of_the_rows_that_count():
-  payoff = np.array([0.2, 0.9, 0.4, 0.5, 0.6, 0.1], np.float32)
-  counted = np.array([True, True, False, True, True, True])
+  payoff = jnp.array([0.2, 0.9, 0.4, 0.5, 0.6, 0.1])
+  counted = jnp.array([True, True, False, True, True, True])
   found = losses.divide_by_deviation(payoff - 0.5, payoff, 3, 0.1, counted)
   spread = [np.std([0.2, 0.9]), np.std([0.5, 0.6, 0.1])]
   expected = (payoff - 0.5) / (np.repeat(spread, 3) + 0.1)

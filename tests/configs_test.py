@@ -101,6 +101,31 @@ def test_published_networks_resolve(name, tmp_path, capsys):
   assert '"parameters"' in capsys.readouterr().out
 
 
+OWN = {
+  'magnet_reset': ['TAU=0.1', 'algorithms.magnet_reset.reset_every=5'],
+  'mnpo': ['TAU=0.1', 'algorithms.mnpo.eta=0.5', 'algorithms.mnpo.refresh_every=5'],
+  'onpo': ['algorithms.onpo.eta=1.0', 'algorithms.onpo.refresh_every=5'],
+  'rspo': ['TAU=0.3', 'algorithms.rspo.eta=1.0', 'algorithms.rspo.refresh_every=5'],
+  'self_play': ['TAU=0.1', 'algorithms.self_play.deviation=0.1'],
+  'stackelberg': [
+    'TAU=0.1',
+    'algorithms.stackelberg.tau_follower=0.1',
+    "prompts.second_turn.piece='Second'",
+  ],
+}
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_methods_of_no_experiment_resolve(name, tmp_path, capsys):
+  """On the headlines; compiled, and not run."""
+  files = ('configs/experiments/builtin/fine_tuning.gin', f'configs/algorithms/{name}.gin')
+  argv = ['train', *(f'--gin_file={file}' for file in files), '--dry_run', SHALLOW, *QUICK]
+  argv += ['--gin.corpora.headlines.num_train=40', '--gin.corpora.headlines.num_test=8']
+  argv += [f'--gin.{binding}' for binding in OWN[name]]
+  assert main.main([*argv, '--gin.NUM_SAMPLES=2', f'--run_dir={tmp_path / "run"}']) == 0
+  assert '"parameters"' in capsys.readouterr().out
+
+
 def test_files_that_nothing_includes():
   """A configuration is a stage's, or another includes it, or a head says how to use it."""
   files = {p.relative_to(ROOT).as_posix(): p.read_text() for p in ROOT.glob('configs/**/*.gin')}
