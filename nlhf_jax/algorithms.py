@@ -49,6 +49,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nlhf_jax import losses, pairwise, policy_gradient, two_turns
+from nlhf_jax.arguments import Count, Decay, NonNegative, Positive, Share
 from nlhf_jax.models import mixture, preference_model, reward_model
 from nlhf_jax.models import voter_preference as voter_preferences
 from nlhf_jax.training import parameter_sets
@@ -106,8 +107,8 @@ def rlhf(
   policy: Policy,
   reward_fn: RewardFn,
   *,
-  tau: float,
-  num_samples: int = 1,
+  tau: NonNegative,
+  num_samples: Count = 1,
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """KL-regularised policy gradient on a scalar reward."""
@@ -118,11 +119,11 @@ def self_play(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  num_samples: int = 1,
+  tau: NonNegative,
+  num_samples: Count = 1,
   all_pairs: bool = True,
   reuse: losses.Reuse | None = None,
-  deviation: float | None = None,
+  deviation: Positive | None = None,
 ) -> Algorithm:
   """The policy against itself: y' ~ π_θ. Nash-MD-PG with β = 0; with groups, num_samples = k > 1, SPO (arXiv:2401.04056).
 
@@ -146,9 +147,9 @@ def nash_md_pg(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  beta: float,
-  num_samples: int = 1,
+  tau: NonNegative,
+  beta: Share,
+  num_samples: Count = 1,
   all_pairs: bool = True,
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
@@ -169,9 +170,9 @@ def nash_ema_pg(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  decay: float,
-  num_samples: int = 1,
+  tau: NonNegative,
+  decay: Decay,
+  num_samples: Count = 1,
   all_pairs: bool = True,
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
@@ -194,8 +195,8 @@ def best_response(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  num_samples: int = 1,
+  tau: NonNegative,
+  num_samples: Count = 1,
   all_pairs: bool = True,
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
@@ -216,10 +217,10 @@ def nash_mp(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  eta: float,
-  decay: float,
-  num_samples: int = 1,
+  tau: Positive,
+  eta: Positive,
+  decay: Decay,
+  num_samples: Count = 1,
   all_pairs: bool = True,
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
@@ -256,11 +257,11 @@ def blackwell_pg(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  tau_opponent: float | None = None,
-  beta: float = 0.0,
+  tau: NonNegative,
+  tau_opponent: Positive | None = None,
+  beta: Share = 0.0,
   annotator_weights: Sequence[float] | None = None,
-  num_samples: int = 16,
+  num_samples: Count = 16,
   reuse: losses.Reuse | None = None,
 ) -> Algorithm:
   """Maximin over annotators: the policy against annotators and opponents (u, y') ~ σ, the hardest for it within τ' KL.
@@ -297,8 +298,8 @@ def online_ipo(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  num_samples: int = 1,
+  tau: Positive,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """IPO on pairs of the policy's own. Source: Calandriello et al. (2024), arXiv:2403.08635."""
@@ -310,9 +311,9 @@ def ipo_md(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  beta: float,
-  num_samples: int = 1,
+  tau: Positive,
+  beta: Share,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """IPO on pairs of the mixture π_θ^{1−β} μ^β. Source: Calandriello et al. (2024), arXiv:2403.08635, section 4."""
@@ -324,10 +325,10 @@ def inpo(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  eta: float,
-  refresh_every: int,
-  num_samples: int = 1,
+  tau: Positive,
+  eta: Positive,
+  refresh_every: Count,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """Iterative Nash policy optimisation: a mirror step from a snapshot π_t, as IPO on its pairs.
@@ -352,11 +353,11 @@ def mnpo(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  eta: float,
-  size: int,
-  refresh_every: int,
-  num_samples: int = 1,
+  tau: Positive,
+  eta: Positive,
+  size: Count,
+  refresh_every: Count,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """Multiplayer Nash policy optimisation, time-dependent: INPO from, and against, a ring of snapshots.
@@ -386,9 +387,9 @@ def onpo(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  eta: float,
-  refresh_every: int,
-  num_samples: int = 1,
+  eta: Positive,
+  refresh_every: Count,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """Optimistic Nash policy optimisation: two fits to pairs of π_t, first of the centre w, then of π from it. No μ.
@@ -417,9 +418,9 @@ def magnet_reset(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  reset_every: int,
-  num_samples: int = 1,
+  tau: Positive,
+  reset_every: Count,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """Online IPO in stages, each around the policy of the last: towards a Nash equilibrium without regularisation.
@@ -456,8 +457,8 @@ def egpo(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  num_samples: int = 1,
+  tau: Positive,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """Extragradient preference optimisation: a half-step against itself, then the step against the half-step's policy.
@@ -486,9 +487,9 @@ def sppo(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  eta: float,
-  refresh_every: int,
-  num_samples: int = 1,
+  eta: Positive,
+  refresh_every: Count,
+  num_samples: Count = 1,
 ) -> Algorithm:
   """Self-play preference optimisation: log π/π_t is to be η (P(y ≻ π_t) − ½). Without regularisation towards μ.
 
@@ -505,9 +506,9 @@ def dno(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  eta: float,
-  refresh_every: int,
-  num_samples: int = 1,
+  eta: Positive,
+  refresh_every: Count,
+  num_samples: Count = 1,
   all_pairs: bool = True,
 ) -> Algorithm:
   """Direct Nash optimisation: log-odds η Δ log(π/π_t) are to be Δ P(y ≻ π_t), by cross-entropy.
@@ -543,10 +544,10 @@ def rspo(
   policy: Policy,
   preference_fn: PreferenceFn,
   *,
-  tau: float,
-  eta: float,
-  refresh_every: int,
-  num_samples: int = 1,
+  tau: Positive,
+  eta: Positive,
+  refresh_every: Count,
+  num_samples: Count = 1,
 ) -> Algorithm:
   """Regularised self-play: SPPO's square, and 2ητ KL(μ‖π), so that nothing which μ says dies out. Needs samples of μ.
 
@@ -571,10 +572,10 @@ def stackelberg(
   preference_fn: PreferenceFn,
   *,
   second_turn: SecondTurn,
-  tau: float,
-  tau_follower: float,
+  tau: NonNegative,
+  tau_follower: Positive,
   follower_weight: float = 5.0,
-  num_samples: int = 1,
+  num_samples: Count = 1,
 ) -> Algorithm:
   """A leader, and a follower who reads its response before it answers: one network, two prompts.
 
@@ -600,7 +601,7 @@ def stackelberg(
   )
 
 
-def dpo(policy: Policy, *, tau: float) -> Algorithm:
+def dpo(policy: Policy, *, tau: Positive) -> Algorithm:
   """Direct preference optimisation on comparisons as they were read; the offline baseline. τ is its paper's β.
 
   Source: Rafailov et al. (2023), arXiv:2305.18290.

@@ -75,9 +75,9 @@ def problem(hint: Any, value: Any) -> str | None:
 
 def fits(hint: Any, value: Any) -> bool:
   """Whether a value is what an annotation says."""
-  members = _members(hint)
-  if len(members) > 1:
-    return any(fits(member, value) for member in members)
+  kinds = members(hint)
+  if len(kinds) > 1:
+    return any(fits(member, value) for member in kinds)
   if typing.get_origin(hint) is Annotated:
     kind, within = typing.get_args(hint)[:2]
     return fits(kind, value) and within.holds(value)
@@ -100,7 +100,7 @@ def fits(hint: Any, value: Any) -> bool:
 
 def may_be(hint: Any, result: type) -> bool:
   """Whether an argument may be of a class; where annotations do not tell, it may."""
-  for member in _members(hint):
+  for member in members(hint):
     kind = typing.get_origin(member) or member
     if kind is Annotated:
       kind = typing.get_args(member)[0]
@@ -122,9 +122,9 @@ def describe(hint: Any) -> str:
     return typing.get_args(hint)[1].words
   if hint in _WORDS:
     return _WORDS[hint]
-  members = _members(hint)
-  if len(members) > 1:
-    return ' or '.join(map(describe, members))
+  kinds = members(hint)
+  if len(kinds) > 1:
+    return ' or '.join(map(describe, kinds))
   origin, inner = typing.get_origin(hint), typing.get_args(hint)
   if origin is Literal:
     return ' or '.join(map(repr, inner))
@@ -149,7 +149,7 @@ def hints(described: Callable[..., Any]) -> dict[str, Any]:
   return {name: hint for name, hint in found.items() if name != 'return'}
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def members(hint: Any) -> tuple[Any, ...]:
   """Of a union; of anything else, itself."""
   if typing.get_origin(hint) in (typing.Union, types.UnionType):
     return typing.get_args(hint)

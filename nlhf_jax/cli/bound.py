@@ -84,7 +84,7 @@ def check(described: Callable[..., Any], place: Callable[[Argument], str]) -> No
     ValueError: a value is of another type than its argument, or out of its range; names argument, value, range and place.
   """
   for argument in reaching(described):
-    hint = arguments.hints(_function(argument.selector)).get(argument.parameter, Any)
+    hint = arguments.hints(function(argument.selector)).get(argument.parameter, Any)
     value = _without_macros(argument.bound)
     if _references(value):
       wrong = _problem_of_reference(hint, value)
@@ -126,24 +126,25 @@ def _problem_of_reference(hint: Any, value: Any) -> str | None:
   """A result that is bound must be of a class that the argument may have; what cannot be told is allowed."""
   if not isinstance(value, Reference):
     return None
-  function = _function(value.config_key[1])
+  described = function(value.config_key[1])
   if not value.evaluate:
     name = f'@{_short(value.config_key[1])}'
-    wrong = None if arguments.may_be(hint, type(function)) else arguments.describe(hint)
+    wrong = None if arguments.may_be(hint, type(described)) else arguments.describe(hint)
     return wrong and f'must be {wrong}, got the function {name}: {name}() is its result'
-  result = function if isinstance(function, type) else _annotated_result(function)
+  result = described if isinstance(described, type) else _annotated_result(described)
   if not isinstance(result, type) or arguments.may_be(hint, result):
     return None
   given = f'@{_short(value.config_key[1])}()'
   return f'must be {arguments.describe(hint)}, got {given}, a {result.__name__}'
 
 
-def _function(selector: str) -> Callable[..., Any]:
+def function(selector: str) -> Callable[..., Any]:
+  """The function or class that a selector names."""
   return gin.config._REGISTRY.get_match(selector).wrapped
 
 
-def _annotated_result(function: Callable[..., Any]) -> Any:
-  return getattr(function, '__annotations__', {}).get('return')
+def _annotated_result(described: Callable[..., Any]) -> Any:
+  return getattr(described, '__annotations__', {}).get('return')
 
 
 def _last(argument: Argument, file: str, search_paths: Sequence[str]) -> str | None:

@@ -81,6 +81,17 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
     FileNotFoundError: there is no such file.
     ValueError: a file or binding is wrong; one line, with the nearest name that exists.
   """
+  search_paths = read(source)
+  try:
+    place = functools.partial(bound.place_of, layers=source.layers, search_paths=search_paths)
+    bound.check(described, place)
+    return _call(described)
+  except _MISTAKES as error:
+    raise ValueError(_explain(error)) from error
+
+
+def read(source: Source) -> list[str]:
+  """Reads the files and bindings into gin, and calls nothing; errors as `configure`. Returns the search paths."""
   gin.clear_config()
   _read_plain_files_only()
   search_paths = [*source.search_paths, str(ROOT)]
@@ -94,11 +105,9 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
       _bind(source.if_asked, ignore_unknown_macros=True)
       _bind(bindings, source.ignore_unknown_macros)
     gin.finalize()
-    place = functools.partial(bound.place_of, layers=source.layers, search_paths=search_paths)
-    bound.check(described, place)
-    return _call(described)
   except _MISTAKES as error:
     raise ValueError(_explain(error)) from error
+  return search_paths
 
 
 def from_text(described: Callable[..., Any], text: str, bindings: Sequence[str] = ()) -> Configured:

@@ -14,7 +14,7 @@ import numpy as np
 import seqio
 from jaxtyping import Float, Int
 
-from nlhf_jax.arguments import Count, CountOrZero, Seed
+from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Positive, Seed, Share
 from nlhf_jax.data import pipeline, tasks, vocabularies
 from nlhf_jax.data import prompts as prompt_texts
 from nlhf_jax.data.word_vocabulary import WordVocabulary
@@ -147,7 +147,7 @@ def _cached(ballot: electorate.Ballots) -> electorate.Ballots:
 
 
 def demonstrations(
-  corpus: Corpus, per_post: int = 8, num_drafts: int = 8
+  corpus: Corpus, per_post: Count = 8, num_drafts: Count = 8
 ) -> seqio.Task | pipeline.Stream:
   """Each written by one annotator, drawn at random.
 
@@ -167,7 +167,7 @@ def demonstrations(
 
 
 def comparisons(
-  corpus: Corpus, per_post: int = 8, num_votes: int | None = None, slips: float = 0.0
+  corpus: Corpus, per_post: Count = 8, num_votes: Count | None = None, slips: Share = 0.0
 ) -> seqio.Task | pipeline.Stream:
   """Two responses each, random drafts or demonstrations, and the share of votes for the first.
 
@@ -195,12 +195,12 @@ def comparisons(
 
 def voter_comparisons(
   corpus: Corpus,
-  per_post: int = 8,
+  per_post: Count = 8,
   *,
-  num_known: int = 60,
-  num_unseen: int = 40,
-  concentration: float = 1.0,
-  noise: float = 5.0,
+  num_known: Count = 60,
+  num_unseen: CountOrZero = 40,
+  concentration: Positive = 1.0,
+  noise: NonNegative = 5.0,
 ) -> seqio.Task | pipeline.Stream:
   """Two responses each, random drafts or demonstrations, and the vote of one voter, a mixture of annotators.
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special, stats
 
+from nlhf_jax.arguments import Count, Seed
 from nlhf_jax.evaluation import judge_accuracy
 from nlhf_jax.models import voter_preference
 from nlhf_jax.models.preference_model import PreferenceModel
@@ -46,7 +47,7 @@ def measure(
   *,
   sizes: Sequence[int] = SIZES,
   num_folds: int = NUM_FOLDS,
-  seed: int = 0,
+  seed: Seed = 0,
 ) -> dict[str, Any]:
   """How well voters are foretold by features alone; voters are in turn unseen, a fold at a time.
 
@@ -97,7 +98,7 @@ def few_shot(
   baseline: Float[np.ndarray, 'N'],
   *,
   sizes: Sequence[int] = SIZES,
-  seed: int = 0,
+  seed: Seed = 0,
 ) -> list[Foretold]:
   """Foretells unseen voters after some of their votes, each on all its votes but the first max(sizes), in random order.
 
@@ -154,7 +155,7 @@ def measure_model(
   held_out: Comparison,
   *,
   sizes: Sequence[int] = SIZES,
-  batch_size: int = 64,
+  batch_size: Count = 64,
 ) -> dict[str, Any]:
   """The same of a trained model: its known voters by its own table, unseen ones by tastes on the features that it has learnt.
 

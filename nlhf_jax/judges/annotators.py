@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.arguments import CountOrZero
 from nlhf_jax.judges import tables
 from nlhf_jax.types import AllPairsJudge, AnnotatorTableFn, PreferenceFn, Prompts
 
@@ -74,7 +75,7 @@ def mean(judge: PreferenceFn, weights: Sequence[float] | None = None) -> AllPair
   return _judge(functools.partial(apart, judge), combine)
 
 
-def one(judge: PreferenceFn, number: int) -> AllPairsJudge:
+def one(judge: PreferenceFn, number: CountOrZero) -> AllPairsJudge:
   """One annotator alone: a policy that is trained on her is personalised."""
 
   def combine(each):

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.arguments import NonNegative, Positive
 from nlhf_jax.models.preference_model import PreferenceModel
 from nlhf_jax.models.rater import Rater
 from nlhf_jax.types import Params, Prompts
@@ -41,7 +42,7 @@ class PairFn(Protocol):
 
 
 def skew_blocks(
-  vector: Array, other: Array, *, tau: float = 0.1, gated: bool = False, unit_norm: bool = False
+  vector: Array, other: Array, *, tau: Positive = 0.1, gated: bool = False, unit_norm: bool = False
 ) -> Array:
   """GPM: Σ_b λ_b (a_b b'_b − b_b a'_b)/τ, of vectors (a_1 … a_k, b_1 … b_k), and (λ_1 … λ_k) behind them.
 
@@ -63,9 +64,9 @@ def reward_and_skew(
   *,
   gated: bool = False,
   unit_norm: bool = False,
-  reward_scale: float = 1.0,
-  cyclic_scale: float = 1.0,
-  max_reward: float | None = None,
+  reward_scale: NonNegative = 1.0,
+  cyclic_scale: NonNegative = 1.0,
+  max_reward: Positive | None = None,
 ) -> Array:
   """HRC: C₁ (r − r') + C₂ Σ_b λ_b (a_b b'_b − b_b a'_b), of vectors (r, a_1 … a_k, b_1 … b_k), and (λ_1 … λ_k) behind them.
 

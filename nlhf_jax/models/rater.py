@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.arguments import Count, Positive
+from nlhf_jax.arguments import Count, CountOrZero, Positive
 from nlhf_jax.networks import axes
 from nlhf_jax.networks.network import Network, hidden_and_head
 from nlhf_jax.types import EOS, PAD, Params, PRNGKey, Prompts, Template
@@ -79,7 +79,7 @@ def as_written(prompts: Prompts, responses: Int[Array, 'N T']) -> Int[Array, 'N 
   return responses
 
 
-def vocabulary_row(token_id: int = EOS) -> Head:
+def vocabulary_row(token_id: CountOrZero = EOS) -> Head:
   """The logit of one entry of the vocabulary, so that a pre-trained network needs no new weights."""
   return Head(lambda params, hidden, to_logits: to_logits(hidden[:, None])[:, 0, token_id])
 
@@ -87,7 +87,7 @@ def vocabulary_row(token_id: int = EOS) -> Head:
 EOS_LOGIT = vocabulary_row()
 
 
-def answer_logits(first_id: int, second_id: int) -> Head:
+def answer_logits(first_id: CountOrZero, second_id: CountOrZero) -> Head:
   """Log-odds of two answers, such as the letters that a template asks for: an untrained rater is then an LLM judge.
 
   Args:
@@ -121,14 +121,14 @@ class Frame(NamedTuple):
   """What a prompt has around its words, such as a chat template's; a template that has its own takes the words alone."""
 
   # Tokens.
-  before: int = 0
-  after: int = 0
+  before: CountOrZero = 0
+  after: CountOrZero = 0
 
 
 NO_FRAME = Frame()
 
 
-def gated_linear(num_features: int, num_gates: int, scale: float = 1.0) -> Head:
+def gated_linear(num_features: Count, num_gates: Count, scale: Positive = 1.0) -> Head:
   """`linear`, and behind the vector the weights that the prompt gives its parts: λ = k softmax(W h_x), with mean 1.
 
   h_x is the state before the response: of a decoder-only network after the prompt's last token, of an encoder-decoder after

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nlhf_jax import losses
+from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Positive
 from nlhf_jax.models import general_preference, preference_model
 from nlhf_jax.models.preference_model import PreferenceModel
 from nlhf_jax.models.rater import Rater
@@ -40,13 +41,13 @@ class Prior(NamedTuple):
   """−log of w_u ~ N(0, 1/λ), as part of a loss per vote."""
 
   # λ: ½λ‖w_u‖² nats for each voter, once in all its votes.
-  strength: float = 1.0
+  strength: NonNegative = 1.0
   # Over which that is spread.
-  votes_per_voter: float = 100.0
+  votes_per_voter: Positive = 100.0
 
 
 def from_rater(
-  rater: Rater, num_voters: int, num_features: int, scale: float = 0.3
+  rater: Rater, num_voters: Count, num_features: Count, scale: Positive = 0.3
 ) -> PreferenceModel:
   """The population's model, which tells its voters apart as well.
 
@@ -176,7 +177,7 @@ def differences(
   return found[:, 1:], found[:, 0]
 
 
-def one_voter(model: PreferenceModel, voter: int) -> PreferenceModel:
+def one_voter(model: PreferenceModel, voter: CountOrZero) -> PreferenceModel:
   """The preference of one known voter, for a policy to be trained on; as of any preference model, `experiment.trained_preference` binds it.
 
   Args:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from nlhf_jax.arguments import Count, Positive
+from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Positive
 from nlhf_jax.networks import layers, rope
 
 
@@ -25,7 +25,7 @@ class LlamaConfig:
   mlp_dim: Count = 1536
   rope_base: Positive = 1e4
   rope_scaling: rope.Scaling | None = None
-  norm_epsilon: float = 1e-5
+  norm_epsilon: Positive = 1e-5
   # Qwen2.5 has biases on queries, keys and values.
   qkv_bias: bool = False
   # RMS norms of queries and keys before they are rotated: of each head's by itself ('head': Qwen3), of those of all heads
@@ -35,35 +35,35 @@ class LlamaConfig:
   norms_before: bool = True
   norms_after: bool = False
   # Added to the scales of RMS norms (Gemma: 1).
-  norm_offset: float = 0.0
+  norm_offset: NonNegative = 0.0
   mlp_activation: str = 'silu'
   # Whether embedded tokens are multiplied by √emb_dim (Gemma).
   scaled_embedding: bool = False
   # Products of queries and keys are divided by the root of this; None: of head_dim.
-  query_dim: int | None = None
+  query_dim: Count | None = None
   # Bounds c of x → c tanh(x / c), of those products and of logits (Gemma 2); None: none.
-  attention_soft_cap: float | None = None
-  logit_soft_cap: float | None = None
+  attention_soft_cap: Positive | None = None
+  logit_soft_cap: Positive | None = None
   # Tokens that a token sees, itself included (Mistral 7B 0.1); None: all.
-  sliding_window: int | None = None
+  sliding_window: Count | None = None
   # Which layers have that window, and which rotate queries and keys: patterns, repeated over the stack.
   window_pattern: tuple[bool, ...] = (True,)
   rotary_pattern: tuple[bool, ...] = (True,)
   # Base of the rotations of layers with a window, which are not scaled (Gemma 3); None: as of the others.
-  local_rope_base: float | None = None
+  local_rope_base: Positive | None = None
   logits_via_embedding: bool = False
   # Whether layers are scanned and rematerialised.
   execution: layers.Execution = layers.PLAIN
   # Ids of padding and of the end in the network's own vocabulary. They change places with PAD and EOS where weights are
   # read or written (formats/hf.py) and in the tokenizer (data/vocabularies.py), so that one convention holds everywhere.
-  pad_id: int = 0
-  eos_id: int = 1
+  pad_id: CountOrZero = 0
+  eos_id: CountOrZero = 1
   # Tokens that end a response besides EOS, by the ids that they have here.
   other_ends: tuple[int, ...] = ()
   # What a model's config.json says besides, for who reads what is exported: the id before each text, in the network's own
   # vocabulary, and the longest context.
-  bos_id: int | None = None
-  max_position_embeddings: int | None = None
+  bos_id: CountOrZero | None = None
+  max_position_embeddings: Count | None = None
   # Whether files hold queries, keys and values in one tensor, and what the MLP reads of its input in another (Phi-3).
   fused_in_files: bool = False
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.arguments import Count
+from nlhf_jax.arguments import Count, Decay
 from nlhf_jax.networks import attention, layers, network, pointer, position_bias
 from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD
@@ -31,7 +31,7 @@ class T5Config:
   head_dim: Count = 64
   mlp_dim: Count = 2048
   mlp_activations: Sequence[str] = ('relu',)
-  dropout_rate: float = 0.1
+  dropout_rate: Decay = 0.1
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
   # Not T5X's: the encoder starts near-sighted, for training from scratch.

@@ -6,7 +6,7 @@ from nlhf_jax.arguments import Count, CountOrZero, Decay, NonNegative, Positive,
 
 
 def adafactor(
-  learning_rate: optax.ScalarOrSchedule = 3e-5,
+  learning_rate: Positive | optax.Schedule = 3e-5,
   *,
   decay_rate: Share = 0.8,
   clip_norm: Positive | None = 1.0,
@@ -16,7 +16,7 @@ def adafactor(
 
 
 def adamw(
-  learning_rate: optax.ScalarOrSchedule = 1e-4,
+  learning_rate: Positive | optax.Schedule = 1e-4,
   *,
   b1: Decay = 0.9,
   b2: Decay = 0.999,

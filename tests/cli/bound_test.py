@@ -2,7 +2,8 @@
 
 import pytest
 
-from nlhf_jax.cli import experiments, gin_config
+from nlhf_jax import arguments
+from nlhf_jax.cli import bound, experiments, gin_config
 from nlhf_jax.training.experiment import Experiment
 
 
@@ -79,3 +80,22 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
   file = tmp_path / 'marked.gin'
   file.write_bytes(b'\xef\xbb\xbfA = 1\n')
   assert 'Something must be set' in refusal([file])
+
+
+@pytest.mark.parametrize(
+  'name', ['builtin', 'aggregation', 'annotators', 'heads', 'smollm2', 'obstacles']
+)
+def test_numbers_that_files_bind_have_a_range(name):
+  """A plain `int` or `float` would let anything pass."""
+  directory = experiments.locate(name)
+  for stage in experiments.stages(directory):
+    if stage.command != 'train':
+      continue
+    source = gin_config.Source(
+      [gin_config.Layer(stage.files, stage.bindings)],
+      if_asked=[f"{macro}='.'" for macro in ('DATA_DIR', 'MODEL_DIR', 'RUNS', 'VOCABULARY_FILE')],
+    )
+    gin_config.read(source)
+    for argument in bound.reaching(Experiment):
+      hint = arguments.hints(bound.function(argument.selector)).get(argument.parameter)
+      assert not {int, float} & {*arguments.members(hint)}, argument.name
