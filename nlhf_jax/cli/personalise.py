@@ -18,6 +18,16 @@ _TWIN = {
   'num_runs': (int, 40, 'people, independent of each other (default: 40)'),
 }
 _SHOPPING = {'num_passes': (int, 3, 'over the tasks of a learning phase (default: 3)')}
+_HEADLINES = {
+  'num_lives': (int, 5, 'of each of six people, whom no training prompt was about (default: 5)'),
+  'num_days': (int, 120, 'held out, of which each life sees 120 at most (default: 120)'),
+}
+# Flag of what is served -> its own flags.
+_KINDS: dict[str, dict[str, Any]] = {
+  'benchmark': _SHOPPING,
+  'twin': _TWIN,
+  'run_dir': _HEADLINES,
+}
 
 
 def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -27,7 +37,7 @@ def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     'personalise',
     'Lets agents learn one person at a time, by questions and corrections, before and after tastes change.',
     'Writes results.json and personalisation.html. Users are simulated and feedback is structured: no result is one about language. '
-    'Nothing is trained; agents write notes.',
+    'Agents train nothing; they write notes.',
   )
   which = parser.add_mutually_exclusive_group(required=True)
   which.add_argument(
@@ -35,6 +45,9 @@ def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   )
   which.add_argument(
     '--twin', action='store_true', help='the exact twin: slots whose values switch'
+  )
+  which.add_argument(
+    '--run_dir', help='headlines by a policy that reads notes: a run of --experiment=personal'
   )
   parser.add_argument('--output_dir', required=True, help='where results and page go')
   parser.add_argument(
@@ -44,8 +57,8 @@ def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     help='none, constant (shopping), questions, corrections, both, history, doubt, curious (shopping), ours, oracle (default: all)',
   )
   parser.add_argument('--seed', type=int, default=0, help='of what is drawn')
-  for title, flags in (('--benchmark', _SHOPPING), ('--twin', _TWIN)):
-    group = parser.add_argument_group(f'with {title}')
+  for kind, flags in _KINDS.items():
+    group = parser.add_argument_group(f'with --{kind}')
     for name, (kind, _, text) in flags.items():
       group.add_argument(f'--{name}', type=kind, help=text)
 
@@ -55,9 +68,10 @@ def personalise(args: argparse.Namespace) -> None:
   from nlhf_jax.evaluation import personalisation_report, report
   from nlhf_jax.runtime import atomic
 
-  results = _twin(args) if args.twin else _shopping(args)
+  kind = next(name for name in _KINDS if getattr(args, name))
+  results = {'benchmark': _shopping, 'twin': _twin, 'run_dir': _headlines}[kind](args)
   directory = pathlib.Path(args.output_dir)
-  source = 'the exact twin' if args.twin else args.benchmark
+  source = 'the exact twin' if args.twin else args.benchmark or args.run_dir
   atomic.write_json(directory / 'results.json', {'source': source, **results}, indent=1)
   page = directory / 'personalisation.html'
   personalisation_report.write_page(results, source, page)
@@ -72,7 +86,7 @@ def _shopping(args: argparse.Namespace):
   from nlhf_jax.personalisation import agents, shopping, summary
   from nlhf_jax.runtime import progress
 
-  settings = _settings(args, _SHOPPING, _TWIN, '--twin')
+  settings = _settings(args, 'benchmark')
   table = {'constant': agents.CONSTANT, **agents.AGENTS}
   chosen = agents.named(args.agents or list(table), table)
   benchmark = shopping.read(pathlib.Path(args.benchmark))
@@ -86,7 +100,7 @@ def _twin(args: argparse.Namespace):
   from nlhf_jax.personalisation import latent_preferences as twin
   from nlhf_jax.runtime import progress
 
-  settings = _settings(args, _TWIN, _SHOPPING, '--benchmark')
+  settings = _settings(args, 'twin')
   num_runs = settings.pop('num_runs')
   chosen = agents.named(args.agents or list(agents.IN_TWIN), agents.IN_TWIN)
   with progress.bar('simulations', len(chosen) * summary.NUM_SIMULATIONS) as advance:
@@ -95,10 +109,24 @@ def _twin(args: argparse.Namespace):
     )
 
 
-def _settings(args: argparse.Namespace, own, others, flag: str) -> dict[str, Any]:
-  """Flags or their defaults; one of the other benchmark is refused."""
-  for name in others:
-    if getattr(args, name) is not None:
-      raise ValueError(f'--{name} goes with {flag}: leave it out.')
-  given = {name: getattr(args, name) for name in own}
-  return {name: own[name][1] if value is None else value for name, value in given.items()}
+def _headlines(args: argparse.Namespace):
+  from nlhf_jax.cli import described
+  from nlhf_jax.data import noted_tables
+  from nlhf_jax.personalisation import agents, summary
+  from nlhf_jax.runtime import progress
+
+  settings = _settings(args, 'run_dir')
+  chosen = agents.named(args.agents or list(agents.AGENTS), agents.AGENTS)
+  tables = noted_tables.of_policy(described.contestant(args.run_dir), settings.pop('num_days'))
+  with progress.bar('simulations', 2 * len(chosen)) as advance:
+    return summary.of_headlines(tables, chosen, seed=args.seed, advance=advance, **settings)
+
+
+def _settings(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+  """Flags or their defaults; one of another kind is refused."""
+  for other in set(_KINDS) - {kind}:
+    for name in _KINDS[other]:
+      if getattr(args, name) is not None:
+        raise ValueError(f'--{name} goes with --{other}: leave it out.')
+  given = {name: getattr(args, name) for name in _KINDS[kind]}
+  return {name: _KINDS[kind][name][1] if x is None else x for name, x in given.items()}

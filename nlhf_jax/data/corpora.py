@@ -20,6 +20,7 @@ from nlhf_jax.data import prompts as prompt_texts
 from nlhf_jax.data.word_vocabulary import WordVocabulary
 from nlhf_jax.judges import electorate, extracts
 from nlhf_jax.judges import headlines as headline_texts
+from nlhf_jax.judges import noted_headlines as noted
 from nlhf_jax.judges import posts as post_sources
 from nlhf_jax.types import EOS, AllPairsJudge, Enumeration, Prompts
 from nlhf_jax.votes import readers
@@ -78,6 +79,56 @@ def headlines(num_train: Count | None = None, num_test: Count = 400, seed: Seed 
     vocabulary(),
     seed,
     words,
+  )
+
+
+@functools.cache
+def noted_vocabulary() -> seqio.Vocabulary:
+  """The same words, and notes."""
+  words = [*prompt_texts.SHORT_PREFERENCE, *prompt_texts.SHORT_REWARD, *noted.word_list()]
+  return WordVocabulary(dict.fromkeys([*words, *headline_texts.word_list()]))
+
+
+@functools.cache
+def noted_headlines(
+  num_train: Count | None = None,
+  num_test: Count = 400,
+  *,
+  num_unseen: CountOrZero = 6,
+  known_share: Share = 0.75,
+  seed: Seed = 0,
+) -> Corpus:
+  """Stories of a day with notes on a person, whoever of the known people she is (`judges.noted_headlines`).
+
+  Args:
+    num_train: prompts to train on; None: without end.
+    num_test: prompts held out.
+    num_unseen: people whom no prompt is about.
+    known_share: of the person's tastes that a prompt notes.
+    seed: of all.
+  """
+  ids = {word: noted_vocabulary().encode(word)[0] for word in headline_texts.word_list()}
+  stories = functools.partial(headline_texts.prompt, seed=seed)
+  unseen = noted.unseen(num_unseen)
+  known = [person for person in noted.people() if person not in unseen]
+
+  @functools.lru_cache(maxsize=2**12)
+  def notes(number):
+    rng = np.random.default_rng([seed, number, 1])
+    return noted.draw_notes(rng, known[rng.integers(len(known))], known_share)
+
+  def ballot(number):
+    voters = noted.electors(notes(number), known, len(known))
+    return noted.ballot(stories(number), ids, voters)
+
+  return Corpus(
+    'noted_headlines',
+    lambda number: ' '.join([*noted.words(notes(number)), *stories(number)]),
+    _cached(ballot),
+    _generated_splits(num_train, num_test),
+    noted_vocabulary(),
+    seed,
+    {token: word for word, token in ids.items()},
   )
 
 

@@ -4,7 +4,8 @@ Names of users and agents are untrusted text: the template escapes everything.
 """
 
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import matplotlib.figure
 import matplotlib.ticker
@@ -54,16 +55,14 @@ def write_page(results: dict[str, Any], source: str, path: pathlib.Path) -> None
     source=source,
     caveat=CAVEAT,
     tables=[{'title': t, 'columns': c, 'rows': r} for t, c, r in _tables(results)],
-    pictures=_shopping_pictures(results)
-    if results['kind'] == 'shopping'
-    else _twin_pictures(results),
+    pictures=_KINDS[results['kind']].pictures(results),
     published=PUBLISHED if results['kind'] == 'shopping' else None,
   )
   atomic.write_text(path, page)
 
 
 def _tables(results: dict[str, Any]):
-  return _shopping_tables(results) if results['kind'] == 'shopping' else _twin_tables(results)
+  return _KINDS[results['kind']].tables(results)
 
 
 def _shopping_tables(results: dict[str, Any]):
@@ -114,6 +113,53 @@ def _shopping_tables(results: dict[str, Any]):
       ['agent', 'less', 'phase 2', 'phase 4'],
       rows,
     )
+
+
+def _headline_tables(results: dict[str, Any]):
+  lives = (
+    f'{results["num_lives"]} lives of {results["num_users"]} people, 95 % half-width over lives'
+  )
+  for change, found in results['changes'].items():
+    columns = ['agent', 'learning, 1', 'test, 2', 'learning, 3', 'test, 4']
+    columns += [f'{k}, phase {p}' for p in (1, 3) for k in ('asked', 'corrected')]
+    rows = []
+    for x in found['agents'].values():
+      cells = []
+      for learning, test in (('1', '2'), ('3', '4')):
+        errors = x['pass_errors'][learning][0]
+        cells += [_percent(_complement(errors)), _percent(x['success'][test])]
+      for phase in '13':
+        cells += [_percent(x['feedback'][phase][kind]) for kind in ('pre', 'post')]
+      rows.append([x['title'], *cells])
+    changed = 'one taste has changed' if change == 'one' else 'all tastes have changed'
+    yield (
+      f'Favourite headlines picked in %, before and after {changed}, and days with each kind of feedback; {lives}',
+      columns,
+      rows,
+    )
+
+
+def _complement(interval: dict[str, Any]) -> dict[str, Any]:
+  """Of a share, the rest."""
+  low, high = interval['high'], interval['low']
+  return {
+    'mean': 1 - interval['mean'],
+    'low': None if low is None else 1 - low,
+    'high': None if high is None else 1 - high,
+  }
+
+
+def _headline_pictures(results: dict[str, Any]) -> list[dict[str, str]]:
+  pictures = []
+  for change, found in results['changes'].items():
+    lines = {}
+    for x in found['agents'].values():
+      after = x['cumulative_errors_after']
+      lines[x['title']] = (range(1, len(after) + 1), after)
+    changed = 'one taste has changed' if change == 'one' else 'all tastes have changed'
+    title = f'Errors since {changed}, mean over lives'
+    pictures.append({'title': title, 'image': _plot(lines, 'day of phase 3', 'errors', 5)})
+  return pictures
 
 
 def _twin_tables(results: dict[str, Any]):
@@ -233,3 +279,17 @@ def _percent(x: dict[str, Any] | None) -> str:
 def _number(x: dict[str, Any]) -> str:
   half = '' if x['low'] is None else f' ±{(x["high"] - x["low"]) / 2:.1f}'
   return f'{x["mean"]:.1f}{half}'
+
+
+class _Kind(NamedTuple):
+  """How results of one kind are shown."""
+
+  tables: Callable[[dict[str, Any]], Any]
+  pictures: Callable[[dict[str, Any]], list[dict[str, str]]]
+
+
+_KINDS = {
+  'shopping': _Kind(_shopping_tables, _shopping_pictures),
+  'twin': _Kind(_twin_tables, _twin_pictures),
+  'headlines': _Kind(_headline_tables, _headline_pictures),
+}

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from nlhf_jax.personalisation import intervals, protocol, theory
+from nlhf_jax.judges import noted_headlines
+from nlhf_jax.personalisation import editor, intervals, protocol, theory
 from nlhf_jax.personalisation import latent_preferences as twin
 from nlhf_jax.personalisation.agents import Agent
 from nlhf_jax.personalisation.shopping import Benchmark
@@ -106,6 +107,43 @@ def _differences(
 def _success_difference(outcomes, name: str, other: str, phase: int) -> np.ndarray:
   one, less = (protocol.success_rates(outcomes[x], phase) for x in (name, other))
   return one - less
+
+
+def of_headlines(
+  tables: editor.Tables,
+  agents: Mapping[str, Agent],
+  *,
+  num_unseen: int = 6,
+  num_lives: int = 5,
+  seed: int = 0,
+  advance: Callable[[int], None] = lambda simulations: None,
+) -> dict[str, Any]:
+  """Runs agents that go by a policy with people whom no training prompt was about; see `editor.serve`.
+
+  Returns:
+    'changes': after one taste has changed, and after all have, what `of_shopping` returns, people's lives in place of users.
+  """
+  changes = {}
+  for change in ('one', 'all'):
+    who = noted_headlines.unseen(num_unseen)
+    num_days = len(tables.scores)
+    lives = editor.draw_lives(who, change, num_days, num_lives=num_lives, seed=seed)
+    outcomes = {}
+    for name, agent in agents.items():
+      outcomes[name] = editor.serve(tables, agent, lives)
+      advance(1)
+    changes[change] = {
+      'agents': {name: _of_outcome(agents[name], x) for name, x in outcomes.items()},
+      'differences': _differences(agents, outcomes),
+    }
+  return {
+    'kind': 'headlines',
+    'num_users': num_unseen,
+    'num_lives': num_lives * num_unseen,
+    'num_days': len(tables.scores),
+    'seed': seed,
+    'changes': changes,
+  }
 
 
 def of_twin(
