@@ -1,5 +1,6 @@
 """Every configuration parses, resolves, and takes one step."""
 
+import json
 import pathlib
 
 import pytest
@@ -40,6 +41,7 @@ def flags(test_data, few_abstracts, chat_model):
     'follow_ups': small,
     'heads': small,
     'aggregation': small,
+    'personal': [x.replace('.headlines.', '.noted_headlines.') for x in small],
     'extracts': [
       '--gin.corpora.generated_extracts.num_train=40',
       '--gin.corpora.generated_extracts.num_test=8',
@@ -72,6 +74,19 @@ def test_step_of_every_stage(name, flags, tmp_path):
   assert written == {stage.name for stage in stages}
   if name == 'tldr':
     _compare(tmp_path, flags[name])
+  if name == 'personal':
+    _serve(tmp_path / 'policy', tmp_path / 'served')
+
+
+def _serve(run, out):
+  """Agents go by the policy of one step; the oracle too, so nobody is right always."""
+  agents = ['--agents', 'none', 'ours', 'oracle']
+  sizes = ['--num_days=60', '--num_lives=1']
+  assert main.main(['personalise', f'--run_dir={run}', f'--output_dir={out}', *sizes, *agents]) == 0
+  found = json.loads((out / 'results.json').read_text())
+  assert set(found['changes']) == {'one', 'all'} and found['num_lives'] == 6
+  assert 0 <= found['changes']['all']['agents']['oracle']['success']['4']['mean'] < 1
+  assert 'Errors since all tastes have changed' in (out / 'personalisation.html').read_text()
 
 
 def _compare(runs, flags):
