@@ -29,7 +29,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 from jaxtyping import Array, Float
-from scipy import optimize
 
 from nlhf_jax.games import game as games
 from nlhf_jax.games import solve
@@ -141,23 +140,7 @@ def maximin(population: PopulationGame) -> Maximin:
   num_voters, size, _ = population.preference.shape
   # [(u, k), i]
   advantage = np.asarray(population.preference, np.float64).swapaxes(1, 2).reshape(-1, size) - 0.5
-  result = optimize.linprog(
-    c=np.append(np.zeros(size), -1.0),
-    A_ub=np.hstack([-advantage, np.ones((len(advantage), 1))]),
-    b_ub=np.zeros(len(advantage)),
-    A_eq=np.append(np.ones(size), 0.0)[None],
-    b_eq=np.ones(1),
-    bounds=[(0, None)] * size + [(None, None)],
-    method='highs-ds',
-    options={'primal_feasibility_tolerance': 1e-10, 'dual_feasibility_tolerance': 1e-10},
-  )
-  if not result.success:
-    raise ValueError(
-      f'The linear program of {num_voters} voters and {size} responses has no solution: {result.message}'
-    )
-  policy = np.where(result.x[:size] > 1e-9, result.x[:size], 0)
-  policy /= policy.sum()
-  opponent = np.maximum(-result.ineqlin.marginals, 0)
+  policy, opponent = solve.maximise_worst(advantage)
   opponent = (opponent / opponent.sum()).reshape(num_voters, size)
   return Maximin(policy, 0.5 + float(np.min(advantage @ policy)), opponent)
 

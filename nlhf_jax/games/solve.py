@@ -231,11 +231,29 @@ def maximal_lottery(preference: Float[np.ndarray, 'Y Y']) -> Lottery:
     ValueError: the program has no solution: P is no preference.
   """
   advantage = np.asarray(preference, np.float64) - 0.5
-  size = advantage.shape[0]
+  policy, _ = maximise_worst(advantage.T)
+  return Lottery(policy, 0.5 + float(np.min(policy @ advantage)), _is_unique(advantage, policy))
+
+
+def maximise_worst(
+  payoffs: Float[np.ndarray, 'cases Y'],
+) -> tuple[Float[np.ndarray, 'Y'], Float[np.ndarray, 'cases']]:
+  """The policy that maximises its least payoff over some cases, by linear program.
+
+  Args:
+    payoffs: of each response in each case.
+
+  Returns:
+    The policy, and the multipliers of the cases: the mixture of them in which no response is worth more than that.
+
+  Raises:
+    ValueError: the program has no solution.
+  """
+  num_cases, size = payoffs.shape
   result = optimize.linprog(
     c=np.append(np.zeros(size), -1.0),
-    A_ub=np.hstack([-advantage.T, np.ones((size, 1))]),
-    b_ub=np.zeros(size),
+    A_ub=np.hstack([-payoffs, np.ones((num_cases, 1))]),
+    b_ub=np.zeros(num_cases),
     A_eq=np.append(np.ones(size), 0.0)[None],
     b_eq=np.ones(1),
     bounds=[(0, None)] * size + [(None, None)],
@@ -243,10 +261,11 @@ def maximal_lottery(preference: Float[np.ndarray, 'Y Y']) -> Lottery:
     options={'primal_feasibility_tolerance': 1e-10, 'dual_feasibility_tolerance': 1e-10},
   )
   if not result.success:
-    raise ValueError(f'The linear program of {size} responses has no solution: {result.message}')
+    raise ValueError(
+      f'The linear program of {size} responses in {num_cases} cases has no solution: {result.message}'
+    )
   policy = np.where(result.x[:size] > 1e-9, result.x[:size], 0)
-  policy /= policy.sum()
-  return Lottery(policy, 0.5 + float(np.min(policy @ advantage)), _is_unique(advantage, policy))
+  return policy / policy.sum(), np.maximum(-result.ineqlin.marginals, 0)
 
 
 def _is_unique(advantage: Float[np.ndarray, 'Y Y'], policy: Float[np.ndarray, 'Y']) -> bool:
