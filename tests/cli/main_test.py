@@ -59,7 +59,8 @@ def runs(tmp_path_factory):
     ([SFT, '--gin.NUM_STEP=3'], 'No macro NUM_STEP in these gin files. Did you mean NUM_STEPS?'),
     ([SFT, '--gin.algorithms.sfd.x=3'], 'Did you mean sft?'),
     ([SFT, '--gin.decoding.Sampling.top=3'], "doesn't have a parameter named 'top'"),
-    ([MD, '--gin.algorithms.nash_md_pg.beta=1.5'], 'No checkpoint in'),
+    ([MD, '--gin.algorithms.nash_md_pg.beta=1.5'], 'must be a number from 0 to 1, got 1.5'),
+    ([MD, '--gin.TAU=0.1'], 'No checkpoint in'),
     (['--experiment=builtin/nash_md'], "has no run 'nash_md': its stages are sft, preference"),
     (['--experiment=building/sft'], 'No experiment building'),
     (['--gin_file=configs/none.gin'], 'configs/none.gin'),
@@ -85,8 +86,8 @@ def test_beta_outside_the_unit_interval_leaves_no_run(runs, capsys):
     *SMALL,
   )
   assert status == 2
-  assert 'beta must be in [0, 1] (0: self-play, 1: the reference alone), got 1.5.' in output.err
-  assert '(Set by --gin.algorithms.nash_md_pg.beta.)' in output.err
+  assert 'nash_md_pg.beta must be a number from 0 to 1, got 1.5' in output.err
+  assert 'see --gin.algorithms.nash_md_pg.beta.' in output.err
   assert not (runs / 'bad').exists()
 
 
