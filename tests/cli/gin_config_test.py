@@ -74,7 +74,9 @@ def test_stages_of_an_experiment():
 
 
 def test_unknown_experiment_lists_those_that_there_are():
-  with pytest.raises(FileNotFoundError, match='known are aggregation, annotators, builtin, extracts'):
+  with pytest.raises(
+    FileNotFoundError, match='known are aggregation, annotators, builtin, extracts'
+  ):
     experiments.locate('nothing')
 
 
