@@ -340,9 +340,7 @@ def inpo(
 
   Source: Zhang et al. (2024), arXiv:2407.00617.
   """
-  _check_positive('tau', tau)
-  if eta < tau:
-    raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')
+  _check_eta(eta, tau)
   anchor = {'reference': tau / eta, 'snapshot': 1 - tau / eta}
   sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
   result = _ipo(policy, preference_fn, mixture.SNAPSHOT, eta, num_samples, all_pairs, sets, anchor)
@@ -373,9 +371,7 @@ def mnpo(
 
   Source: Wu et al. (2025), arXiv:2509.23102.
   """
-  _check_positive('tau', tau)
-  if eta < tau:
-    raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')
+  _check_eta(eta, tau)
   ring = {f'ring.{j}': 1 / size for j in range(size)}
   anchor = {'reference': tau / eta} | {j: (1 - tau / eta) * share for j, share in ring.items()}
   sets = {'ring': parameter_sets.ring(size, refresh_every)}
@@ -645,3 +641,9 @@ def _as_sampled(batch: Batch) -> Batch:
 def _check_positive(name: str, value: float) -> None:
   if not value > 0:
     raise ValueError(f'{name} must be positive, got {value}.')
+
+
+def _check_eta(eta: float, tau: float) -> None:
+  _check_positive('tau', tau)
+  if eta < tau:
+    raise ValueError(f'eta must be at least tau: got eta = {eta}, tau = {tau}.')

@@ -19,7 +19,7 @@ from nlhf_jax.models import voter_preference
 from nlhf_jax.models.preference_model import PreferenceModel
 from nlhf_jax.runtime import processes
 from nlhf_jax.types import Comparison, Params
-from nlhf_jax.votes import tastes
+from nlhf_jax.votes import intervals, tastes
 
 # Votes after which an unseen voter is tested, all on the same further votes.
 SIZES = (0, 1, 2, 4, 8, 16)
@@ -258,11 +258,7 @@ def by_voter(values: Float[np.ndarray, 'M'], voter: Int[np.ndarray, 'M']) -> Flo
 
 def interval(values: Float[np.ndarray, 'U']) -> dict[str, float | None]:
   """Mean over voters with a 95 % interval, Student's t; None: of one voter there is none."""
-  mean = float(values.mean())
-  if len(values) < 2:
-    return {'mean': mean, 'low': None, 'high': None}
-  half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-  return {'mean': mean, 'low': float(mean - half), 'high': float(mean + half)}
+  return intervals.plain(intervals.of_mean(values))
 
 
 def calibration(foretold: Foretold) -> dict[str, Any]:
@@ -275,8 +271,7 @@ def calibration(foretold: Foretold) -> dict[str, Any]:
     if inside.any():
       predicted, share = float(foretold.own[inside].mean()), float(foretold.votes[inside].mean())
       bins.append({'number': int(inside.sum()), 'foretold': predicted, 'votes': share})
-  total = max(len(place), 1)
-  error = sum(x['number'] * abs(x['foretold'] - x['votes']) for x in bins) / total
+  error = judge_accuracy.calibration_error(foretold.own, foretold.votes) if bins else 0.0
   return {'error': error, 'bins': bins}
 
 

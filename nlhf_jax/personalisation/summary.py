@@ -1,16 +1,16 @@
 """Results of agents as plain numbers, for results.json and the report: means with 95 % intervals over people or runs."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from nlhf_jax.judges import noted_headlines
-from nlhf_jax.personalisation import editor, intervals, protocol, theory
+from nlhf_jax.personalisation import editor, protocol, theory
 from nlhf_jax.personalisation import latent_preferences as twin
 from nlhf_jax.personalisation.agents import Agent
 from nlhf_jax.personalisation.shopping import Benchmark
+from nlhf_jax.votes import intervals
 
 # Simulations of `of_twin` for each agent.
 NUM_SIMULATIONS = 7
@@ -241,13 +241,8 @@ def _curve(outcome: twin.Outcome) -> dict[str, list[int | float]]:
 
 
 def _interval(values: np.ndarray) -> dict[str, float | None]:
-  return _plain(intervals.of_mean(values))
+  return intervals.plain(intervals.of_mean(values))
 
 
 def _columns(found: list[intervals.Interval]) -> list[dict[str, float | None]]:
-  return [_plain(x) for x in found]
-
-
-def _plain(interval: intervals.Interval) -> dict[str, float | None]:
-  """None in place of an end that one value alone does not have."""
-  return {name: None if math.isnan(x) else x for name, x in interval._asdict().items()}
+  return [intervals.plain(x) for x in found]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.personalisation import agents, intervals, theory
+from nlhf_jax.personalisation import agents, theory
 from nlhf_jax.personalisation import latent_preferences as twin
+from nlhf_jax.votes import intervals
 
 AGENTS = agents.AGENTS
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.personalisation import agents, intervals, protocol, shopping
+from nlhf_jax.personalisation import agents, protocol, shopping
 from nlhf_jax.personalisation.protocol import Outcome, Phase
+from nlhf_jax.votes import intervals
 from tests.personalisation import tiny_shopping
 
 AGENTS = agents.AGENTS

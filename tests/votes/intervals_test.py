@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.personalisation import intervals
+from nlhf_jax.votes import intervals
 
 
 def test_coverage_is_95_per_cent():

@@ -1,5 +1,6 @@
 """Means over people or runs, with 95 % intervals."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,11 @@ def of_mean(values: Shaped[np.ndarray, 'n']) -> Interval:
   quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
   half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
   return Interval(mean, mean - half, mean + half)
+
+
+def plain(interval: Interval) -> dict[str, float | None]:
+  """For JSON: None in place of an end that one value alone does not have."""
+  return {name: None if math.isnan(x) else x for name, x in interval._asdict().items()}
 
 
 def of_means(values: Shaped[np.ndarray, 'n m']) -> list[Interval]:
