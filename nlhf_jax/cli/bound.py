@@ -4,7 +4,7 @@ Macros are followed to their values, references to what they refer to.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -12,6 +12,8 @@ from gin import config_parser
 
 from nlhf_jax import arguments
 
+# (scope, selector) -> parameter -> value, as gin keeps it.
+Config = Mapping[tuple[str, str], Mapping[str, Any]]
 # gin has no types.
 Reference: Any = gin.config.ConfigurableReference
 
@@ -55,7 +57,7 @@ def reaching(described: Callable[..., Any]) -> Iterator[Argument]:
     if (scopes, selector) in seen:
       continue
     seen.add((scopes, selector))
-    for parameter, value in sorted(_bindings(scopes, selector).items()):
+    for parameter, value in sorted(bindings(gin.config._CONFIG, scopes, selector).items()):
       yield Argument(scopes, selector, parameter, value)
       for reference in _references(value):
         queue.append((tuple(reference.scopes) or scopes, reference.config_key[1]))
@@ -120,6 +122,14 @@ def full_name(described: Callable[..., Any]) -> str:
 def keys(scopes: tuple[str, ...], selector: str) -> list[tuple[str, str]]:
   """Where gin keeps what is bound in a scope, inner scopes last: they win."""
   return [('/'.join(scopes[:n]), selector) for n in range(len(scopes) + 1)]
+
+
+def bindings(config: Config, scopes: tuple[str, ...], selector: str) -> dict[str, Any]:
+  """Parameter -> what is bound to it within scopes."""
+  result: dict[str, Any] = {}
+  for key in keys(scopes, selector):
+    result |= config.get(key, {})
+  return result
 
 
 def _problem_of_reference(hint: Any, value: Any) -> str | None:
@@ -209,10 +219,3 @@ def _references(value: Any) -> list[Any]:
 def _short(selector: str) -> str:
   """As gin files write it: module and name."""
   return '.'.join(selector.split('.')[-2:])
-
-
-def _bindings(scopes: tuple[str, ...], selector: str) -> dict[str, Any]:
-  result: dict[str, Any] = {}
-  for key in keys(scopes, selector):
-    result |= gin.config._CONFIG.get(key, {})
-  return result

@@ -83,9 +83,7 @@ def configure(described: Callable[..., Any], source: Source) -> Configured:
   """
   search_paths = read(source)
   try:
-    place = functools.partial(bound.place_of, layers=source.layers, search_paths=search_paths)
-    bound.check(described, place)
-    return _call(described)
+    return _call(described, source.layers, search_paths)
   except _MISTAKES as error:
     raise ValueError(_explain(error)) from error
 
@@ -116,12 +114,17 @@ def from_text(described: Callable[..., Any], text: str, bindings: Sequence[str] 
   try:
     gin.parse_config(text)
     _bind(bindings, ignore_unknown_macros=False)
-    return _call(described)
+    return _call(described, [Layer([], bindings)])
   except _MISTAKES as error:
     raise ValueError(_explain(error)) from error
 
 
-def _call(described: Callable[..., Any]) -> Configured:
+def _call(
+  described: Callable[..., Any], layers: Sequence[Layer], search_paths: Sequence[str] = ()
+) -> Configured:
+  """Compares what is bound with its annotations, and calls; the layers say where it was bound."""
+  place = functools.partial(bound.place_of, layers=layers, search_paths=search_paths)
+  bound.check(described, place)
   fields, flags = bound.fields_and_flags(described)
   with _naming(flags):
     return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags)
@@ -172,6 +175,7 @@ def _bind(bindings: Sequence[str], ignore_unknown_macros: bool) -> None:
   if ignore_unknown_macros:
     bindings = [b for b in bindings if _macro(b) is None or _macro(b) in macros]
   for binding in bindings:
+    gin_files.check_closed(binding, f'The binding {binding}')
     if (name := _macro(binding)) and name not in macros:
       raise ValueError(f'No macro {name} in these gin files.{_nearest(name, macros)}')
   for binding in bindings:

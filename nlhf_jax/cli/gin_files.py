@@ -43,7 +43,7 @@ def check_closed(text: str, name: str) -> None:
       (opened[-1].string, opened[-1].start[0]) if opened else ('a quote', error.args[1][0])
     )
     raise ValueError(f'{name}, line {line}: {what} is never closed.') from None
-  except (SyntaxError, IndentationError):
+  except SyntaxError:
     pass  # gin says where.
 
 

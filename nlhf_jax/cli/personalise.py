@@ -113,10 +113,15 @@ def _headlines(args: argparse.Namespace):
   from nlhf_jax.cli import described
   from nlhf_jax.data import noted_tables
   from nlhf_jax.personalisation import agents, summary
-  from nlhf_jax.runtime import progress
+  from nlhf_jax.runtime import progress, run_directory
 
   settings = _settings(args, 'run_dir')
   chosen = agents.named(args.agents or list(agents.AGENTS), agents.AGENTS)
+  run_dir, _ = described.run_and_set(args.run_dir)
+  if 'noted_headlines' not in run_directory.read_config(run_dir):
+    raise ValueError(
+      f'{args.run_dir} was not trained on prompts with notes: name a run of --experiment=personal.'
+    )
   tables = noted_tables.of_policy(described.contestant(args.run_dir), settings.pop('num_days'))
   with progress.bar('simulations', 2 * len(chosen)) as advance:
     return summary.of_headlines(tables, chosen, seed=args.seed, advance=advance, **settings)

@@ -104,13 +104,13 @@ class _Replacement:
     if selector.startswith(_FILES):
       return value
     if reader in _READERS and not value.evaluate:
-      return self._file(reader, self._bindings(scopes, selector), scopes)
+      return self._file(reader, bound.bindings(self._config, scopes, selector), scopes)
     if reader == 'shapes':
       return None  # A batch is read in its place.
     if flag == _TRACE_TEXTS:
       return None  # Traces then keep ids.
     if selector == _CONVERSATION and value.evaluate:
-      return self._conversation(self._bindings(scopes, selector), scopes)
+      return self._conversation(bound.bindings(self._config, scopes, selector), scopes)
     made = _evaluate(value, scopes) if value.evaluate else None
     if made is None or not gin.config._is_literally_representable(made):
       raise ValueError(
@@ -126,12 +126,6 @@ class _Replacement:
     asked = {**settings, 'template': chat_raters.CONVERSATION}
     self._config.setdefault(('/'.join(scopes), _RATER), {}).update(asked)
     return gin.config.ConfigurableReference('/'.join([*scopes, _RATER]), True)
-
-  def _bindings(self, scopes: Scopes, selector: str) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key in bound.keys(scopes, selector):
-      result |= self._config.get(key, {})
-    return result
 
   def _file(self, reader: str, settings: dict[str, Any], scopes: Scopes) -> Any:
     """Has what a function of `pipeline` reads written; the reference to what reads the file."""

@@ -18,15 +18,12 @@ def of_policy(contestant: Contestant, num_days: Count = 120) -> editor.Tables:
   Args:
     contestant: a policy that was trained on `corpora.noted_headlines`.
     num_days: how many.
-
-  Raises:
-    ValueError: its vocabulary is too small: it was trained on something else.
   """
   corpus = corpora.noted_headlines()
   encode = corpora.encoder(corpus)
   everyone = people.people()
   log_probs_of = exact.enumerator(contestant.policy)
-  states = [dict(x) for x in map(_noted, editor.STATES)]
+  states = [_noted(x) for x in editor.STATES]
   possible = [any(people.is_true(x, person) for person in everyone) for x in states]
   ids = {word: token for token, word in corpus.words.items()}
   length = len(people.TOPICS) + headlines.NUM_STORIES

@@ -33,8 +33,6 @@ STATES = tuple(itertools.product(*((None, *values) for values in _VALUES)))
 _SHAPE = tuple(map(len, _VALUES))
 # Of complete sets of tastes, in the order of a table of shape _SHAPE.
 _COMPLETE = np.array([STATES.index(state) for state in itertools.product(*_VALUES)])
-
-
 # Nobody likes one kind both best and least.
 _PEOPLE = np.array([Person(*x) in people.people() for x in itertools.product(*_VALUES)])
 _EVERYBODY = (_PEOPLE / _PEOPLE.sum()).reshape(_SHAPE)
@@ -122,7 +120,7 @@ class Editor:
     for column, (topic, values) in enumerate(TOPICS.items()):
       chances = self._of_topic(column)
       best = int(np.argmax(chances))
-      old = next((note for note in self.notes.retrieve('') if note.topic == topic), None)
+      old = next(iter(self.notes.retrieve(topic)), None)
       if chances[best] >= CONFIDENCE:
         if old is None or old.is_doubtful or old.content != values[best]:
           self.notes.write(Note(topic, values[best], time))

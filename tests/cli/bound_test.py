@@ -76,6 +76,21 @@ def test_files_that_cannot_be_read(tmp_path, text, says):
   assert not text or 'wrong.gin' in found
 
 
+def test_flags_over_a_kept_configuration_are_compared_too():
+  """As `nlhf sample --run_dir` has them."""
+  stage = experiments.stage('builtin/sft')
+  kept = configure([*stage.files], *stage.bindings).text
+  with pytest.raises(
+    ValueError, match=r'temperature must be a number of at least 0, got -1\.0: see'
+  ):
+    gin_config.from_text(Experiment, kept, ['decoding.Sampling.temperature=-1.0'])
+
+
+def test_a_binding_that_is_never_closed():
+  stage = experiments.stage('builtin/nash_md_pg')
+  assert '( is never closed' in refusal([*stage.files], *stage.bindings, 'TAU=(0.3')
+
+
 def test_a_byte_order_mark_is_passed_over(tmp_path):
   file = tmp_path / 'marked.gin'
   file.write_bytes(b'\xef\xbb\xbfA = 1\n')

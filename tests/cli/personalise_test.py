@@ -85,3 +85,14 @@ def test_mistake_is_one_line(argv, message, capsys, tmp_path):
   assert message in shown.err
   assert len([x for x in shown.err.splitlines() if x.startswith('nlhf')]) == 1
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_policy_that_never_read_notes_is_refused(capsys, tmp_path):
+  """Its words would mean something else, and nothing would say so."""
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.gin').write_text('TAU = 0.1\n')
+  (tmp_path / 'run' / 'run.json').write_text('{}')
+  status, shown = run(capsys, f'--run_dir={tmp_path / "run"}', f'--output-dir={tmp_path / "out"}')
+  assert status == 2
+  assert 'was not trained on prompts with notes: name a run of --experiment=personal' in shown.err
+  assert not (tmp_path / 'out').exists()
