@@ -110,9 +110,24 @@ def load_arrays(
     for name, value in fingerprints.fingerprint_arrays(restored).items():
       if written.get(name) != value:
         raise ValueError(f'{name} is not what was written')
+    if name := first_not_finite(restored['params']):
+      raise ValueError(f'{name} is not finite')
     return restored
   except Exception as error:
     raise _corrupt(error) from error
+
+
+def first_not_finite(tree: Any) -> str | None:
+  """The path of an array that has NaN or infinities; None: all are finite."""
+  for path, finite in jax.tree_util.tree_leaves_with_path(_are_finite(tree)):
+    if not finite:
+      return jax.tree_util.keystr(path, simple=True, separator='/')
+  return None
+
+
+@jax.jit
+def _are_finite(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
 
 def check_shapes(directory: pathlib.Path, found: Any, like: Any, owner: str = 'network') -> None:

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from nlhf_jax.arguments import Count, CountOrZero
-from nlhf_jax.runtime import checkpoint_files, processes
+from nlhf_jax.runtime import checkpoint_files, processes, run_directory
 from nlhf_jax.runtime.checkpoint_files import CorruptCheckpointError
 from nlhf_jax.types import Params, PolicyParams, TrainState
 
@@ -107,11 +107,16 @@ class Writer:
       saved: names of the parameter sets that are saved besides θ (`parameter_sets.saved`); None: all that the state has.
 
     Raises:
+      FloatingPointError: a parameter is NaN or infinite; nothing is written.
       OSError: an earlier save has failed.
       ValueError: the directory holds this step, or a later one. Orbax would silently leave it as it is.
     """
     self.check()
     step, arrays = int(state.step), _arrays(state, saved)
+    if name := checkpoint_files.first_not_finite(arrays['params']):
+      raise FloatingPointError(
+        f'The parameters are not finite after step {step} ({name}): it was not saved.'
+      )
     latest = self._manager.latest_step()
     if latest is not None and latest >= step:
       raise ValueError(
@@ -198,12 +203,12 @@ def restore(
   expected = _arrays(like, saved)
 
   def load(path):
+    metadata = _load_own_metadata(path)
     shapes = checkpoint_files.load_shapes(path)
     checkpoint_files.check_shapes(directory, shapes['params'], expected['params'])
     checkpoint_files.check_shapes(
       directory, shapes['opt_state'], expected['opt_state'], 'optimizer'
     )
-    metadata = checkpoint_files.load_metadata(path)
     return checkpoint_files.load_arrays(path, expected, metadata), metadata
 
   arrays, metadata = _newest_intact(directory, load, quarantine)
@@ -226,6 +231,7 @@ def restore_params(directory: pathlib.Path, like: Any, name: str) -> Params:
   key, _, member = name.partition('.')
 
   def load(path):
+    metadata = _load_own_metadata(path)
     found = checkpoint_files.load_shapes(path)['params']
     size = len(found[key]) if isinstance(found.get(key), list) else 0
     known = _names(found)
@@ -236,7 +242,6 @@ def restore_params(directory: pathlib.Path, like: Any, name: str) -> Params:
     # A ring is restored with all its members, which are alike.
     wanted = (like,) * size if member else like
     checkpoint_files.check_shapes(directory, found[key], wanted)
-    metadata = checkpoint_files.load_metadata(path)
     return checkpoint_files.load_arrays(path, {'params': {key: wanted}}, metadata, partial=True)
 
   found = _newest_intact(directory, load)['params'][key]
@@ -264,6 +269,31 @@ def read_metadata(directory: pathlib.Path, step: int | None = None) -> dict[str,
   return checkpoint_files.load_metadata(directory / str(found))
 
 
+def check_kind(directory: pathlib.Path, kind: str) -> None:
+  """Refuses checkpoints of another kind of model, whose weights may have the same shapes.
+
+  Args:
+    directory: of all steps of a run.
+    kind: such as 'PreferenceModel'.
+
+  Raises:
+    FileNotFoundError, ValueError: as `restore`; or it is of another kind.
+  """
+  found = _newest_intact(directory, _load_own_metadata).get('model', kind)
+  if found != kind:
+    raise ValueError(
+      f'{directory.parent} has trained a {found}, where a {kind} is needed: name a run of that.'
+    )
+
+
+def _load_own_metadata(path: pathlib.Path) -> dict[str, Any]:
+  """The metadata of a checkpoint, which the run wrote in whose directory it is."""
+  metadata = checkpoint_files.load_metadata(path)
+  if 'fields' in metadata:
+    run_directory.check_owner(path.parent.parent, path, metadata['fields'])
+  return metadata
+
+
 def _arrays(state: TrainState, saved: Sequence[str] | None) -> dict[str, Any]:
   """What of a state is saved."""
   sets = state.params.sets if saved is None else {name: state.params.sets[name] for name in saved}
@@ -286,7 +316,9 @@ def _newest_intact(
     if quarantine:
       _quarantine(path)
   if corrupt:
-    raise ValueError(f'No intact checkpoint in {directory}: {"; ".join(corrupt)}.')
+    raise ValueError(
+      f'No intact checkpoint in {directory} ({"; ".join(corrupt)}): train that run again, in another run_dir.'
+    )
   raise FileNotFoundError(f'No checkpoint in {directory}: train that run first.')
 
 

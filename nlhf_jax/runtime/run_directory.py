@@ -50,16 +50,36 @@ def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any]) -> None:
   for parent in (run_dir, *run_dir.parents):
     if parent.exists() and not parent.is_dir():
       raise FileExistsError(f'{parent} is a file, not a directory: name another run_dir.')
-  if not (run_dir / _CONFIG).is_file():
+  if not (run_dir / _CONFIG).is_file() and not (run_dir / _RUN).is_file():
+    _check_without_run(run_dir)
     return
-  old, new = _read_fields(run_dir), _as_json(fields)
-  for name in sorted(old.keys() | new.keys()):
-    before, now = old.get(name, 'not set'), new.get(name, 'not set')
-    if before != now and not _may_change(name):
-      raise ValueError(
-        f'{run_dir} holds a run of another configuration ({name} was {before}, now {now}): '
-        'name another run_dir, delete it, or set the field as it was.'
-      )
+  changed = _first_change(_read_fields(run_dir), _as_json(fields))
+  if changed is not None:
+    raise ValueError(
+      f'{run_dir} holds a run of another configuration ({changed}): '
+      'name another run_dir, delete it, or set the field as it was.'
+    )
+
+
+def check_owner(run_dir: pathlib.Path, checkpoint: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  """Refuses a checkpoint that another run wrote than the one that its directory belongs to.
+
+  Args:
+    run_dir: of the run; where it is none, there is nothing to compare.
+    checkpoint: is in it.
+    fields: that were written with it.
+
+  Raises:
+    ValueError: they are not the run's.
+  """
+  if not (run_dir / _RUN).is_file():
+    return
+  changed = _first_change(_as_json(fields), _read_fields(run_dir))
+  if changed is not None:
+    raise ValueError(
+      f'Checkpoint {checkpoint} was written by another run than that of {run_dir / _RUN} ({changed}): put back the one that '
+      'belongs there, or train the run again in another run_dir.'
+    )
 
 
 def create(run_dir: pathlib.Path, config: str, fields: Mapping[str, Any]) -> None:
@@ -117,6 +137,25 @@ def atomic_directory(output_dir: str | pathlib.Path) -> Iterator[pathlib.Path]:
     partial.rename(output_dir)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_without_run(run_dir: pathlib.Path) -> None:
+  """Refuses checkpoints of which nothing tells by what they were trained."""
+  found = run_dir / 'checkpoints'
+  if found.is_dir() and any(path.name.isdecimal() for path in found.iterdir()):
+    raise ValueError(
+      f'{run_dir} has checkpoints, but neither {_CONFIG} nor {_RUN}, which tell by what they were trained: put these back, or '
+      'name another run_dir.'
+    )
+
+
+def _first_change(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
+  """In words; None: they are the same run."""
+  for name in sorted(old.keys() | new.keys()):
+    before, now = old.get(name, 'not set'), new.get(name, 'not set')
+    if before != now and not _may_change(name):
+      return f'{name} was {before}, now {now}'
+  return None
 
 
 def _check_version(run_dir: pathlib.Path) -> None:

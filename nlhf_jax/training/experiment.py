@@ -3,6 +3,7 @@
 Runs name each other by directory, relative to their common parent: a policy starts from 'sft' and is judged by 'preference'.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,12 +109,31 @@ def pretrained(weights: Callable[[Params], Params]) -> Start:
   return lambda like, runs: weights(like)
 
 
+@dataclasses.dataclass(frozen=True)
+class FromRun:
+  """Start: what another run trained; see `from_run`."""
+
+  name: str
+  adapters: lora.Lora | None
+  start_from: str | Start | None
+  parameters: str
+
+  def __call__(self, like: Params, runs: pathlib.Path) -> Params:
+    """These parameters, in the shapes, types and shardings of `like`."""
+    directory = runs / self.name / 'checkpoints'
+    if self.adapters is None:
+      return checkpoints.restore_params(directory, like, self.parameters)
+    shapes = jax.eval_shape(lambda: lora.init(self.adapters, like, jax.random.PRNGKey(0)))
+    trained = checkpoints.restore_params(directory, shapes, self.parameters)
+    return lora.merge(self.adapters, Adapted(as_start(self.start_from)(like, runs), trained))
+
+
 def from_run(
   name: str,
   adapters: lora.Lora | None = None,
   start_from: str | Start | None = None,
   parameters: str = 'online',
-) -> Start:
+) -> FromRun:
   """Start: what another run trained.
 
   Args:
@@ -122,16 +142,7 @@ def from_run(
     start_from: what that was.
     parameters: which set: 'online', or 'average' for averaged weights.
   """
-
-  def load(like: Params, runs: pathlib.Path) -> Params:
-    directory = runs / name / 'checkpoints'
-    if adapters is None:
-      return checkpoints.restore_params(directory, like, parameters)
-    shapes = jax.eval_shape(lambda: lora.init(adapters, like, jax.random.PRNGKey(0)))
-    trained = checkpoints.restore_params(directory, shapes, parameters)
-    return lora.merge(adapters, Adapted(as_start(start_from)(like, runs), trained))
-
-  return load
+  return FromRun(name, adapters, start_from, parameters)
 
 
 def network_from(start: str | Start, model: Model, seed: Seed = 0) -> Start:

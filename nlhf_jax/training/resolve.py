@@ -49,6 +49,8 @@ class Run(NamedTuple):
   """An experiment whose weights, method and mesh have been found: what training takes."""
 
   algorithm: Algorithm
+  # Of what is trained: 'Policy', 'PreferenceModel' or 'RewardModel'.
+  kind: str
   optimizer: optax.GradientTransformation
   # Before the first step.
   state: TrainState
@@ -116,6 +118,7 @@ def resolve(
   state = _first_state(experiment, algorithm, start, shardings)
   return Run(
     algorithm,
+    weights.kind_of(experiment.model),
     experiment.optimizer,
     state,
     experiment.batches,
@@ -171,6 +174,7 @@ def bind_feedback(
 ) -> Feedback:
   """A judge or a reward, with the weights that its run trained; of any kind, on any number of processes."""
   if isinstance(feedback, FeedbackSource):
+    weights.check_kind(feedback.model, feedback.run, runs)
     params = weights.load_params(feedback.model, feedback.run, runs, layout, feedback.dtype)
     return feedback.feedback(params)
   if processes.is_single_process():

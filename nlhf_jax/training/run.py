@@ -144,7 +144,7 @@ def _continue(
       report.advance(steps)
 
     def save(state, sums):
-      metadata = {'fields': dict(fields), 'reference': run.reference}
+      metadata = {'fields': dict(fields), 'model': run.kind, 'reference': run.reference}
       metadata |= {'next_batch': int(state.step), 'sums': sums}
       writer.save(state, metadata, latest or None, saved=run.saved)
 
@@ -164,8 +164,23 @@ def _continue(
         layout=run.layout,
         sums=sums,
       )
-    except loop.NonFiniteError as error:
-      raise FloatingPointError(f'{error} Its batch: {_keep_batch(run_dir, error)}.') from error
+    except FloatingPointError as error:
+      kept = ''
+      if isinstance(error, loop.NonFiniteError):
+        kept = f' Its batch: {_keep_batch(run_dir, error)}.'
+      writer.wait()
+      raise FloatingPointError(f'{error}{kept} {_way_back(run_dir)}') from error
+
+
+def _way_back(run_dir: pathlib.Path) -> str:
+  """How to go on after a number that is not finite."""
+  step = checkpoints.latest_step(run_dir / 'checkpoints')
+  if step is None:
+    return 'There is no checkpoint before: lower the learning rate, in another run_dir.'
+  return (
+    f'The checkpoint of step {step} is finite: lower the learning rate in a new run that starts from it (start_from = '
+    f'{run_dir.name!r}).'
+  )
 
 
 def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any] | None]:

@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-from nlhf_jax.runtime import partitioning
+from nlhf_jax.runtime import checkpoints, partitioning
 from nlhf_jax.training.experiment import Experiment, Model, Start, as_start, from_run
 from nlhf_jax.types import Params
 
@@ -44,11 +44,24 @@ def load_params(
   return params if dtype is None else cast(params, dtype)
 
 
+def kind_of(model: Model) -> str:
+  """'Policy', 'PreferenceModel' or 'RewardModel'."""
+  return type(model).__name__
+
+
+def check_kind(model: Model, run: str | Start, runs: pathlib.Path) -> None:
+  """Raises ValueError where a run has trained another kind of model; weights of other files are not known to be of any."""
+  name = getattr(run, 'name', run)
+  if isinstance(name, str):
+    checkpoints.check_kind(runs / name / 'checkpoints', kind_of(model))
+
+
 def trained_params(
   experiment: Experiment, run_dir: pathlib.Path, parameters: str = 'online'
 ) -> Params:
   """What an experiment has trained, adapters merged: this set of its checkpoints."""
   start = from_run(run_dir.name, experiment.adapters, experiment.start_from, parameters)
+  check_kind(experiment.model, start, run_dir.parent)
   return load_params(experiment.model, start, run_dir.parent)
 
 

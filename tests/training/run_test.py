@@ -1,16 +1,19 @@
-"""What a run refuses before it writes anything."""
+"""What a run refuses before it writes anything, and whose weights it takes."""
 
 import functools
+import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from nlhf_jax import algorithms
 from nlhf_jax.evaluation import distance
-from nlhf_jax.models import policy
+from nlhf_jax.models import policy, preference_model, rater
 from nlhf_jax.networks import decoding
-from nlhf_jax.training import experiment, run
+from nlhf_jax.runtime import checkpoint_files, checkpoints
+from nlhf_jax.training import experiment, resolve, run, weights
 from nlhf_jax.types import EOS, PAD, Demonstration, Prompts, Rollout
 from tests.tiny import t5_network
 
@@ -58,3 +61,116 @@ def test_measurements_that_would_be_left_out(tmp_path, every, log_every):
   with pytest.raises(ValueError, match=f'Measured.every is {every}, .*set Measured.every to [12]0'):
     run.train(described, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def imitation(**changes) -> experiment.Experiment:
+  network = t5_network(vocab_size=12)
+  described = experiment.Experiment(
+    model=policy.from_network(network, decoding.Sampling(max_length=3)),
+    algorithm=algorithms.sft,
+    batches=functools.partial(batches, 11),
+    optimizer=optax.sgd(0.1),
+    num_steps=1,
+    network=network,
+  )
+  return described._replace(**changes)
+
+
+def saved_steps(run_dir) -> list[int]:
+  return checkpoints.steps(run_dir / 'checkpoints')
+
+
+@pytest.fixture(scope='module')
+def two_runs(tmp_path_factory):
+  """The same model, trained by two configurations."""
+  root = tmp_path_factory.mktemp('runs')
+  for name, number in (('one', 1), ('other', 2)):
+    run.train(imitation(), root / name, {'a.b': number})
+  return root
+
+
+@pytest.fixture
+def mixed_up(two_runs, tmp_path):
+  """A run's directory with another's checkpoints."""
+  shutil.copytree(two_runs / 'one', tmp_path / 'one')
+  shutil.rmtree(tmp_path / 'one' / 'checkpoints')
+  shutil.copytree(two_runs / 'other' / 'checkpoints', tmp_path / 'one' / 'checkpoints')
+  return tmp_path / 'one'
+
+
+@pytest.mark.parametrize(
+  'read',
+  [
+    lambda run_dir: run.train(imitation(), run_dir, {'a.b': 1}),
+    lambda run_dir: weights.trained_params(imitation(), run_dir),
+    lambda run_dir: run.train(
+      imitation(start_from='one'), run_dir.with_name('next'), {'a.b': 3}, runs=run_dir.parent
+    ),
+  ],
+  ids=['resume', 'sample', 'start'],
+)
+def test_checkpoints_of_another_run(mixed_up, read):
+  with pytest.raises(
+    ValueError, match=r'by another run than that of .*run.json \(a.b was 2, now 1'
+  ):
+    read(mixed_up)
+  assert saved_steps(mixed_up) == [1] and not mixed_up.with_name('next').exists()
+
+
+def test_a_moved_run_is_read(two_runs, tmp_path):
+  shutil.copytree(two_runs / 'one', tmp_path / 'elsewhere' / 'renamed')
+  assert weights.trained_params(imitation(), tmp_path / 'elsewhere' / 'renamed')
+
+
+def test_weights_of_a_policy_do_not_judge(two_runs):
+  """An encoder-decoder that reads pairs has the arrays of a policy."""
+  model = preference_model.from_rater(
+    rater.in_encoder(t5_network(vocab_size=12), ((), (2,), (2,), ()), head=rater.vocabulary_row(3))
+  )
+  source = experiment.trained_preference(model, 'one')
+  with pytest.raises(ValueError, match='one has trained a Policy, where a PreferenceModel is need'):
+    resolve.bind_feedback(source, two_runs)
+
+
+def test_checkpoints_without_their_configuration(two_runs, tmp_path):
+  run_dir = tmp_path / 'run'
+  shutil.copytree(two_runs / 'one', run_dir)
+  (run_dir / 'config.gin').unlink()
+  with pytest.raises(ValueError, match=r'another configuration \(a.b was 1, now 5\)'):
+    run.train(imitation(), run_dir, {'a.b': 5})
+  run.train(imitation(), run_dir, {'a.b': 1}, 'of the same fields')
+  assert (run_dir / 'config.gin').read_text() == 'of the same fields'
+  for name in ('config.gin', 'run.json'):
+    (run_dir / name).unlink()
+  with pytest.raises(ValueError, match=r'has checkpoints, but neither config.gin nor run.json'):
+    run.train(imitation(), run_dir, {'a.b': 1})
+  assert not (run_dir / 'run.json').exists()
+
+
+def test_the_way_back_from_numbers_that_are_not_finite(tmp_path):
+  """They are not saved; a restart goes on from what was, and so does a run with a smaller step."""
+  run_dir = tmp_path / 'wild'
+  wild = optax.sgd(lambda step: jnp.where(step < 2, 0.1, jnp.inf))
+  described = imitation(optimizer=wild, num_steps=5, save_every=1)
+  for _ in range(2):
+    with pytest.raises(
+      FloatingPointError,
+      match=r'not finite after step 3 .*The checkpoint of step 2 is finite: .*start_from = .wild.',
+    ):
+      run.train(described, run_dir, {'a.b': 1})
+    assert saved_steps(run_dir) == [1, 2] and not (run_dir / 'quarantine').exists()
+  tame = imitation(start_from='wild')
+  state = run.train(tame, tmp_path / 'tame', {'a.b': 2})
+  assert int(state.step) == 1
+
+
+def test_a_checkpoint_that_is_not_finite(two_runs, tmp_path, monkeypatch):
+  """Of a version that saved it: the one before is taken."""
+  run_dir = tmp_path / 'run'
+  described = imitation(num_steps=2, save_every=1, optimizer=optax.sgd(jnp.inf))
+  monkeypatch.setattr(checkpoint_files, 'first_not_finite', lambda tree: None)
+  with pytest.raises(FloatingPointError, match='Loss or gradient is not finite at step 1'):
+    run.train(described, run_dir, {'a.b': 1})
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match=r'No intact checkpoint in .*is not finite.*: train that run'):
+    weights.trained_params(described, run_dir)
