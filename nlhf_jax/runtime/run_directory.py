@@ -50,9 +50,14 @@ def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any]) -> None:
   for parent in (run_dir, *run_dir.parents):
     if parent.exists() and not parent.is_dir():
       raise FileExistsError(f'{parent} is a file, not a directory: name another run_dir.')
-  if not (run_dir / _CONFIG).is_file() and not (run_dir / _RUN).is_file():
-    _check_without_run(run_dir)
-    return
+  if not (run_dir / _CONFIG).is_file():
+    if not _has_checkpoints(run_dir):
+      return
+    if not (run_dir / _RUN).is_file():
+      raise ValueError(
+        f'{run_dir} has checkpoints, but neither {_CONFIG} nor {_RUN}, which tell by what they were trained: put these back, or '
+        'name another run_dir.'
+      )
   changed = _first_change(_read_fields(run_dir), _as_json(fields))
   if changed is not None:
     raise ValueError(
@@ -139,14 +144,9 @@ def atomic_directory(output_dir: str | pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_without_run(run_dir: pathlib.Path) -> None:
-  """Refuses checkpoints of which nothing tells by what they were trained."""
+def _has_checkpoints(run_dir: pathlib.Path) -> bool:
   found = run_dir / 'checkpoints'
-  if found.is_dir() and any(path.name.isdecimal() for path in found.iterdir()):
-    raise ValueError(
-      f'{run_dir} has checkpoints, but neither {_CONFIG} nor {_RUN}, which tell by what they were trained: put these back, or '
-      'name another run_dir.'
-    )
+  return found.is_dir() and any(path.name.isdecimal() for path in found.iterdir())
 
 
 def _first_change(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:

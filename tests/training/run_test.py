@@ -172,5 +172,7 @@ def test_a_checkpoint_that_is_not_finite(two_runs, tmp_path, monkeypatch):
   with pytest.raises(FloatingPointError, match='Loss or gradient is not finite at step 1'):
     run.train(described, run_dir, {'a.b': 1})
   monkeypatch.undo()
-  with pytest.raises(ValueError, match=r'No intact checkpoint in .*is not finite.*: train that run'):
+  with pytest.raises(
+    ValueError, match=r'No intact checkpoint in .*is not finite.*: train that run'
+  ):
     weights.trained_params(described, run_dir)
