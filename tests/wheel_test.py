@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import sysconfig
 import zipfile
 
 import pytest
+
+from tests.docs_test import blocks_in, command_lines
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -77,17 +80,33 @@ def test_wheel_holds_every_configuration(wheel):
   assert {f'nlhf_jax/judges/templates/{name}.txt' for name in ('chat', 'summary')} <= names
 
 
-def test_demo_of_an_installed_wheel(nlhf):
+@pytest.fixture(scope='module')
+def demo(nlhf) -> str:
+  """What `make demo` prints, of one step a stage."""
+  return nlhf('demo', '--run_dir=runs/demo', *SMALL)
+
+
+def test_demo_of_an_installed_wheel(nlhf, demo):
   """Every stage takes a step, and the policies play."""
-  output = nlhf('demo', '--run_dir=runs', *SMALL)
-  assert 'P(row ≻ column)' in output
-  rates = json.loads((nlhf.directory / 'runs' / 'win_rates.json').read_text())
+  assert 'P(row ≻ column)' in demo
+  runs = nlhf.directory / 'runs' / 'demo'
+  rates = json.loads((runs / 'win_rates.json').read_text())
   assert rates['labels'] == ['SFT', 'RLHF', 'SP', 'Nash-MD', 'Nash-EMA', 'BR']
-  assert (nlhf.directory / 'runs' / 'report.html').is_file()
-  # A finished stage is found by name, and not run again.
-  assert 'Trained: runs/sft' in nlhf(
-    'train', '--experiment=builtin/sft', '--run_dir=runs/sft', *SMALL
-  )
+  assert (runs / 'report.html').is_file()
+
+
+def test_commands_of_the_readme(nlhf, demo):
+  """Word for word, in their order, after the demo; runs that it has finished are found, and not run again."""
+  (block,) = (b for b in blocks_in(ROOT / 'README.md', 'bash') if 'nlhf train' in b.text)
+  printed = {}
+  for line in command_lines(block):
+    program, command, *words = shlex.split(line)
+    flags = {'train': SMALL, 'win-rates': [x for x in SMALL if 'corpora' in x]}
+    assert program == 'nlhf'
+    printed[command] = nlhf(command, *words, *flags.get(command, []))
+  assert 'Trained: runs/demo/nash_md_pg' in printed['train']
+  assert (nlhf.directory / 'runs' / 'compared' / 'report.html').is_file()
+  assert 'Nash-MD' in printed['rank'] and 'nash_mp' in printed['solve']
 
 
 def test_solve_of_an_installed_wheel(nlhf):

@@ -74,10 +74,24 @@ def read_lines(path: pathlib.Path) -> list[str]:
   Raises:
     FileNotFoundError: there is no such file.
   """
+  lines = (line.strip() for line in read_text(path).splitlines())
+  return [line for line in lines if line and not line.startswith('#')]
+
+
+def read_text(path: pathlib.Path) -> str:
+  """A text file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is not in UTF-8.
+  """
   if not path.is_file():
     raise FileNotFoundError(f'No file {path}.')
-  lines = (line.strip() for line in path.read_text(encoding='utf-8').splitlines())
-  return [line for line in lines if line and not line.startswith('#')]
+  try:
+    return path.read_text(encoding='utf-8-sig')
+  except UnicodeDecodeError as error:
+    line = error.object[: error.start].count(b'\n') + 1
+    raise ValueError(f'{path}:{line} is not in UTF-8: write the file in that encoding.') from error
 
 
 def _stage(directory: pathlib.Path, line: str) -> Stage:

@@ -42,47 +42,76 @@ from nlhf_jax.cli import (
   games,
   judge,
   personalise,
+  quiet,
   votes,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one sub-command; a user's mistake is one line on stderr and exit status 2."""
+  """Runs one sub-command; whatever ends it is one line on stderr.
+
+  Exit status 2 is a user's mistake, 3 a machine that gave out, 1 a fault of this program, 130 an interrupt.
+  """
   if argv is None:
     _use_large_pages()
   args = flags.parse(sys.argv[1:] if argv is None else list(argv))
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's start-up messages.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  quiet.load_tensorflow_quietly()
   logging.getLogger('absl').setLevel(logging.ERROR)
-  keep_compiled()
   try:
+    keep_compiled()
     _COMMANDS[args.command](args)
-  except Exception as error:
+  except (Exception, KeyboardInterrupt) as error:
     return _ended_by(error, args)
   return 0
 
 
-def _ended_by(error: Exception, args: argparse.Namespace) -> int:
-  """Reports what ended a command; one of many processes then ends at once. Raises what is no user's mistake."""
-  import jax
-
-  from nlhf_jax.cli import gin_config
+def _ended_by(error: BaseException, args: argparse.Namespace) -> int:
+  """Reports what ended a command; one of many processes then ends at once."""
   from nlhf_jax.runtime import processes
 
-  single, text = processes.is_single_process(), gin_config.one_line(error)
-  mistake = isinstance(error, (ValueError, OSError, FloatingPointError))
-  if single and (args.traceback or not mistake):
+  single = processes.is_single_process()
+  if args.traceback and single:
     raise error
-  if args.traceback or not (mistake or isinstance(error, jax.errors.JaxRuntimeError)):
+  if args.traceback:
     traceback.print_exception(error)
-  if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' not in text:  # That is memory.
-    text = (
+  status, text = _account(error, single)
+  print(f'nlhf {args.command}: {text}', file=sys.stderr, flush=True)
+  processes.abort(status)
+  return status
+
+
+def _account(error: BaseException, single: bool) -> tuple[int, str]:
+  """The exit status, and what is said of an error."""
+  from nlhf_jax.cli import gin_config
+
+  text = gin_config.one_line(error)
+  if isinstance(error, KeyboardInterrupt):
+    return (
+      130,
+      'interrupted; runs and collections go on from what they have saved.',
+    )
+  if isinstance(error, ModuleNotFoundError) and not (error.name or '').startswith('nlhf_jax'):
+    return (
+      2,
+      f'the package {error.name} is not installed, which this needs: pip install it, or one of the extras of nlhf_jax.',
+    )
+  if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    return 2, text
+  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
+    return 3, (
+      'out of memory: take a smaller batch (BATCH_SIZE), more microbatches (Experiment.num_microbatches), or adapters; nlhf plan '
+      f'tells what a run needs. ({text[:300]})'
+    )
+  if isinstance(error, RuntimeError) and not single:
+    return 3, (
       'an exchange with the other processes failed; one of them has probably ended. Start all of them again: the run '
       f'goes on from its newest checkpoint. ({text[:300]})'
     )
-  print(f'nlhf {args.command}: {text}', file=sys.stderr, flush=True)
-  status = 2 if mistake else 3
-  processes.abort(status)
-  return status
+  return (
+    1,
+    f'a fault of nlhf_jax, not yours: {type(error).__name__}: {text[:500]} (--traceback shows where.)',
+  )
 
 
 def _use_large_pages() -> None:
@@ -220,24 +249,38 @@ def _win_rates(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-  from nlhf_jax.cli import experiments
   from nlhf_jax.evaluation import tournament
 
   contestant = described.contestant(args.run_dir) if args.run_dir else described.untrained(args)
   evaluation = described.configure(args, tournament.Evaluation, []).value
   texts = list(args.prompt or [])
   if args.prompts_file:
-    texts += experiments.read_lines(pathlib.Path(args.prompts_file))
+    texts += _read_prompts(pathlib.Path(args.prompts_file))
   for prompt, responses in tournament.sample(
     evaluation, contestant, texts, num_samples=args.num_samples, seed=args.seed
   ):
     print(json.dumps({'prompt': prompt, 'responses': responses}, ensure_ascii=False))
 
 
+def _read_prompts(path: pathlib.Path) -> list[str]:
+  """One a line, as it stands; blank lines are none."""
+  from nlhf_jax.cli import experiments
+
+  prompts = [line for line in experiments.read_text(path).splitlines() if line.strip()]
+  if not prompts:
+    raise ValueError(f'{path} holds no prompt: write one a line, or leave --prompts_file out.')
+  return prompts
+
+
 def _export(args: argparse.Namespace) -> None:
   from nlhf_jax.training import export
 
   run_dir, output_dir = pathlib.Path(args.run_dir), pathlib.Path(args.output_dir)
+  for flag, formats in (('dtype', ['hf']), ('base_model', ['hf', 'peft'])):
+    if getattr(args, flag) and args.to not in formats:
+      raise ValueError(
+        f'--{flag} says nothing with --to={args.to}: leave it out, or use --to={formats[0]}.'
+      )
   experiment = described.experiment_of(run_dir)
   export.export(
     experiment, run_dir, output_dir, args.to, dtype=args.dtype, base_model=args.base_model
@@ -272,16 +315,22 @@ def _compare(
 ) -> None:
   """Loads every run's policy by its own configuration, then the evaluation and its judge, and plays.
 
-  A judge that another run trained is looked for beside the first of these runs, as a run looks for its own.
+  The evaluation is read before the policies too, so that a wrong label is found at once. A judge that another run trained is looked for beside the first of these runs, as a run looks for its own.
   """
   from nlhf_jax.cli import gin_config
   from nlhf_jax.evaluation import tournament
   from nlhf_jax.training import resolve
 
-  contestants = {label: described.contestant(run) for label, run in runs.items()}
-  configured = described.configure(
-    args, tournament.Evaluation, gin_files, ignore_unknown_macros=ignore_unknown_macros
+  configure = functools.partial(
+    described.configure,
+    args,
+    tournament.Evaluation,
+    gin_files,
+    ignore_unknown_macros=ignore_unknown_macros,
   )
+  tournament.check_reference(configure().value, list(runs))
+  contestants = {label: described.contestant(run) for label, run in runs.items()}
+  configured = configure()
   beside = described.run_and_set(next(iter(runs.values())))[0].parent
   with gin_config.naming_flags(configured):
     judge = resolve.bind_feedback(configured.value.judge, beside)

@@ -1,7 +1,6 @@
 """Trained policies against each other: win rates under a judge, and exact play where responses can be enumerated."""
 
 import collections
-import contextlib
 import json
 import math
 import pathlib
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int
 from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Seed
 from nlhf_jax.evaluation import exact, report, win_rates
 from nlhf_jax.evaluation.contestants import Contestant, as_text, draw
-from nlhf_jax.runtime import progress
+from nlhf_jax.runtime import atomic, progress
 from nlhf_jax.types import Enumeration, FixedPoint, PreferenceFn, Prompts
 
 Advance = Callable[[int], None]
@@ -87,9 +86,12 @@ def compare(
   num_pairs = len(labels) * (len(labels) - 1) // 2
   with progress.bar('responses', len(labels)) as advance:
     responses = [_respond(evaluation, one, prompts, advance) for one in contestants.values()]
-  output_dir.mkdir(parents=True, exist_ok=True)
   missing: collections.Counter[tuple[str, str]] = collections.Counter()
-  with progress.bar('win rates', num_pairs) as advance, _votes_file(output_dir) as file:
+  votes = output_dir / 'votes.jsonl'
+  with (
+    progress.bar('win rates', num_pairs) as advance,
+    atomic.replaced(votes, encoding='utf-8') as file,
+  ):
     per_prompt = win_rates.judge_all(
       evaluation.judge,
       prompts,
@@ -98,6 +100,9 @@ def compare(
       observe=_recorder(evaluation, labels, prompts, responses, file, missing),
       advance=advance,
     )
+  # Of an earlier comparison they would be shown beside this one.
+  for name in ('exact.json', 'samples.jsonl', 'exploitability.json', 'report.html'):
+    (output_dir / name).unlink(missing_ok=True)
   rates = win_rates.summarise(per_prompt, labels, evaluation.judge_name, missing.total())
   win_rates.write(output_dir, rates)
   if evaluation.enumeration is not None:
@@ -108,7 +113,7 @@ def compare(
     exact.write(output_dir, found)
   rows = _samples(evaluation, labels, prompts, responses, per_prompt)
   lines = [json.dumps(row) + '\n' for row in rows]
-  (output_dir / 'samples.jsonl').write_text(''.join(lines))
+  atomic.write_text(output_dir / 'samples.jsonl', ''.join(lines))
   report.from_run_dir(output_dir)
   return Played(rates, prompts, dict(zip(labels, responses, strict=True)))
 
@@ -120,15 +125,6 @@ def check_reference(evaluation: Evaluation, labels: Sequence[str]) -> None:
       f'Exact play measures against the reference {evaluation.reference!r}, which is none of {", ".join(labels)}: give a run that '
       'label, or set tournament.Evaluation.reference to one of these.'
     )
-
-
-@contextlib.contextmanager
-def _votes_file(output_dir: pathlib.Path) -> Iterator[TextIO]:
-  """votes.jsonl, which is there once it is complete."""
-  partial = output_dir / 'votes.jsonl.partial'
-  with partial.open('w', encoding='utf-8') as file:
-    yield file
-  partial.replace(output_dir / 'votes.jsonl')
 
 
 def _recorder(

@@ -7,6 +7,7 @@ it: they learn of it from a broken exchange at once, or from missing heartbeats 
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -97,7 +98,10 @@ def gather(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[int], bool]]:
-  """Yields a function of the step that is done: whether the run was asked to end (SIGTERM); the same for all processes."""
+  """Yields a function of the step that is done: whether the run was asked to end; the same for all processes.
+
+  SIGTERM asks, and so does the first Ctrl-C of a process that has joined no others; the second one interrupts.
+  """
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point
     return
@@ -105,8 +109,19 @@ def termination() -> Iterator[Callable[[int], bool]]:
     yield lambda step: False
     return
   asked = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+  def interrupt(number, frame):
+    if asked.is_set():
+      raise KeyboardInterrupt
+    asked.set()
+    print('\nEnds after this step, and saves; Ctrl-C again ends at once.', file=sys.stderr)
+
+  before = {
+    number: signal.signal(number, handler)
+    for number, handler in ((signal.SIGTERM, lambda *_: asked.set()), (signal.SIGINT, interrupt))
+  }
   try:
     yield lambda step: asked.is_set()
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -182,6 +182,80 @@ def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
   assert len(answer['responses']) == 3
 
 
+def test_labels_are_checked_before_anything_is_loaded(capsys, tmp_path):
+  argv = ['win-rates', EVALUATION, f'--output_dir={tmp_path / "out"}', '--run_dirs', 'MU=/nowhere']
+  status, output = run(capsys, *argv)
+  assert status == 2
+  assert "measures against the reference 'SFT', which is none of MU" in output.err
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'\n \n', 'holds no prompt: write one a line'),
+    (b'a\nb\xff\n', 'prompts.txt:2 is not in UTF-8'),
+    (None, 'No file'),
+  ],
+)
+def test_prompts_that_cannot_be_read(content, message, runs, capsys, tmp_path):
+  path = tmp_path / 'prompts.txt'
+  if content is not None:
+    path.write_bytes(content)
+  status, output = run(
+    capsys, 'sample', EVALUATION, f'--run_dir={runs / "sft"}', f'--prompts_file={path}'
+  )
+  assert status == 2 and message in output.err and output.err.count('\n') == 1
+
+
+def test_every_line_of_a_prompts_file_is_a_prompt(tmp_path):
+  """A heading, or a tag, begins with the sign that comments of our own files begin with."""
+  path = tmp_path / 'prompts.txt'
+  path.write_bytes('\ufeff# a heading\n\n  indented\n'.encode())
+  assert main._read_prompts(path) == ['# a heading', '  indented']
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--to=t5x', '--dtype=bfloat16'], '--dtype says nothing with --to=t5x'),
+    (['--to=peft', '--dtype=float32'], '--dtype says nothing with --to=peft'),
+    (['--to=t5x', '--base_model=m'], '--base_model says nothing with --to=t5x'),
+  ],
+)
+def test_flags_that_mean_nothing(flags, message, runs, capsys, tmp_path):
+  argv = ['export', f'--run_dir={runs / "sft"}', f'--output_dir={tmp_path / "out"}', *flags]
+  status, output = run(capsys, *argv)
+  assert status == 2 and message in output.err and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  ('error', 'status', 'message'),
+  [
+    (KeyError('tau'), 1, "a fault of nlhf_jax, not yours: KeyError: 'tau' (--traceback shows"),
+    (AssertionError(), 1, 'a fault of nlhf_jax, not yours: AssertionError'),
+    (RecursionError('deep'), 1, 'a fault of nlhf_jax, not yours: RecursionError: deep'),
+    (MemoryError(), 3, 'out of memory: take a smaller batch (BATCH_SIZE)'),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 8 GB'), 3, 'out of memory'),
+    (jax.errors.JaxRuntimeError('INTERNAL: 3'), 1, 'a fault of nlhf_jax, not yours: JaxRuntime'),
+    (ModuleNotFoundError('No module', name='wandb'), 2, 'the package wandb is not installed'),
+    (ModuleNotFoundError('No module', name='nlhf_jax.x'), 1, 'a fault of nlhf_jax'),
+    (KeyboardInterrupt(), 130, 'interrupted; runs and collections go on'),
+  ],
+)
+def test_whatever_ends_a_command_is_one_line(error, status, message, capsys, monkeypatch):
+  def fail(args):
+    raise error
+
+  monkeypatch.setitem(main._COMMANDS, 'report', fail)
+  found, output = run(capsys, 'report', '--run_dir=x')
+  assert found == status
+  assert output.err.startswith('nlhf report: ') and output.err.count('\n') == 1
+  assert message in output.err
+  with pytest.raises(type(error)):
+    run(capsys, 'report', '--run_dir=x', '--traceback')
+
+
 def test_set_that_a_run_lacks_is_named(runs, capsys):
   status, output = run(capsys, 'sample', EVALUATION, f'--run_dir={runs / "sft"}:average')
   assert status == 2
