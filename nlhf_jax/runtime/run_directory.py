@@ -34,7 +34,7 @@ _MAY_CHANGE = (
 )
 
 
-def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any]) -> None:
+def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any], begun: bool = True) -> None:
   """Refuses a directory that no run of these fields can have. Writes nothing.
 
   A run may resume on another mesh, and with other checkpoints kept.
@@ -42,6 +42,7 @@ def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any]) -> None:
   Args:
     run_dir: of the run; it need not exist.
     fields: resolved, by name, such as 'Experiment.num_steps'; values are JSON.
+    begun: whether the run that it holds has anything to lose; if not, any other may have its place.
 
   Raises:
     FileExistsError: it is a file, or is below one.
@@ -50,6 +51,8 @@ def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any]) -> None:
   for parent in (run_dir, *run_dir.parents):
     if parent.exists() and not parent.is_dir():
       raise FileExistsError(f'{parent} is a file, not a directory: name another run_dir.')
+  if not begun:
+    return
   if not (run_dir / _CONFIG).is_file():
     if not _has_checkpoints(run_dir):
       return
@@ -87,20 +90,23 @@ def check_owner(run_dir: pathlib.Path, checkpoint: pathlib.Path, fields: Mapping
     )
 
 
-def create(run_dir: pathlib.Path, config: str, fields: Mapping[str, Any]) -> None:
+def create(
+  run_dir: pathlib.Path, config: str, fields: Mapping[str, Any], begun: bool = True
+) -> None:
   """Makes the directory and writes its configuration, completely or not at all.
 
   Args:
     run_dir: made if need be.
     config: text of the configuration.
-    fields: as of `check_resumable`.
+    fields, begun: as of `check_resumable`.
 
   Raises:
     FileExistsError, ValueError: as `check_resumable`.
   """
-  check_resumable(run_dir, fields)
-  if (run_dir / _CONFIG).is_file():
+  check_resumable(run_dir, fields, begun)
+  if begun and (run_dir / _CONFIG).is_file():
     return
+  (run_dir / _CONFIG).unlink(missing_ok=True)
   run_dir.mkdir(parents=True, exist_ok=True)
   run = {'nlhf_jax': nlhf_jax.__version__, 'fields': dict(fields)}
   # The configuration comes last: a directory that has it has all.

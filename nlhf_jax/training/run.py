@@ -55,7 +55,9 @@ def train(
     OSError: a checkpoint could not be written.
   """
   fields = plain_fields(experiment) if fields is None else fields
-  run_directory.check_resumable(run_dir, fields)
+  # A run that failed before its first checkpoint does not stand in the way of a better one.
+  begun = checkpoints.latest_step(run_dir / 'checkpoints') is not None
+  run_directory.check_resumable(run_dir, fields, begun)
   layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
   with layout.active(), processes.termination() as stop:
     run = resolve(experiment, runs or run_dir.parent, layout)
@@ -69,7 +71,7 @@ def train(
     batches = _start_reading(run, int(state.step), experiment)
     _check_voters(run_dir, experiment.voters)
     if processes.is_primary():
-      run_directory.create(run_dir, config, fields)
+      run_directory.create(run_dir, config, fields, begun)
       _keep_voters(run_dir, experiment.voters)
     processes.barrier('the run directory exists')
     if unfinished or untested:

@@ -128,6 +128,17 @@ def test_kill_between_the_two_files(tmp_path):
   run_directory.check_resumable(tmp_path, {'a.b': 1})
 
 
+def test_a_run_that_has_not_begun_stands_in_nobodys_way(tmp_path):
+  run_directory.create(tmp_path, CONFIG, FIELDS)
+  run_directory.check_resumable(tmp_path, {'a.b': 1}, begun=False)
+  run_directory.create(tmp_path, 'another', {'a.b': 1}, begun=False)
+  assert run_directory.read_config(tmp_path) == 'another'
+  assert json.loads((tmp_path / 'run.json').read_text())['fields'] == {'a.b': 1}
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(FileExistsError, match='is a file, not a directory'):
+    run_directory.check_resumable(tmp_path / 'file', FIELDS, begun=False)
+
+
 def test_atomic_directory(tmp_path):
   with run_directory.atomic_directory(tmp_path / 'out') as directory:
     (directory / 'file').write_text('1')

@@ -12,7 +12,7 @@ from nlhf_jax import algorithms
 from nlhf_jax.evaluation import distance
 from nlhf_jax.models import policy, preference_model, rater
 from nlhf_jax.networks import decoding
-from nlhf_jax.runtime import checkpoint_files, checkpoints
+from nlhf_jax.runtime import checkpoint_files, checkpoints, metrics
 from nlhf_jax.training import experiment, resolve, run, weights
 from nlhf_jax.types import EOS, PAD, Demonstration, Prompts, Rollout
 from tests.tiny import t5_network
@@ -145,6 +145,19 @@ def test_checkpoints_without_their_configuration(two_runs, tmp_path):
   with pytest.raises(ValueError, match=r'has checkpoints, but neither config.gin nor run.json'):
     run.train(imitation(), run_dir, {'a.b': 1})
   assert not (run_dir / 'run.json').exists()
+
+
+def test_a_run_that_failed_before_its_first_checkpoint(tmp_path):
+  """Its directory, and what it logged, belong to the next one."""
+  run_dir = tmp_path / 'run'
+  wild = imitation(optimizer=optax.sgd(jnp.inf), num_steps=3, log_every=1)
+  with pytest.raises(FloatingPointError, match='There is no checkpoint before: lower the learning'):
+    run.train(wild, run_dir, {'a.b': 1}, 'wild')
+  assert (run_dir / 'config.gin').read_text() == 'wild'
+  run.train(imitation(num_steps=2, log_every=1), run_dir, {'a.b': 2}, 'tame')
+  assert (run_dir / 'config.gin').read_text() == 'tame'
+  rows = metrics.read_rows(run_dir / metrics.METRICS)
+  assert [row['step'] for row in rows] == [1, 2] and rows[1]['loss'] is not None
 
 
 def test_the_way_back_from_numbers_that_are_not_finite(tmp_path):
