@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from nlhf_jax.arguments import CountOrZero
+from nlhf_jax.arguments import CountOrZero, DType
 from nlhf_jax.formats import hf_directory, hf_layout, hf_models, peft_reader
 from nlhf_jax.networks import layers, llama
 from nlhf_jax.runtime import run_directory
@@ -62,7 +62,7 @@ class SpecialIds(NamedTuple):
 
 
 def read_config(
-  name: str | pathlib.Path, dtype: Any = 'float32', ids: Ids = AS_GIVEN
+  name: str | pathlib.Path, dtype: DType = 'float32', ids: Ids = AS_GIVEN
 ) -> hf_models.Config:
   """The configuration of the network that a model's config.json describes.
 
@@ -81,7 +81,7 @@ def read_config(
 
 
 def _read_config(
-  model: hf_directory.Model, dtype: Any = 'float32', ids: Ids = AS_GIVEN
+  model: hf_directory.Model, dtype: DType = 'float32', ids: Ids = AS_GIVEN
 ) -> hf_models.Config:
   path = model.base / 'config.json'
   if not path.is_file():
@@ -191,7 +191,7 @@ def token_text(value: Any) -> str | None:
 
 def network(
   name: str | pathlib.Path,
-  dtype: Any = 'float32',
+  dtype: DType = 'float32',
   ids: Ids = AS_GIVEN,
   execution: layers.Execution = layers.PLAIN,
 ) -> nn.Module:
@@ -278,7 +278,7 @@ def save(
   network_config: hf_models.Config,
   output_dir: str | pathlib.Path,
   *,
-  dtype: Any = None,
+  dtype: DType | None = None,
   max_shard_bytes: int = 5 * 10**9,
   tokenizer_from: str | pathlib.Path | None = None,
 ) -> None:
@@ -309,7 +309,7 @@ def write(
   network_config: hf_models.Config,
   directory: pathlib.Path,
   *,
-  dtype: Any = None,
+  dtype: DType | None = None,
   max_shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes config.json and safetensors into an existing directory; arguments as of `save`."""

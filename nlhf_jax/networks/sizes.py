@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from nlhf_jax.arguments import DType
 from nlhf_jax.networks import layers, llama, rope, t5
 from nlhf_jax.networks.network import Network
 
@@ -161,7 +162,7 @@ NAMES = (*_T5_1_1, *_DECODER_ONLY)
 
 
 def config(
-  name: str, dtype: Any = 'float32', execution: layers.Execution = layers.PLAIN, **changes: Any
+  name: str, dtype: DType = 'float32', execution: layers.Execution = layers.PLAIN, **changes: Any
 ) -> t5.T5Config | llama.LlamaConfig:
   """The configuration of a network in a published size.
 
@@ -178,7 +179,7 @@ def config(
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f' Did you mean {close[0]}?' if close else ''
     raise ValueError(f'No network {name!r}: known are {", ".join(NAMES)}.{hint}')
-  common = {'dtype': dtype, 'execution': execution}
+  common: dict[str, Any] = {'dtype': dtype, 'execution': execution}
   if name in _T5_1_1:
     if 'num_layers' in changes:
       layers_of_both = changes.pop('num_layers')
@@ -190,7 +191,7 @@ def config(
 
 
 def network(
-  name: str, dtype: Any = 'float32', execution: layers.Execution = layers.PLAIN, **changes: Any
+  name: str, dtype: DType = 'float32', execution: layers.Execution = layers.PLAIN, **changes: Any
 ) -> Network:
   """The network itself; arguments and errors as of `config`."""
   found = config(name, dtype, execution, **changes)

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from nlhf_jax.arguments import DType
 from nlhf_jax.formats import hf, hf_directory, peft, t5x
 from nlhf_jax.networks import llama_config, t5
 from nlhf_jax.runtime import checkpoints
@@ -17,7 +18,7 @@ def export(
   output_dir: pathlib.Path,
   to: str,
   *,
-  dtype: str | None = None,
+  dtype: DType | None = None,
   base_model: str | None = None,
 ) -> None:
   """Writes what a run has trained in another format.
