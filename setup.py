@@ -78,6 +78,7 @@ setuptools.setup(
     'test': [
       'pytest>=8',
       'pytest-xdist>=3.6',
+      'hypothesis>=6.100',
       'mypy>=2.0',
       'ruff>=0.12',
       'gguf>=0.17',

@@ -287,7 +287,7 @@ def test_judge_is_no_contestant(runs, capsys, tmp_path):
     EVALUATION,
     f'--output_dir={tmp_path}',
     '--run_dirs',
-    str(runs / 'preference'),
+    f'SFT={runs / "preference"}',
   ]
   status, output = run(capsys, *argv)
   assert status == 2
