@@ -2,7 +2,7 @@
 
 import argparse
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Flags of the twin: name -> (type, default, help).
@@ -113,7 +113,7 @@ def _headlines(args: argparse.Namespace):
   from nlhf_jax.cli import described
   from nlhf_jax.data import noted_tables
   from nlhf_jax.personalisation import agents, summary
-  from nlhf_jax.runtime import progress, run_directory
+  from nlhf_jax.runtime import checkpoints, progress, run_directory
 
   settings = _settings(args, 'run_dir')
   chosen = agents.named(args.agents or list(agents.AGENTS), agents.AGENTS)
@@ -123,8 +123,17 @@ def _headlines(args: argparse.Namespace):
       f'{args.run_dir} was not trained on prompts with notes: name a run of --experiment=personal.'
     )
   tables = noted_tables.of_policy(described.contestant(args.run_dir), settings.pop('num_days'))
+  settings['num_unseen'] = num_unseen(checkpoints.read_metadata(run_dir / 'checkpoints')['fields'])
   with progress.bar('simulations', 2 * len(chosen)) as advance:
     return summary.of_headlines(tables, chosen, seed=args.seed, advance=advance, **settings)
+
+
+def num_unseen(fields: Mapping[str, Any]) -> int:
+  """Of the people, those whom a run's training prompts were not about; from its resolved fields."""
+  from nlhf_jax.judges import noted_headlines
+
+  bound = [x for name, x in fields.items() if name.endswith('noted_headlines.num_unseen')]
+  return bound[0] if bound else noted_headlines.NUM_UNSEEN
 
 
 def _settings(args: argparse.Namespace, kind: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def noted_headlines(
   num_train: Count | None = None,
   num_test: Count = 400,
   *,
-  num_unseen: CountOrZero = 6,
+  num_unseen: CountOrZero = noted.NUM_UNSEEN,
   known_share: Share = 0.75,
   seed: Seed = 0,
 ) -> Corpus:

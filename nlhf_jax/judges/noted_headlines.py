@@ -41,13 +41,17 @@ class Person(NamedTuple):
   size: str
 
 
+# Of the 24 people, those whom no training prompt is about unless a run says otherwise.
+NUM_UNSEEN = 6
+
+
 def people() -> tuple[Person, ...]:
   """All 24."""
   found = (Person(*values) for values in itertools.product(*TOPICS.values()))
   return tuple(person for person in found if person.best != person.least)
 
 
-def unseen(number: int = 6) -> tuple[Person, ...]:
+def unseen(number: int = NUM_UNSEEN) -> tuple[Person, ...]:
   """People whom no training prompt is about: each single taste of theirs others have, too.
 
   Raises:

@@ -113,7 +113,7 @@ def of_headlines(
   tables: editor.Tables,
   agents: Mapping[str, Agent],
   *,
-  num_unseen: int = 6,
+  num_unseen: int = noted_headlines.NUM_UNSEEN,
   num_lives: int = 5,
   seed: int = 0,
   advance: Callable[[int], None] = lambda simulations: None,

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from nlhf_jax.cli import main
+from nlhf_jax.cli import main, personalise
+from nlhf_jax.judges import noted_headlines
 from tests.personalisation import tiny_shopping
 
 
@@ -96,3 +97,9 @@ def test_a_policy_that_never_read_notes_is_refused(capsys, tmp_path):
   assert status == 2
   assert 'was not trained on prompts with notes: name a run of --experiment=personal' in shown.err
   assert not (tmp_path / 'out').exists()
+
+
+def test_who_is_unseen_is_the_runs_choice():
+  """Or people would be served as strangers whom it was trained on."""
+  assert personalise.num_unseen({'train/corpora.noted_headlines.num_unseen': 3}) == 3
+  assert personalise.num_unseen({'corpora.headlines.seed': 1}) == noted_headlines.NUM_UNSEEN
