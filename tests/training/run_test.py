@@ -25,16 +25,23 @@ def batches(largest, start=0):
     yield Demonstration(Prompts(tokens, np.zeros(2, np.int32)), Rollout(response, response != PAD))
 
 
-@pytest.mark.parametrize('where', ['batches', 'held_out'])
-def test_tokens_beyond_the_embedding(tmp_path, where):
+def imitation(**changes) -> experiment.Experiment:
   network = t5_network(vocab_size=12)
   described = experiment.Experiment(
     model=policy.from_network(network, decoding.Sampling(max_length=3)),
     algorithm=algorithms.sft,
-    batches=functools.partial(batches, 12 if where == 'batches' else 11),
+    batches=functools.partial(batches, 11),
     optimizer=optax.sgd(0.1),
     num_steps=1,
     network=network,
+  )
+  return described._replace(**changes)
+
+
+@pytest.mark.parametrize('where', ['batches', 'held_out'])
+def test_tokens_beyond_the_embedding(tmp_path, where):
+  described = imitation(
+    batches=functools.partial(batches, 12 if where == 'batches' else 11),
     held_out=(lambda: next(batches(12))) if where == 'held_out' else None,
   )
   with pytest.raises(
@@ -47,33 +54,11 @@ def test_tokens_beyond_the_embedding(tmp_path, where):
 @pytest.mark.parametrize(('every', 'log_every'), [(25, 10), (5, 10), (0, 10)])
 def test_measurements_that_would_be_left_out(tmp_path, every, log_every):
   """The loop logs every tenth step: of each 25th it would measure every other alone."""
-  network = t5_network(vocab_size=12)
-  described = experiment.Experiment(
-    model=policy.from_network(network, decoding.Sampling(max_length=3)),
-    algorithm=algorithms.sft,
-    batches=functools.partial(batches, 11),
-    optimizer=optax.sgd(0.1),
-    num_steps=100,
-    network=network,
-    measured=distance.Measured({}, lambda prompts: None, tau=0.1, every=every),
-    log_every=log_every,
-  )
+  measured = distance.Measured({}, lambda prompts: None, tau=0.1, every=every)
+  described = imitation(num_steps=100, measured=measured, log_every=log_every)
   with pytest.raises(ValueError, match=f'Measured.every is {every}, .*set Measured.every to [12]0'):
     run.train(described, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
-
-
-def imitation(**changes) -> experiment.Experiment:
-  network = t5_network(vocab_size=12)
-  described = experiment.Experiment(
-    model=policy.from_network(network, decoding.Sampling(max_length=3)),
-    algorithm=algorithms.sft,
-    batches=functools.partial(batches, 11),
-    optimizer=optax.sgd(0.1),
-    num_steps=1,
-    network=network,
-  )
-  return described._replace(**changes)
 
 
 def saved_steps(run_dir) -> list[int]:
