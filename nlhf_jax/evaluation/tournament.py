@@ -1,7 +1,6 @@
 """Trained policies against each other: win rates under a judge, and exact play where responses can be enumerated."""
 
 import collections
-import contextlib
 import json
 import math
 import pathlib
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int
 from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Seed
 from nlhf_jax.evaluation import exact, report, win_rates
 from nlhf_jax.evaluation.contestants import Contestant, as_text, draw
-from nlhf_jax.runtime import progress
+from nlhf_jax.runtime import atomic, progress, run_lock
 from nlhf_jax.types import Enumeration, FixedPoint, PreferenceFn, Prompts
 
 Advance = Callable[[int], None]
@@ -76,20 +75,27 @@ def compare(
 
   Raises:
     ValueError: the judge is no PreferenceFn, or has answered outside [0, 1]; the reference does not play.
+    OSError: another process writes to the directory; it has been removed, or cannot be written to.
   """
   if not callable(evaluation.judge):
     raise ValueError(
       f'A tournament asks a PreferenceFn, got {type(evaluation.judge).__name__}: resolve it first.'
     )
-  labels = list(contestants)
-  check_reference(evaluation, labels)
-  prompts = evaluation.prompts()
+  check_reference(evaluation, list(contestants))
+  with run_lock.held(output_dir):
+    return _play(evaluation, contestants, output_dir)
+
+
+def _play(
+  evaluation: Evaluation, contestants: Mapping[str, Contestant], output_dir: pathlib.Path
+) -> Played:
+  labels, prompts = list(contestants), evaluation.prompts()
   num_pairs = len(labels) * (len(labels) - 1) // 2
   with progress.bar('responses', len(labels)) as advance:
     responses = [_respond(evaluation, one, prompts, advance) for one in contestants.values()]
-  output_dir.mkdir(parents=True, exist_ok=True)
   missing: collections.Counter[tuple[str, str]] = collections.Counter()
-  with progress.bar('win rates', num_pairs) as advance, _votes_file(output_dir) as file:
+  votes = atomic.replaced(output_dir / 'votes.jsonl', encoding='utf-8')
+  with progress.bar('win rates', num_pairs) as advance, votes as file:
     per_prompt = win_rates.judge_all(
       evaluation.judge,
       prompts,
@@ -108,7 +114,7 @@ def compare(
     exact.write(output_dir, found)
   rows = _samples(evaluation, labels, prompts, responses, per_prompt)
   lines = [json.dumps(row) + '\n' for row in rows]
-  (output_dir / 'samples.jsonl').write_text(''.join(lines))
+  atomic.write_text(output_dir / 'samples.jsonl', ''.join(lines))
   report.from_run_dir(output_dir)
   return Played(rates, prompts, dict(zip(labels, responses, strict=True)))
 
@@ -120,15 +126,6 @@ def check_reference(evaluation: Evaluation, labels: Sequence[str]) -> None:
       f'Exact play measures against the reference {evaluation.reference!r}, which is none of {", ".join(labels)}: give a run that '
       'label, or set tournament.Evaluation.reference to one of these.'
     )
-
-
-@contextlib.contextmanager
-def _votes_file(output_dir: pathlib.Path) -> Iterator[TextIO]:
-  """votes.jsonl, which is there once it is complete."""
-  partial = output_dir / 'votes.jsonl.partial'
-  with partial.open('w', encoding='utf-8') as file:
-    yield file
-  partial.replace(output_dir / 'votes.jsonl')
 
 
 def _recorder(

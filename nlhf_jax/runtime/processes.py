@@ -84,6 +84,16 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def from_primary(text: str) -> str:
+  """What the primary process gives, for all; as much of it as is read in one line (1,000 bytes). All processes must call it."""
+  if jax.process_count() == 1:
+    return text
+  size = 1000
+  padded = np.frombuffer(text.encode()[:size].ljust(size, b'\0'), np.uint8)
+  received = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
+  return received.tobytes().rstrip(b'\0').decode(errors='ignore')
+
+
 def gather(tree: Any) -> Any:
   """NumPy arrays with all rows, those of other processes too. All processes must call it."""
 
