@@ -7,7 +7,9 @@ it: they learn of it from a broken exchange at once, or from missing heartbeats 
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +73,25 @@ def abort(status: int) -> None:
   """
   if not is_single_process():
     os._exit(status)
+
+
+def end_despite_threads(status: int, patience: float = 2.0) -> None:
+  """Ends the process if threads would keep it; else returns.
+
+  After a failure, threads of a library may wait for minutes for what will not come.
+
+  Args:
+    status: the exit status.
+    patience: seconds that they have to end by themselves.
+  """
+  end = time.monotonic() + patience
+  # Asked for, and not joined: orbax's threads raise what they died of in whoever joins them.
+  while any(x is not threading.current_thread() and not x.daemon for x in threading.enumerate()):
+    if time.monotonic() > end:
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(status)
+    time.sleep(0.02)
 
 
 def is_primary() -> bool:
