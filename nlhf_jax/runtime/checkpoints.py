@@ -31,7 +31,7 @@ _T = TypeVar('_T')
 
 
 @functools.cache
-def _silence_threads() -> None:
+def silence_threads() -> None:
   """Has a save that fails be told once, by what is raised: orbax logs it, too, and tensorstore's threads print what they run into."""
   is_news = lambda record: not (record.exc_info and 'orbax' in record.pathname)
   logging.getLogger('absl').addFilter(is_news)
@@ -87,7 +87,7 @@ class Writer:
       OSError: the directory cannot be made, or not be written to.
     """
     self._directory, keep = directory, keep or Keep()
-    _silence_threads()
+    silence_threads()
     options = ocp.CheckpointManagerOptions(
       create=True, preservation_policy=keep.policy(), cleanup_tmp_directories=True
     )
