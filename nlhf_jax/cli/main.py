@@ -62,7 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_compiled()
     _COMMANDS[args.command](args)
   except (Exception, KeyboardInterrupt) as error:
-    return _ended_by(error, args)
+    status = _ended_by(error, args)
+    if argv is None:
+      from nlhf_jax.runtime import processes
+
+      processes.end_despite_threads(status)
+    return status
   return 0
 
 

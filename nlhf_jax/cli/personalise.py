@@ -66,15 +66,16 @@ def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
 def personalise(args: argparse.Namespace) -> None:
   """Runs `nlhf personalise`."""
   from nlhf_jax.evaluation import personalisation_report, report
-  from nlhf_jax.runtime import atomic
+  from nlhf_jax.runtime import atomic, run_lock
 
   kind = next(name for name in _KINDS if getattr(args, name))
-  results = {'benchmark': _shopping, 'twin': _twin, 'run_dir': _headlines}[kind](args)
   directory = pathlib.Path(args.output_dir)
   source = 'the exact twin' if args.twin else args.benchmark or args.run_dir
-  atomic.write_json(directory / 'results.json', {'source': source, **results}, indent=1)
   page = directory / 'personalisation.html'
-  personalisation_report.write_page(results, source, page)
+  with run_lock.held(directory):
+    results = {'benchmark': _shopping, 'twin': _twin, 'run_dir': _headlines}[kind](args)
+    atomic.write_json(directory / 'results.json', {'source': source, **results}, indent=1)
+    personalisation_report.write_page(results, source, page)
   out = report.console()
   out.print(personalisation_report.CAVEAT, markup=False, highlight=False)
   for table in personalisation_report.tables(results):

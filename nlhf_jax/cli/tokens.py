@@ -41,20 +41,21 @@ def tokenize(name: str, output_dir: pathlib.Path) -> pathlib.Path:
   Raises:
     ValueError: the run takes from its data what token files do not hold.
   """
-  from nlhf_jax.runtime import atomic
+  from nlhf_jax.runtime import atomic, run_lock
   from nlhf_jax.training.experiment import Experiment
 
   directory = output_dir.resolve()
   replacement = _Replacement(name, directory)
   text = _text(replacement.replace(Experiment))
-  for write in replacement.writes:
-    write()
-  # What is written must describe a run, here too.
-  gin_config.from_text(Experiment, text)
   path = directory / f'{name}.gin'
   command = f'nlhf train --gin_file={name}.gin --data_dir=DIR --run_dir=RUN_DIR'
   head = f'# Run:     {command}\n#          (DIR holds the token files; other runs that it names lie beside RUN_DIR)\n'
-  atomic.write_text(path, head + text)
+  with run_lock.held(directory):
+    for write in replacement.writes:
+      write()
+    # What is written must describe a run, here too.
+    gin_config.from_text(Experiment, text)
+    atomic.write_text(path, head + text)
   return path
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from nlhf_jax.arguments import Count, Seed
 from nlhf_jax.evaluation.contestants import Contestant, as_text, batches, sampler
 from nlhf_jax.judges import tables
-from nlhf_jax.runtime import atomic, fingerprints, progress, run_directory
+from nlhf_jax.runtime import atomic, fingerprints, progress, run_directory, run_lock
 from nlhf_jax.types import PreferenceFn, Prompts
 
 # Of a prompt's responses: which two.
@@ -68,6 +68,7 @@ def collect(
   Raises:
     ValueError: nothing can be paired; the judge is no PreferenceFn, or has answered outside [0, 1]; the directory holds another
       collection.
+    OSError: another process writes to the directory; it has been removed, or cannot be written to.
   """
   if not callable(collection.judge):
     raise ValueError(
@@ -80,13 +81,14 @@ def collect(
   run_directory.check_resumable(output_dir, fields)
   samplers = [sampler(one, collection.num_samples, collection.seed) for one in contestants]
   written = {}
-  for split, load in collection.prompts.items():
-    path = output_dir / f'{split}.jsonl'
-    if path.exists():
-      continue
-    prompts = load()
-    run_directory.create(output_dir, config, fields)
-    written[split] = _collect_split(collection, samplers, prompts, split, path)
+  with run_lock.held(output_dir) as check_directory:
+    for split, load in collection.prompts.items():
+      path = output_dir / f'{split}.jsonl'
+      if path.exists():
+        continue
+      prompts = load()
+      run_directory.create(output_dir, config, fields)
+      written[split] = _collect_split(collection, samplers, prompts, split, path, check_directory)
   return written
 
 
@@ -96,6 +98,7 @@ def _collect_split(
   prompts: Prompts,
   split: str,
   path: pathlib.Path,
+  check_directory: Callable[[], None],
 ) -> int:
   """Batch by batch, each in a file of its own until all are there."""
   parts = path.with_suffix('.parts')
@@ -110,6 +113,7 @@ def _collect_split(
         rng = np.random.default_rng([collection.seed, number])
         votes = _votes(collection, part, np.concatenate(drawn, axis=1), split, rng)
         lines = [json.dumps(vote, ensure_ascii=False) + '\n' for vote in votes]
+        check_directory()
         atomic.write_text(files[-1], ''.join(lines))
       advance(len(part.tokens))
   text = ''.join(file.read_text(encoding='utf-8') for file in files)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Seed
 from nlhf_jax.evaluation import exact, report, win_rates
 from nlhf_jax.evaluation.contestants import Contestant, as_text, draw
-from nlhf_jax.runtime import atomic, progress
+from nlhf_jax.runtime import atomic, progress, run_lock
 from nlhf_jax.types import Enumeration, FixedPoint, PreferenceFn, Prompts
 
 Advance = Callable[[int], None]
@@ -75,23 +75,27 @@ def compare(
 
   Raises:
     ValueError: the judge is no PreferenceFn, or has answered outside [0, 1]; the reference does not play.
+    OSError: another process writes to the directory; it has been removed, or cannot be written to.
   """
   if not callable(evaluation.judge):
     raise ValueError(
       f'A tournament asks a PreferenceFn, got {type(evaluation.judge).__name__}: resolve it first.'
     )
-  labels = list(contestants)
-  check_reference(evaluation, labels)
-  prompts = evaluation.prompts()
+  check_reference(evaluation, list(contestants))
+  with run_lock.held(output_dir):
+    return _play(evaluation, contestants, output_dir)
+
+
+def _play(
+  evaluation: Evaluation, contestants: Mapping[str, Contestant], output_dir: pathlib.Path
+) -> Played:
+  labels, prompts = list(contestants), evaluation.prompts()
   num_pairs = len(labels) * (len(labels) - 1) // 2
   with progress.bar('responses', len(labels)) as advance:
     responses = [_respond(evaluation, one, prompts, advance) for one in contestants.values()]
   missing: collections.Counter[tuple[str, str]] = collections.Counter()
-  votes = output_dir / 'votes.jsonl'
-  with (
-    progress.bar('win rates', num_pairs) as advance,
-    atomic.replaced(votes, encoding='utf-8') as file,
-  ):
+  votes = atomic.replaced(output_dir / 'votes.jsonl', encoding='utf-8')
+  with progress.bar('win rates', num_pairs) as advance, votes as file:
     per_prompt = win_rates.judge_all(
       evaluation.judge,
       prompts,

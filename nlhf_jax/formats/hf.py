@@ -17,7 +17,6 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from nlhf_jax.arguments import CountOrZero, DType
 from nlhf_jax.formats import hf_directory, hf_layout, hf_models, peft_reader
@@ -331,7 +330,7 @@ def write(
       else f'model-{number:05}-of-{len(shards):05}.safetensors'
     )
     arrays = {name: _theirs(leaves[name], dtype, moved) for name in shard}
-    safetensors.numpy.save_file(arrays, directory / file, metadata={'format': 'pt'})
+    hf_directory.write_tensors(arrays, directory / file)
     weight_map |= dict.fromkeys(arrays, file)
   if len(shards) > 1:
     total = sum(_num_bytes(held, dtype) for held in leaves.values())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 ADAPTER = 'adapter_config.json'
 SINGLE = 'model.safetensors'
@@ -164,6 +165,18 @@ def open_tensors(path: pathlib.Path) -> Iterator[Any]:
     raise PermissionError(f'{path} may not be read by this user: allow it with chmod.') from None
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} is damaged ({error}): download it again.') from None
+
+
+def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  """Writes a safetensors file.
+
+  Raises:
+    OSError: it cannot be written, with the reason.
+  """
+  try:
+    safetensors.numpy.save_file(arrays, path, metadata={'format': 'pt'})
+  except safetensors.SafetensorError as error:
+    raise OSError(f'Writing {path} failed ({error}): see to its space and permissions.') from error
 
 
 def check_floats(path: pathlib.Path, name: str, stored: Any) -> None:

@@ -6,9 +6,8 @@ import pathlib
 
 import flax.traverse_util
 import numpy as np
-import safetensors.numpy
 
-from nlhf_jax.formats import hf_layout, hf_models
+from nlhf_jax.formats import hf_directory, hf_layout, hf_models
 from nlhf_jax.networks import t5
 from nlhf_jax.runtime import run_directory
 from nlhf_jax.types import Params
@@ -65,9 +64,7 @@ def save_adapters(
   }
   text = json.dumps(description, indent=2) + '\n'
   with run_directory.atomic_directory(output_dir) as directory:
-    safetensors.numpy.save_file(
-      arrays, directory / 'adapter_model.safetensors', metadata={'format': 'pt'}
-    )
+    hf_directory.write_tensors(arrays, directory / 'adapter_model.safetensors')
     (directory / 'adapter_config.json').write_text(text, encoding='utf-8')
 
 

@@ -6,6 +6,7 @@ by itself, so that no host ever holds the complete model.
 
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import optax
 import orbax.checkpoint as ocp
 import tensorstore
 
-from nlhf_jax.runtime import run_directory
+from nlhf_jax.runtime import checkpoints, run_directory
 from nlhf_jax.types import Params, TrainState
 
 _VERSION = 3
@@ -89,6 +90,7 @@ def save(state: TrainState, output_dir: str | pathlib.Path, layout: str = 'orbax
 
   Raises:
     FileExistsError: it is there already.
+    OSError: it cannot be written, with the reason.
     ValueError: there is no such layout.
   """
   if layout not in _LAYOUTS:
@@ -102,11 +104,19 @@ def save(state: TrainState, output_dir: str | pathlib.Path, layout: str = 'orbax
     'target': params,
     'state': {'step': np.int32(step), 'param_states': param_states(params, state.opt_state)},
   }
-  (_save_orbax if layout == 'orbax' else _save_native)(contents, path, step)
+  try:
+    (_save_orbax if layout == 'orbax' else _save_native)(contents, path, step)
+  except FileExistsError:
+    raise
+  except (OSError, ValueError) as error:  # The latter are TensorStore's.
+    shutil.rmtree(path.with_name(f'{path.name}.orbax-checkpoint-tmp'), ignore_errors=True)
+    reason = ' '.join(str(error).split())
+    raise OSError(f'Writing {path} failed ({reason}): see to its space and permissions.') from error
   return path
 
 
 def _save_orbax(contents: dict[str, Any], path: pathlib.Path, step: int) -> None:
+  checkpoints.silence_threads()
   options = ocp.CheckpointManagerOptions(
     step_prefix='checkpoint', create=True, enable_async_checkpointing=False
   )

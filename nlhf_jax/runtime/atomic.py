@@ -1,12 +1,27 @@
 """Result files that are replaced in one step: a reader finds the old one or the new one, and what fails leaves the old."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import IO, Any
+
+# Errors of writing to a file that is open; they come without its name.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+  """Has the error of a full disk, and its like, say which file it was that could not be written."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno in _OF_WRITING and error.filename is None:
+      error.filename = str(path)
+    raise
 
 
 @contextlib.contextmanager
@@ -26,9 +41,9 @@ def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[I
       yield file
     return
   path = path.resolve()
-  partial = path.with_name(f'{path.name}.partial')
+  partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
   try:
-    with partial.open(mode, **settings) as file:
+    with naming(path), partial.open(mode, **settings) as file:
       yield file
       file.flush()
       os.fsync(file.fileno())

@@ -1,7 +1,8 @@
 """Writers that may be slow, or fail: each on a thread of its own, so that a network that is away costs a run one line.
 
-Files of the run are written at once, by the thread that trains. All others get a queue; what does not fit, and what comes
-after an error, is not sent, and a warning says so once. Nothing waits for them, but the end of the run, and that not for long.
+metrics.jsonl and warnings.jsonl are written at once, by the thread that trains, and what they raise ends the run. All others,
+TensorBoard's events among them, get a queue; what does not fit, and what comes after an error, is not sent, and a warning says so once.
+Nothing waits for them, but the end of the run, and that not for long.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nlhf_jax.runtime import metrics
+from nlhf_jax.runtime import events, metrics
 
 # Reports that may wait: hours of training, even where every step is logged.
 _CAPACITY = 10_000
@@ -30,15 +31,18 @@ def open_all(
   others: Sequence[metrics.MakeWriter] = (),
   patience: float = PATIENCE_SECONDS,
 ) -> Iterator[metrics.Writer]:
-  """A writer to the run's files and to all others.
+  """A writer to the run's files, to TensorBoard's, and to all others.
 
   Args:
     about: the run.
     others: besides the files.
     patience: seconds that they may take to close, all at a time.
+
+  Raises:
+    OSError: metrics.jsonl cannot be written; so does the writer.
   """
   files = metrics.files(about)
-  apart = [Apart(make, about) for make in others]
+  apart = [Apart(make, about) for make in (events.tensorboard, *others)]
 
   def scalars(step: int, values: Mapping[str, float]) -> None:
     files.scalars(step, values)
@@ -55,7 +59,6 @@ def open_all(
     yield metrics.Writer(scalars, text)
     fine = True
   finally:
-    files.close(fine)
     for other in apart:
       other.put('close', fine)
     end = time.monotonic() + patience

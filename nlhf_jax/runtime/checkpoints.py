@@ -6,9 +6,13 @@ is read is compared with these fingerprints, however it is sharded; a checkpoint
 written, is named, moved to quarantine, and the one before it taken.
 """
 
+import contextlib
 import functools
 import logging
 import pathlib
+import sys
+import threading
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +28,20 @@ from nlhf_jax.runtime.checkpoint_files import CorruptCheckpointError
 from nlhf_jax.types import Params, PolicyParams, TrainState
 
 _T = TypeVar('_T')
+
+
+@functools.cache
+def silence_threads() -> None:
+  """Has a save that fails be told once, by what is raised: orbax logs it, too, and tensorstore's threads print what they run into."""
+  is_news = lambda record: not (record.exc_info and 'orbax' in record.pathname)
+  logging.getLogger('absl').addFilter(is_news)
+  before = sys.excepthook
+
+  def excepthook(kind, error, trace):
+    if threading.current_thread() is threading.main_thread() or 'loop is closed' not in str(error):
+      before(kind, error, trace)
+
+  sys.excepthook = excepthook
 
 
 class Keep(NamedTuple):
@@ -66,9 +84,10 @@ class Writer:
       keep: which of them stay; None: the default.
 
     Raises:
-      OSError: the directory cannot be made.
+      OSError: the directory cannot be made, or not be written to.
     """
     self._directory, keep = directory, keep or Keep()
+    silence_threads()
     options = ocp.CheckpointManagerOptions(
       create=True, preservation_policy=keep.policy(), cleanup_tmp_directories=True
     )
@@ -76,6 +95,7 @@ class Writer:
       self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
     except OSError as error:
       raise self._failed(error) from error
+    self._check_writable()
 
   def __enter__(self) -> 'Writer':
     return self
@@ -85,11 +105,12 @@ class Writer:
       return  # The others may be gone: waiting for them would hide why.
     try:
       self.wait()
+      self._raise_failure(self._manager.close)
     except OSError:
+      with contextlib.suppress(Exception):  # What it died of, again.
+        self._manager.close()
       if kind is None:  # Else that error is the one to report.
         raise
-    finally:
-      self._manager.close()
 
   def save(
     self,
@@ -118,6 +139,7 @@ class Writer:
         f'The parameters are not finite after step {step} ({name}): it was not saved.'
       )
     latest = self._manager.latest_step()
+    self._check_writable()
     if latest is not None and latest >= step:
       raise ValueError(
         f'{self._directory} already holds step {latest}, so step {step} was not saved: '
@@ -141,6 +163,16 @@ class Writer:
   def wait(self) -> None:
     """Returns once all is written. Raises as `check`."""
     self._raise_failure(self._manager.wait_until_finished)
+
+  def _check_writable(self) -> None:
+    """Raises OSError where no directory can be made. Orbax would find out on one of its threads, and leave the others waiting."""
+    if processes.is_primary():
+      probe = self._directory / f'.{uuid.uuid4().hex}'
+      try:
+        probe.mkdir()
+        probe.rmdir()
+      except OSError as error:
+        raise self._failed(error) from error
 
   def _raise_failure(self, ask: Callable[[], None]) -> None:
     try:

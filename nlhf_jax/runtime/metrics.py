@@ -1,7 +1,7 @@
-"""What a run reports: metrics.jsonl, one object a line, the same as TensorBoard events, and warnings.jsonl.
+"""What a run reports: metrics.jsonl, one object a line, and warnings.jsonl.
 
-A writer is three functions. Of these files there is one here; others are in `runtime.trackers`, or a user's own, and
-`runtime.background` calls them where they cannot hold training up.
+A writer is three functions. Of these files there is one here, and if it fails that ends the run; others are in `runtime.events`,
+in `runtime.trackers`, or a user's own, and `runtime.background` calls them where they cannot hold training up, nor end it.
 """
 
 import importlib.util
@@ -11,8 +11,6 @@ import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import tensorboardX
 
 from nlhf_jax.runtime import atomic
 
@@ -76,34 +74,43 @@ def files(about: About) -> Writer:
 
   Raises:
     ValueError: a line of them is no JSON.
+    OSError: they cannot be written.
   """
-  paths = [about.run_dir / name for name in (METRICS, WARNINGS)]
-  for path in paths:
+  metrics_path, warnings_path = (about.run_dir / name for name in (METRICS, WARNINGS))
+  for path in (metrics_path, warnings_path):
     drop_later(path, about.resume_step)
-  metrics_file = paths[0].open('a')
-  # A run killed before its first checkpoint starts anew, and left events too.
-  events = tensorboardX.SummaryWriter(str(about.run_dir), purge_step=about.resume_step + 1)
+  append_rows(metrics_path, [])  # What cannot be written must not cost a step.
 
   def scalars(step: int, values: Mapping[str, float]) -> None:
     """NaN and infinity become null, since JSON knows neither."""
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    metrics_file.write(json.dumps({'step': step} | finite) + '\n')
-    metrics_file.flush()
-    for name, value in values.items():
-      events.add_scalar(name, value, step)
+    append_rows(metrics_path, [{'step': step} | finite])
 
   def text(step: int, name: str, text: str) -> None:
     # Few are written, and in most runs none: then there is no file.
-    with paths[1].open('a') as file:
-      file.write(json.dumps({'step': step, 'name': name, 'text': text}) + '\n')
-    events.add_text(name, text, step)
+    append_rows(warnings_path, [{'step': step, 'name': name, 'text': text}])
 
-  def close(fine: bool) -> None:
-    del fine
-    metrics_file.close()
-    events.close()
+  return Writer(scalars, text)
 
-  return Writer(scalars, text, close)
+
+def append_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Appends to a metrics.jsonl, or to another such file of a run. Other programs see the rows at once.
+
+  Args:
+    path: made if need be; its directory exists.
+    rows: lines to be.
+
+  Raises:
+    OSError: they cannot be written, with the reason.
+  """
+  try:
+    with path.open('a', encoding='utf-8') as file:
+      file.write(''.join(json.dumps(row) + '\n' for row in rows))
+  except OSError as error:
+    raise OSError(
+      f'Writing {path} failed ({error.strerror}): see to its space and permissions, then run again; the run goes on from its '
+      'newest intact checkpoint.'
+    ) from error
 
 
 def drop_later(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,25 @@ def abort(status: int) -> None:
     os._exit(status)
 
 
+def end_despite_threads(status: int, patience: float = 2.0) -> None:
+  """Ends the process if threads would keep it; else returns.
+
+  After a failure, threads of a library may wait for minutes for what will not come.
+
+  Args:
+    status: the exit status.
+    patience: seconds that they have to end by themselves.
+  """
+  end = time.monotonic() + patience
+  # Asked for, and not joined: orbax's threads raise what they died of in whoever joins them.
+  while any(x is not threading.current_thread() and not x.daemon for x in threading.enumerate()):
+    if time.monotonic() > end:
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(status)
+    time.sleep(0.02)
+
+
 def is_primary() -> bool:
   """Whether this is the process that writes what is not an array."""
   return jax.process_index() == 0
@@ -83,6 +103,16 @@ def barrier(name: str) -> None:
   """Waits until all processes have reached the barrier of this name."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def from_primary(text: str) -> str:
+  """What the primary process gives, for all; as much of it as is read in one line (1,000 bytes). All processes must call it."""
+  if jax.process_count() == 1:
+    return text
+  size = 1000
+  padded = np.frombuffer(text.encode()[:size].ljust(size, b'\0'), np.uint8)
+  received = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
+  return received.tobytes().rstrip(b'\0').decode(errors='ignore')
 
 
 def gather(tree: Any) -> Any:

@@ -5,10 +5,12 @@ that they came from.
 """
 
 import contextlib
+import errno
 import fnmatch
 import json
 import pathlib
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -134,18 +136,26 @@ def read_config(run_dir: pathlib.Path) -> str:
 def atomic_directory(output_dir: str | pathlib.Path) -> Iterator[pathlib.Path]:
   """A directory to write into, which takes its name once all is written; what fails half-way leaves nothing.
 
+  Until then its name is one that nobody else has, so that of two that write to one place the later fails, and harms nothing; a kill leaves it.
+
   Raises:
-    FileExistsError: there is something at output_dir.
+    FileExistsError: there is something at output_dir, before or by now.
   """
   output_dir = pathlib.Path(output_dir)
+  message = f'{output_dir} exists: name another directory, or delete it.'
   if output_dir.exists():
-    raise FileExistsError(f'{output_dir} exists: name another directory, or delete it.')
-  partial = output_dir.with_name(output_dir.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
+    raise FileExistsError(message)
+  partial = output_dir.with_name(f'.{output_dir.name}.{uuid.uuid4().hex}.partial')
   partial.mkdir(parents=True)
   try:
-    yield partial
-    partial.rename(output_dir)
+    with atomic.naming(output_dir):
+      yield partial
+    try:
+      partial.rename(output_dir)
+    except OSError as error:
+      if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        raise FileExistsError(message) from error
+      raise
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,10 +4,11 @@ A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and Tens
 model that tells voters apart, voters.json: their names, by number.
 """
 
+import contextlib
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from nlhf_jax.runtime import (
   partitioning,
   processes,
   run_directory,
+  run_lock,
 )
 from nlhf_jax.training import loop, reports, rollouts
 from nlhf_jax.training.experiment import Experiment, plain_fields
@@ -38,11 +40,12 @@ def train(
 ) -> TrainState:
   """Trains to the end, from the newest intact checkpoint if there is one; or until the process is asked to end.
 
-  On many processes each calls this. The primary one alone writes what is not an array.
+  On many processes each calls this. The primary one alone writes what is not an array, and holds the lock: while a run is
+  trained, no other process can train it (`runtime.run_lock`).
 
   Args:
     experiment: what to run.
-    run_dir: made if need be, once everything it depends on has been found.
+    run_dir: made if need be; a run that is refused leaves none.
     fields: what identifies the run, by name; a directory of other ones is refused. None: the experiment's plain values.
     config: text of the configuration, which is kept with the run.
     runs: the directory of the runs that the experiment names; None: the one that holds `run_dir`.
@@ -52,14 +55,16 @@ def train(
 
   Raises:
     ValueError: the directory holds a run of other fields, or of another reference.
-    OSError: a checkpoint could not be written.
+    OSError: another process trains this run; its directory has been removed; a checkpoint or metrics could not be written.
   """
   fields = plain_fields(experiment) if fields is None else fields
-  # A run that failed before its first checkpoint does not stand in the way of a better one.
-  begun = checkpoints.latest_step(run_dir / 'checkpoints') is not None
-  run_directory.check_resumable(run_dir, fields, begun)
+  run_directory.check_resumable(run_dir, fields, _has_begun(run_dir))
   layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
-  with layout.active(), processes.termination() as stop:
+  with (
+    _locked(run_dir) as check_directory,
+    layout.active(),
+    processes.termination() as stop,
+  ):
     run = resolve(experiment, runs or run_dir.parent, layout)
     state, sums = _resume(run, run_dir)
     untested = run.held_out is not None and not (run_dir / _JUDGE).exists()
@@ -71,14 +76,36 @@ def train(
     batches = _start_reading(run, int(state.step), experiment)
     _check_voters(run_dir, experiment.voters)
     if processes.is_primary():
-      run_directory.create(run_dir, config, fields, begun)
+      run_directory.create(run_dir, config, fields, _has_begun(run_dir))
       _keep_voters(run_dir, experiment.voters)
     processes.barrier('the run directory exists')
     if unfinished or untested:
-      state = _continue(run, run_dir, batches, state, sums, fields, stop, measure)
+      state = _continue(run, run_dir, batches, state, sums, fields, stop, measure, check_directory)
     if untested and int(state.step) == run.num_steps:
       _write_judge_test(run_dir, run.test_judge(state.params, held_out))
   return state
+
+
+@contextlib.contextmanager
+def _locked(run_dir: pathlib.Path) -> Iterator[Callable[[], None]]:
+  """The lock of the directory, held by the primary process; if it is refused, that ends all. Yields as `run_lock.held`."""
+  with contextlib.ExitStack() as stack:
+    check: Callable[[], None] = lambda: None
+    refused: OSError | None = None
+    if processes.is_primary():
+      try:
+        check = stack.enter_context(run_lock.held(run_dir))
+      except OSError as error:
+        refused = error
+    reason = processes.from_primary(str(refused or ''))
+    if reason:
+      raise refused or OSError(reason)
+    yield check
+
+
+def _has_begun(run_dir: pathlib.Path) -> bool:
+  """A run that failed before its first checkpoint does not stand in the way of a better one."""
+  return checkpoints.latest_step(run_dir / 'checkpoints') is not None
 
 
 def _check_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
@@ -128,7 +155,7 @@ def _check_tokens(batch: Batch | None, experiment: Experiment) -> None:
 
 
 def _continue(
-  run: Run, run_dir, batches, state: TrainState, sums, fields, stop, measure
+  run: Run, run_dir, batches, state: TrainState, sums, fields, stop, measure, check_directory
 ) -> TrainState:
   """From a state to the last step, with reports and checkpoints on the way."""
   latest, start = {}, int(state.step)
@@ -142,10 +169,12 @@ def _continue(
       report.log(step, means)
 
     def check_and_advance(steps):
+      check_directory()
       writer.check()
       report.advance(steps)
 
     def save(state, sums):
+      check_directory()
       metadata = {'fields': dict(fields), 'model': run.kind, 'reference': run.reference}
       metadata |= {'next_batch': int(state.step), 'sums': sums}
       writer.save(state, metadata, latest or None, saved=run.saved)

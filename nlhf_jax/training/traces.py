@@ -17,7 +17,6 @@ Where one vote is the mean over several opponents and the pairs' own are not kep
 `probability` is null too. Rows come from a rollout that is there already: nothing is sampled, judged or compiled for them.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -237,5 +236,4 @@ class Writer:
 
   def append(self, rows: Sequence[Row]) -> None:
     """Writes the rows of a step."""
-    with self._path.open('a', encoding='utf-8') as file:
-      file.write(''.join(json.dumps(row) + '\n' for row in rows))
+    metrics.append_rows(self._path, rows)

@@ -1,10 +1,14 @@
 """Votes on what policies write: tabular policies over three responses, a judge whose answers are known."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 
 from nlhf_jax.data import tasks, vocabularies
 from nlhf_jax.evaluation import collection
+from nlhf_jax.runtime import run_lock
 from nlhf_jax.votes import readers
 from tests.evaluation.tournament_test import PROMPTS, UNIFORM, always, decode, later_letter
 
@@ -109,3 +113,22 @@ def test_other_policies_and_settings_are_refused(tmp_path):
     collected(tmp_path, seed=1)
   with pytest.raises(ValueError, match=r'collection\.policies'):
     collected(tmp_path, contestants=(always(0, 1, 2),))
+
+
+def test_second_writer_is_refused(tmp_path):
+  with (
+    run_lock.held(tmp_path),
+    pytest.raises(run_lock.InUseError, match=f'{tmp_path} is in use: process {os.getpid()} on'),
+  ):
+    collected(tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_directory_that_is_removed_is_not_made_again(tmp_path):
+  def judge(prompts, response, alternative):
+    shutil.rmtree(tmp_path / 'votes', ignore_errors=True)
+    return later_letter(prompts, response, alternative)
+
+  with pytest.raises(FileNotFoundError, match='votes has been removed, moved or replaced'):
+    collected(tmp_path / 'votes', judge=judge)
+  assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import pytest
 from scipy import special
 
 from nlhf_jax.evaluation import exact, tournament
+from nlhf_jax.runtime import run_lock
 from nlhf_jax.types import EOS, Enumeration, Policy, Prompts, Rollout
 from nlhf_jax.votes import readers, table
 
@@ -207,3 +208,21 @@ def test_missing_votes_are_counted_and_no_rows(tmp_path):
   page = (tmp_path / 'report.html').read_text()
   assert 'no vote' in page
   assert 'Left out: 2 pairs' in page
+
+
+def test_second_writer_is_refused(tmp_path):
+  """While a judge answers, a second comparison in the same directory ends, and harms nothing."""
+  contestants = {'a': always(0, 0, 0), 'b': always(1, 1, 1)}
+  refused = []
+
+  def judge(prompts, response, alternative):
+    if not refused:
+      with pytest.raises(run_lock.InUseError, match='out is in use') as caught:
+        tournament.compare(evaluation(), contestants, tmp_path / 'out')
+      refused.append(caught.value)
+    return later_letter(prompts, response, alternative)
+
+  tournament.compare(evaluation(judge=judge), contestants, tmp_path / 'out')
+  assert refused and len(list(readers.votes(tmp_path / 'out' / 'votes.jsonl'))) == 12
+  names = 'report.html', 'samples.jsonl', 'votes.jsonl', 'win_rates.csv', 'win_rates.json'
+  assert tuple(sorted(path.name for path in (tmp_path / 'out').iterdir())) == names

@@ -74,7 +74,7 @@ def test_results_survive_a_full_disk(tmp_path, monkeypatch, write, name):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(OSError, match='No space'):
+  with pytest.raises(OSError, match=f'No space left on device.*{name}'):
     write(tmp_path)
   assert (tmp_path / name).read_text() == 'old'
   assert os.listdir(tmp_path) == [name]

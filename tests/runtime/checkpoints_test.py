@@ -1,6 +1,9 @@
 """What is restored is what was saved; what does not fit is named."""
 
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +181,56 @@ def test_error_of_a_failed_save(tmp_path, monkeypatch):
     writer.save(at(1), {})
   monkeypatch.undo()
   assert checkpoints.latest_step(tmp_path) is None
+
+
+# Saves where nothing can be saved, once it can: a file's size is limited, or no directory can be made.
+SAVES = """
+import os, pathlib, resource, sys
+from nlhf_jax.runtime import checkpoints, processes
+from tests.runtime.checkpoints_test import at
+how, directory = sys.argv[1], pathlib.Path(sys.argv[2])
+def makedirs(path, *args, **kwargs):
+  raise OSError(30, 'Read-only file system', str(path))
+try:
+  with checkpoints.Writer(directory) as writer:
+    writer.save(at(1), {})
+    writer.wait()
+    if how == 'full':
+      resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    else:
+      os.makedirs = makedirs  # As orbax does, and the writer's own first try does not.
+    writer.save(at(2), {})
+except OSError as error:
+  print(' '.join(str(error).split()), file=sys.stderr, flush=True)
+  processes.end_despite_threads(2)
+  sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize(('how', 'reason'), [('full', 'File too large'), ('no mkdir', 'Read-only')])
+def test_failed_save_ends_the_process_with_one_line(tmp_path, how, reason):
+  """The reason and no traceback of a thread; the process ends, and what was saved before is intact."""
+  command = [sys.executable, '-c', SAVES, how, str(tmp_path / 'c')]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+  assert (done.returncode, done.stderr.count('\n')) == (2, 1), done.stderr
+  assert done.stderr.startswith(f'Saving to {tmp_path / "c"} failed (') and reason in done.stderr
+  restored, _ = checkpoints.restore(tmp_path / 'c', at(0))
+  same(restored, at(1))
+
+
+def test_error_of_a_directory_that_cannot_be_written_to(tmp_path):
+  """It comes before the first step, and before each save; a file is in the way, or nothing can be made there."""
+  (tmp_path / 'file').write_text('')
+  for directory in (tmp_path / 'file', pathlib.Path('/proc/nlhf')):
+    with pytest.raises(OSError, match=f'Saving to {directory} failed'):
+      checkpoints.Writer(directory)
+  with (
+    pytest.raises(OSError, match=r'Saving to .* failed \(.*No such file or directory'),
+    checkpoints.Writer(tmp_path / 'c') as writer,
+  ):
+    shutil.rmtree(tmp_path / 'c')
+    writer.save(at(1), {})
+  assert not (tmp_path / 'c').exists()
 
 
 def test_unfinished_save_is_ignored(saved):

@@ -7,7 +7,7 @@ import time
 import pytest
 from tensorboardX.proto import event_pb2
 
-from nlhf_jax.runtime import metrics
+from nlhf_jax.runtime import events, metrics
 
 
 def shown(run_dir):
@@ -27,19 +27,24 @@ def shown(run_dir):
 
 
 def write_losses(run_dir, rows, resume_step=0):
-  writer = metrics.files(metrics.About(run_dir, resume_step=resume_step))
+  about = metrics.About(run_dir, resume_step=resume_step)
+  writers = metrics.files(about), events.tensorboard(about)
   for step, loss in rows:
-    writer.scalars(step, {'loss': loss})
-  writer.close(True)
+    for writer in writers:
+      writer.scalars(step, {'loss': loss})
+  for writer in writers:
+    writer.close(True)
 
 
 @pytest.mark.parametrize(
   ('resume_step', 'kept'), [(2, [(1, 1.0), (2, 2.0)]), (0, [])], ids=['resumed', 'anew']
 )
-def test_resume_after_a_kill(tmp_path, monkeypatch, resume_step, kept):
+@pytest.mark.parametrize('days', [0, 1, -60])
+def test_resume_after_a_kill(tmp_path, monkeypatch, resume_step, kept, days):
+  """Within the same second, later, and by a clock that has been set back since."""
   write_losses(tmp_path, [(1, 1.0), (2, 2.0), (3, 3.0)])
-  now = time.time
-  monkeypatch.setattr(time, 'time', lambda: now() + 60)
+  now = time.time()
+  monkeypatch.setattr(time, 'time', lambda: now + days * 86400)
   write_losses(tmp_path, [(3, 30.0)], resume_step=resume_step)
   rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
   assert [(row['step'], row['loss']) for row in rows] == [*kept, (3, 30.0)]

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from nlhf_jax.runtime import checkpoints, processes
+from nlhf_jax.runtime import checkpoints, processes, run_lock
 
 SCRIPT = pathlib.Path(__file__).with_name('run_of_many.py')
 ROOT = SCRIPT.parent.parent.parent
@@ -171,6 +171,18 @@ def test_others_end_when_one_is_killed(victim, start):
   assert other not in (0, None)
   text = run.text(1 - victim)
   assert 'an exchange failed' in text or 'another task died' in text
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_lock_that_is_refused_ends_all(count, tmp_path):
+  """The primary process alone asks for it; each says why it ends, and none is left waiting."""
+  directory = tmp_path / 'run'
+  with run_lock.held(directory):
+    run = Run(directory, 9, 4, count=count)
+    assert run.wait(120) == [2] * count, run.text()
+    for index in range(count):
+      assert f'refused: {directory} is in use: process {os.getpid()} on' in run.text(index)
+    assert [path.name for path in directory.iterdir()] == [run_lock.FILE]
 
 
 @pytest.mark.parametrize('count', [1, 2])

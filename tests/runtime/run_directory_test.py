@@ -155,3 +155,32 @@ def test_atomic_directory(tmp_path):
     (directory / 'file').write_text('2')
     raise OSError('disk is full')
   assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']
+
+
+def test_atomic_directory_beside_what_a_user_has(tmp_path):
+  """A directory of a like name is left as it is, before, after and where writing fails."""
+  (tmp_path / 'out.partial').mkdir()
+  (tmp_path / 'out.partial' / 'file').write_text('mine')
+  for fails in (True, False):
+    try:
+      with run_directory.atomic_directory(tmp_path / 'out') as directory:
+        if fails:
+          raise KeyError
+        (directory / 'new').write_text('')
+    except KeyError:
+      pass
+    assert (tmp_path / 'out.partial' / 'file').read_text() == 'mine'
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == (['out.partial'] if fails else ['out', 'out.partial'])
+
+
+def test_two_that_write_one_atomic_directory(tmp_path):
+  """The later one is refused, and what the first has written stays."""
+  first, second = (run_directory.atomic_directory(tmp_path / 'out') for _ in range(2))
+  for number, each in enumerate((first, second)):
+    (each.__enter__() / 'file').write_text(str(number))
+  first.__exit__(None, None, None)
+  with pytest.raises(FileExistsError, match=r'out exists: name another directory'):
+    second.__exit__(None, None, None)
+  assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']
+  assert (tmp_path / 'out' / 'file').read_text() == '0'

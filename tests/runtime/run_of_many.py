@@ -157,6 +157,10 @@ def main(
   except RuntimeError as error:
     print(f'an exchange failed: {error}', file=sys.stderr, flush=True)
     processes.abort(3)
+  except OSError as error:
+    print(f'refused: {error}', file=sys.stderr, flush=True)
+    processes.abort(2)
+    return 2
   write_trained(state, run_dir / 'trained.npz')
   found = outcome(one, run_dir, state) if processes.is_primary() or one.held_out is None else ''
   if processes.is_primary():
