@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.formats import hf
+from nlhf_jax.personalisation import theory
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / 'launch' / 'notebooks').glob('*.ipynb'))
 
@@ -105,13 +106,75 @@ def _check_language_model(printed, scope):
   assert (pathlib.Path(scope['EXPORT_DIR']) / 'tokenizer.json').is_file()
 
 
+def _check_whose_preference(printed, scope):
+  _check_one_policy_for_all(printed, scope)
+  _check_who_disagrees(scope)
+  _check_agents(printed, scope)
+
+
+def _check_one_policy_for_all(printed, scope):
+  worst, at_most = re.search(
+    r'worst-off of maximin (\S+), of any policy at most (\S+)', printed
+  ).groups()
+  assert worst == at_most
+  sure_of, objective, over_mu = (scope[name] for name in ('sure_of', 'objective', 'over_mu'))
+  assert all(sure_of['maximin'] > x + 0.05 for name, x in sure_of.items() if name != 'maximin')
+  assert all(objective['maximin'] > x + 0.05 for name, x in objective.items() if name != 'maximin')
+  assert all(
+    over_mu['egalitarian'] > x + 0.05 for name, x in over_mu.items() if name != 'egalitarian'
+  )
+  assert scope['halves'] < 1e-9  # What a reader who ranks is sure of is half her favourite's.
+  standings = scope['standings']
+  assert standings[0.0, 'mean'].mean_worst_case == pytest.approx(0.5)
+  np.testing.assert_allclose(standings[0.0, 'personalised'].worst_case, 0.5)
+  np.testing.assert_allclose(standings[0.0, 'mean'].worst_case, [0.5, 0.5, 0], atol=1e-9)
+
+
+def _check_who_disagrees(scope):
+  np.testing.assert_array_equal(scope['correlation'].argmax(axis=1), np.arange(3))
+  assert scope['told_apart'].min() > 0.7
+  np.testing.assert_allclose(scope['disagreement'], scope['true_parts'], atol=0.1)
+  assert sum(scope['true_parts']) == pytest.approx(1)
+  by_em, isotropic = scope['curves']['tastes by EM'], scope['curves']['isotropic']
+  accuracy = [one['accuracy'] for one in by_em]
+  assert accuracy[0]['gain']['mean'] < 0.01  # Without a vote nothing is known.
+  assert accuracy[-1]['gain']['low'] > 0.02
+  assert accuracy[-1]['own']['high'] < scope['ceiling']['accuracy']
+  assert accuracy[-1]['own']['mean'] > isotropic[-1]['accuracy']['own']['mean'] + 0.01
+  log_loss = [one['log_loss']['own']['mean'] for one in by_em]
+  assert log_loss[0] > log_loss[2] > log_loss[-1] > scope['ceiling']['log_loss']
+
+
+def _check_agents(printed, scope):
+  errors = {key: outcome.error.sum(axis=1) for key, outcome in scope['outcomes'].items()}
+  asked = {key: outcome.questions.sum() for key, outcome in scope['outcomes'].items()}
+  for label, world in scope['worlds'].items():
+    switches = world.num_switches * (world.num_slots if world.switch == 'all' else 1)
+    finds = world.num_answers >= world.num_values  # One question finds a value.
+    assert errors[label, 'corrections'].max() <= switches + world.num_slots
+    assert errors[label, 'both'].max() <= switches + (0 if finds else world.num_slots)
+    assert asked[label, 'corrections'] == 0
+  one, all_six, many_values = scope['worlds']
+  for label in (one, all_six):
+    world = scope['worlds'][label]
+    sizes = world.num_switches, world.num_slots, world.num_values
+    stale = theory.stale_errors(world.num_rounds, *sizes, all_slots=label == all_six)
+    assert errors[label, 'questions'].mean() == pytest.approx(stale, rel=0.25)
+  assert errors[all_six, 'doubt'].mean() < errors[all_six, 'both'].mean() / 3
+  assert errors[many_values, 'doubt'].mean() > errors[many_values, 'both'].mean() * 2
+  assert errors[many_values, 'ours'].mean() < errors[many_values, 'both'].mean() * 1.2
+  assert '0.969\nas published: 0.492' in printed
+
+
 _SETTINGS = {
   'preference_models': lambda request: {'NUM_STEPS': 150},
   'language_model': _language_model_settings,
+  'whose_preference': lambda request: {'NUM_UNSEEN': 60, 'NUM_RUNS': 10, 'NUM_ROUNDS': 500},
 }
 _CHECKS = {
   'games': _check_games,
   'votes': _check_votes,
   'preference_models': _check_preference_models,
   'language_model': _check_language_model,
+  'whose_preference': _check_whose_preference,
 }
