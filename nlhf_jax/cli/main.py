@@ -59,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   quiet.load_tensorflow_quietly()
   logging.getLogger('absl').setLevel(logging.ERROR)
   try:
+    if argv is None:
+      from nlhf_jax.runtime import processes
+
+      processes.remember_interrupts()
     keep_compiled()
     _COMMANDS[args.command](args)
   except (Exception, KeyboardInterrupt) as error:

@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 
 # Without a sign of life for this long, a process counts as dead.
 HEARTBEAT_SECONDS = 30
+# By Ctrl-C, at any time.
+_interrupted = threading.Event()
 
 
 def join(
@@ -126,12 +128,30 @@ def gather(tree: Any) -> Any:
   return jax.tree.map(rows, tree)
 
 
+def remember_interrupts() -> None:
+  """From now on, in the main thread: Ctrl-C raises KeyboardInterrupt as ever; `termination` raises it again where a library swallowed it.
+
+  Libraries do so while they are imported, and in callbacks.
+  """
+
+  def interrupt(number, frame):
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+  signal.signal(signal.SIGINT, interrupt)
+
+
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[int], bool]]:
   """Yields a function of the step that is done: whether the run was asked to end; the same for all processes.
 
   SIGTERM asks, and so does the first Ctrl-C of a process that has joined no others; the second one interrupts.
+
+  Raises:
+    KeyboardInterrupt: it was asked to end before (`remember_interrupts`).
   """
+  if _interrupted.is_set():
+    raise KeyboardInterrupt
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point
     return
