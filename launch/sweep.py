@@ -9,25 +9,33 @@ Several runs of an experiment are a grid too: --experiment=builtin --grid RUN=se
 directory is in OUTPUT_DIR under the name of its bindings, beside those that it starts from and is judged by. What
 is done is not run again, what was interrupted goes on, what fails is named while the rest goes on. Engines: `local`
 processes, a `slurm` job array, `ray`. With --evaluation all runs then play each other; rows are means over seeds.
+
+A sweep that is asked to end (SIGTERM, Ctrl-C) asks its runs to, which save, and waits for them; one that is killed leaves that to the
+kernel (on Linux). While it runs, no other one writes to its directory.
 """
 
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import csv
 import itertools
 import json
+import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich import console, table
 from scipy import stats
+
+from nlhf_jax.runtime import atomic, run_lock
 
 # gin bindings, and under RUN a run of the experiment.
 Setting = dict[str, str]
@@ -38,22 +46,35 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the sweep; its exit status."""
   args = _parse(argv)
   try:
-    if not args.experiment and not args.gin_file:
-      raise ValueError('Name the runs with --experiment EXPERIMENT/RUN, or with --gin_file FILE.')
-    settings = parse_settings(args.grid, args.list)
-    output_dir = pathlib.Path(args.output_dir)
-    _claim(output_dir, args)
-    if args.only is not None:
-      return run(args, settings[args.only])
-    failed = {} if args.gather else ENGINES[args.engine](args, settings)
-    for name, reason in failed.items():
-      print(f'sweep: {name} failed: {reason}', file=sys.stderr)
-    if args.evaluation and (args.gather or args.engine != 'slurm'):
-      gather(args, [s for s in settings if is_done(output_dir / run_name(s))])
-    return 1 if failed else 0
+    with _RUNNING.listening():
+      status = _sweep(args)
+    if not _RUNNING.ended_by:
+      return status
+    name = signal.Signals(_RUNNING.ended_by).name
+    print(f'sweep: {name} has ended it; the same command goes on.', file=sys.stderr)
+    return 128 + _RUNNING.ended_by
   except (ValueError, OSError) as error:
     print(f'sweep: {" ".join(str(error).split())}', file=sys.stderr)
     return 2
+
+
+def _sweep(args: argparse.Namespace) -> int:
+  """As `main`."""
+  if not args.experiment and not args.gin_file:
+    raise ValueError('Name the runs with --experiment EXPERIMENT/RUN, or with --gin_file FILE.')
+  settings = parse_settings(args.grid, args.list)
+  output_dir = pathlib.Path(args.output_dir)
+  if args.only is not None:  # A task of a job array, beside others of the same sweep.
+    _claim(output_dir, args)
+    return run(args, settings[args.only])
+  with run_lock.held(output_dir):
+    _claim(output_dir, args)
+    failed = {} if args.gather else ENGINES[args.engine](args, settings)
+    for name, reason in failed.items():
+      print(f'sweep: {name} failed: {reason}', file=sys.stderr)
+    if args.evaluation and not _RUNNING.ended_by and (args.gather or args.engine != 'slurm'):
+      gather(args, [s for s in settings if is_done(output_dir / run_name(s))])
+  return 1 if failed else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -151,8 +172,7 @@ def _claim(output_dir: pathlib.Path, args: argparse.Namespace) -> None:
     raise ValueError(
       f'{output_dir} holds another sweep ({path.read_text().strip()}): name another --output_dir.'
     )
-  output_dir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(mine) + '\n')
+  atomic.write_text(path, json.dumps(mine) + '\n')
 
 
 def is_done(run_dir: pathlib.Path) -> bool:
@@ -181,12 +201,67 @@ def command(args: argparse.Namespace, setting: Setting) -> list[str]:
 def run(args: argparse.Namespace, setting: Setting) -> int:
   """Runs one setting, its output in a file beside its directory; its exit status."""
   run_dir = pathlib.Path(args.output_dir) / run_name(setting)
-  if is_done(run_dir):
+  if is_done(run_dir) or _RUNNING.ended_by:
     return 0
-  with run_dir.with_name(f'{run_dir.name}.log').open('w') as log:
-    return subprocess.run(
-      command(args, setting), stdout=log, stderr=subprocess.STDOUT, check=False
-    ).returncode
+  with (
+    run_dir.with_name(f'{run_dir.name}.log').open('a') as log,  # Another may write to it just now.
+    _RUNNING.start(command(args, setting), stdout=log, stderr=subprocess.STDOUT) as process,
+  ):
+    return process.wait()
+
+
+class _Running:
+  """The processes that this one waits for, which end with it."""
+
+  def __init__(self):
+    self._processes: set[subprocess.Popen] = set()
+    # The number of a signal; 0: none has come.
+    self.ended_by = 0
+
+  @contextlib.contextmanager
+  def start(self, command: Sequence[str], **settings: Any) -> Iterator[subprocess.Popen]:
+    """Starts a command; settings as of `subprocess.Popen`."""
+    # In a session of its own, so that of a terminal's Ctrl-C it gets what `_end` makes of it.
+    argv = [sys.executable, '-I', '-c', _ENDS_WITH_PARENT, str(os.getpid()), *command]
+    with subprocess.Popen(argv, start_new_session=True, **settings) as process:
+      self._processes.add(process)
+      if self.ended_by:  # Just now.
+        process.terminate()
+      try:
+        yield process
+      finally:
+        self._processes.discard(process)
+
+  @contextlib.contextmanager
+  def listening(self) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask all processes to end, as SIGTERM does."""
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(number, self._end) for number in numbers]
+    try:
+      yield
+    finally:
+      for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+  def _end(self, number: int, frame: Any) -> None:
+    del frame
+    self.ended_by = number
+    for process in list(self._processes):
+      process.terminate()
+
+
+_RUNNING = _Running()
+# Becomes a command that the kernel sends SIGTERM once its parent has ended, however that ended.
+_ENDS_WITH_PARENT = """
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+if sys.platform == 'linux':
+  PR_SET_PDEATHSIG = 1
+  ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+  if os.getppid() != int(parent):
+    sys.exit('The sweep has ended.')
+os.execvp(command[0], command)
+"""
 
 
 def _reason(args: argparse.Namespace, setting: Setting, status: int) -> str | None:
@@ -204,6 +279,8 @@ def _local(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, s
   with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
     queue = {pool.submit(run, args, setting): setting for setting in settings}
     for number, future in enumerate(concurrent.futures.as_completed(queue), start=1):
+      if _RUNNING.ended_by:
+        break  # The pool waits for those that run; no other one begins.
       setting = queue[future]
       reason = _reason(args, setting, future.result())
       if reason:
@@ -220,9 +297,10 @@ def _slurm(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, s
     return {}
   command = [sys.executable, str(pathlib.Path(__file__).resolve())]
   script = output_dir / 'sweep.sbatch'
+  # The signal is for the shell (B), whose place the sweep takes: there are no steps of srun.
   script.write_text(
     f'#!/bin/bash\n#SBATCH --job-name=sweep\n#SBATCH --array={",".join(map(str, numbers))}\n'
-    f'#SBATCH --output={output_dir / "slurm-%A_%a.log"}\n#SBATCH --signal=TERM@120\n'
+    f'#SBATCH --output={output_dir / "slurm-%A_%a.log"}\n#SBATCH --signal=B:TERM@120\n'
     f'exec {shlex.join(command)} --only="$SLURM_ARRAY_TASK_ID" '
     f'{shlex.join(_without_engine(sys.argv[1:]))}\n'
   )
@@ -277,11 +355,11 @@ def gather(args: argparse.Namespace, settings: Sequence[Setting]) -> None:
   contestants += [f'{run_name(s).replace("=", " ")}={output_dir / run_name(s)}' for s in settings]
   compared = output_dir / 'compared'
   argv = ['nlhf', 'win-rates', f'--gin_file={args.evaluation}', f'--output_dir={compared}']
-  done = subprocess.run(
-    [*argv, '--run_dirs', *contestants], capture_output=True, text=True, check=False
-  )
-  if done.returncode:
-    raise ValueError(f'Comparing the runs failed: {done.stderr.strip().splitlines()[-1]}')
+  pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
+  with _RUNNING.start([*argv, '--run_dirs', *contestants], **pipes) as process:
+    _, told = process.communicate()
+  if process.returncode:
+    raise ValueError(f'Comparing the runs failed: {(told.strip() or "no output").splitlines()[-1]}')
   groups = group_by_setting(settings, bool(args.reference))
   rates = json.loads((compared / 'win_rates.json').read_text())
   exact = compared / 'exact.json'

@@ -97,6 +97,8 @@ class Apart:
     """Waits for the end of a writer that was told to close; `patience` is what the warning says."""
     if not self._failed and not self._done.wait(seconds):
       self._fail(f'it did not end within {patience:g} s, and what it had not sent is lost')
+    with self._lock:  # The process may end now: not before a warning is out.
+      pass
 
   def _work(self) -> None:
     try:
@@ -117,12 +119,12 @@ class Apart:
   def _fail(self, why: str) -> None:
     with self._lock:
       first, self._failed = not self._failed, True
-    if first:
-      logging.warning(
-        'The writer %s gets no more reports (%s). Training goes on; metrics.jsonl has them all.',
-        self.name,
-        without_secrets(' '.join(why.split()))[:500],
-      )
+      if first:
+        logging.warning(
+          'The writer %s gets no more reports (%s). Training goes on; metrics.jsonl has them all.',
+          self.name,
+          without_secrets(' '.join(why.split()))[:500],
+        )
 
 
 def without_secrets(text: str) -> str:

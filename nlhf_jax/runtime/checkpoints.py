@@ -11,7 +11,6 @@ import functools
 import logging
 import pathlib
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -32,16 +31,21 @@ _T = TypeVar('_T')
 
 @functools.cache
 def silence_threads() -> None:
-  """Has a save that fails be told once, by what is raised: orbax logs it, too, and tensorstore's threads print what they run into."""
-  is_news = lambda record: not (record.exc_info and 'orbax' in record.pathname)
-  logging.getLogger('absl').addFilter(is_news)
-  before = sys.excepthook
+  """Has a save that fails be told once, by what is raised: orbax and asyncio log it too, and TensorStore prints that nobody waits for it."""
 
-  def excepthook(kind, error, trace):
-    if threading.current_thread() is threading.main_thread() or 'loop is closed' not in str(error):
-      before(kind, error, trace)
+  def is_news(record: logging.LogRecord) -> bool:
+    by_asyncio = 'never retrieved' in record.getMessage()
+    return not (record.exc_info and (by_asyncio or 'orbax' in record.pathname))
 
-  sys.excepthook = excepthook
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(is_news)
+  before = sys.unraisablehook
+
+  def unraisablehook(told):
+    if str(told.exc_value) != 'Event loop is closed':
+      before(told)
+
+  sys.unraisablehook = unraisablehook
 
 
 class Keep(NamedTuple):
@@ -151,10 +155,8 @@ class Writer:
         checkpoint_files.describe(arrays, step, metadata)
       ),
     }
-    try:
-      self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
-    except OSError as error:
-      raise self._failed(error) from error
+    arguments = ocp.args.Composite(**items)
+    self._raise_failure(lambda: self._manager.save(step, args=arguments, metrics=metrics))
 
   def check(self) -> None:
     """Raises OSError, with the reason, where a save has failed."""
@@ -174,7 +176,7 @@ class Writer:
       except OSError as error:
         raise self._failed(error) from error
 
-  def _raise_failure(self, ask: Callable[[], None]) -> None:
+  def _raise_failure(self, ask: Callable[[], Any]) -> None:
     try:
       ask()
     except Exception as error:  # Whatever a background thread died of.

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import flax.traverse_util
 import jax
@@ -471,3 +474,28 @@ def test_run_of_version_0_1_is_refused_by_name(runs, capsys, tmp_path):
     (line,) = [x for x in output.err.splitlines() if x.startswith('nlhf')]
     assert status == 2
     assert '0.1.0' in line and 'bb3ff7b' in line
+
+
+# A command that fails and leaves a thread that waits for ever, as orbax's do when a save has failed.
+LEAVES_A_THREAD = """
+import sys, threading
+from nlhf_jax.cli import main
+def fail(args):
+  threading.Thread(target=threading.Event().wait).start()
+  raise OSError('Saving failed: see to it.')
+main._COMMANDS['report'] = fail
+sys.exit(main.main())
+"""
+
+
+def test_process_ends_though_a_thread_waits():
+  environment = os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+  done = subprocess.run(
+    [sys.executable, '-c', LEAVES_A_THREAD, 'report', '--run_dir=x'],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env=environment,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (2, 'nlhf report: Saving failed: see to it.\n')

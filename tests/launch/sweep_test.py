@@ -5,8 +5,10 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -28,14 +30,29 @@ mkdir -p "$run/checkpoints/7"; echo '{"fields": {"experiment.Experiment.num_step
 """
 
 
+# Trains for ever: writes its number down, and, as it is asked to end, that it has saved.
+ENDLESS = """#!/usr/bin/env bash
+for flag in "$@"; do case $flag in --run_dir=*) run=${flag#--run_dir=};; esac; done
+trap 'echo saved > "$run.saved"; exit 0' TERM
+echo $$ > "$run.pid.new"; mv "$run.pid.new" "$run.pid"
+while true; do sleep 0.1; done
+"""
+
+
+def programs(directory, **texts):
+  """An environment in which these are found first."""
+  directory.mkdir(exist_ok=True)
+  for name, text in texts.items():
+    (directory / name).write_text(text)
+    (directory / name).chmod(0o755)
+  return os.environ | {'PATH': f'{directory}:{os.environ["PATH"]}'}
+
+
 @pytest.fixture
 def start(tmp_path):
-  programs = tmp_path / 'bin'
-  programs.mkdir()
-  for name, text in [('nlhf', NLHF), ('sbatch', '#!/usr/bin/env bash\ncat "${@: -1}"\n')]:
-    (programs / name).write_text(text)
-    (programs / name).chmod(0o755)
-  environment = os.environ | {'PATH': f'{programs}:{os.environ["PATH"]}'}
+  environment = programs(
+    tmp_path / 'bin', nlhf=NLHF, sbatch='#!/usr/bin/env bash\ncat "${@: -1}"\n'
+  )
 
   def run(*argv):
     command = [sys.executable, str(SCRIPT), '--gin_file=a.gin', f'--output_dir={tmp_path / "runs"}']
@@ -89,11 +106,52 @@ def test_job_array(start):
   (start.dir / 'BETA=0,SEED=1' / 'run.json').write_text(json.dumps({'fields': fields}))
   shown = start('--engine=slurm', '--grid', 'BETA=0', '--grid', 'SEED=0,1,2', '--sbatch=--gpus=1')
   assert shown.returncode == 0, shown.stderr
-  assert '#SBATCH --array=0,2\n' in shown.stdout
+  assert '#SBATCH --array=0,2\n' in shown.stdout and '#SBATCH --signal=B:TERM@' in shown.stdout
   (command,) = [line for line in shown.stdout.splitlines() if line.startswith('exec')]
   assert '--only="$SLURM_ARRAY_TASK_ID"' in command and 'engine' not in command
   assert start('--grid', 'BETA=0', '--grid', 'SEED=0,1,2', '--only=2').returncode == 0
   assert sweep.is_done(start.dir / 'BETA=0,SEED=2')
+
+
+def wait_for(what, seconds=60):
+  end = time.monotonic() + seconds
+  while not what():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
+def is_running(pid):
+  """A process that has ended and that nobody has asked after yet is none."""
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_sweep_that_is_ended_ends_its_runs(tmp_path, number):
+  """They save, and no other begins; where it can, it waits for them. Meanwhile another sweep is refused."""
+  runs, environment = tmp_path / 'runs', programs(tmp_path / 'bin', nlhf=ENDLESS)
+  command = [sys.executable, str(SCRIPT), '--gin_file=a.gin', f'--output_dir={runs}']
+  command += ['--grid', 'SEED=0,1,2', '--jobs=2']
+  settings = {'env': environment, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  with subprocess.Popen(command, text=True, **settings) as process:
+    wait_for(lambda: len(list(runs.glob('*.pid'))) == 2)
+    pids = [int(path.read_text()) for path in runs.glob('*.pid')]
+    second = subprocess.run(command, text=True, check=False, **settings)
+    assert (second.returncode, second.stderr.count('\n')) == (2, 1)
+    assert f'sweep: {runs} is in use: process {process.pid} on' in second.stderr
+    assert all(map(is_running, pids))
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+  if number == signal.SIGKILL:
+    wait_for(lambda: not any(map(is_running, pids)))
+  else:
+    assert process.returncode == 128 + number
+    assert told == f'sweep: {number.name} has ended it; the same command goes on.\n'
+  assert not any(map(is_running, pids))
+  names = sorted(path.name for path in runs.glob('SEED=*'))
+  assert names == [f'SEED={seed}.{kind}' for seed in (0, 1) for kind in ('log', 'pid', 'saved')]
 
 
 def test_file_of_settings(tmp_path):

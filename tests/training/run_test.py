@@ -1,6 +1,7 @@
-"""What a run refuses before it writes anything, and whose weights it takes."""
+"""What a run refuses before it writes anything, whose weights it takes, and what ends it on its way."""
 
 import functools
+import os
 import shutil
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from nlhf_jax import algorithms
 from nlhf_jax.evaluation import distance
 from nlhf_jax.models import policy, preference_model, rater
 from nlhf_jax.networks import decoding
-from nlhf_jax.runtime import checkpoint_files, checkpoints, metrics
+from nlhf_jax.runtime import checkpoint_files, checkpoints, metrics, run_lock
 from nlhf_jax.training import experiment, resolve, run, weights
 from nlhf_jax.types import EOS, PAD, Demonstration, Prompts, Rollout
 from tests.tiny import t5_network
@@ -174,3 +175,58 @@ def test_a_checkpoint_that_is_not_finite(two_runs, tmp_path, monkeypatch):
     ValueError, match=r'No intact checkpoint in .*is not finite.*: train that run'
   ):
     weights.trained_params(described, run_dir)
+
+
+def sft(read=lambda number: None, **changes):
+  """Three steps, each of which is logged and saved; `read` is called with the number of each batch."""
+
+  def numbered(start=0):
+    for number, batch in enumerate(batches(11), start=start):
+      read(number)
+      yield batch
+
+  settings = {'log_every': 1, 'save_every': 1, 'num_steps': 3, 'batches': numbered}
+  return imitation(**settings | changes)
+
+
+def test_second_process_is_refused_before_it_reads_anything(tmp_path):
+  def read(number):
+    pytest.fail('read data')
+
+  with run_lock.held(tmp_path / 'run'):
+    with pytest.raises(run_lock.InUseError, match=f'in use: process {os.getpid()} on'):
+      run.train(sft(read), tmp_path / 'run')
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
+
+
+@pytest.mark.parametrize('save_every', [1, None])
+def test_run_whose_directory_is_removed_stops(tmp_path, capfd, save_every):
+  """And does not make it again, but for a save that orbax was at just then."""
+
+  def read(number):
+    if number == 2:
+      shutil.rmtree(tmp_path / 'run')
+
+  with pytest.raises(OSError, match=r'run has been removed|Saving to .*No such file') as caught:
+    run.train(sft(read, num_steps=100, save_every=save_every), tmp_path / 'run')
+  assert '\n' not in str(caught.value)
+  assert save_every or not list(tmp_path.iterdir())
+  assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_full_disk_while_logging_and_the_run_after_it(tmp_path):
+  """/dev/full takes no byte. What was saved before is gone on from."""
+  run.train(sft(num_steps=1), tmp_path / 'run', {'name': 'sft'})
+  log = tmp_path / 'run' / 'metrics.jsonl'
+  log.rename(tmp_path / 'kept')
+  log.symlink_to('/dev/full')
+  with pytest.raises(
+    OSError, match=r'^Writing .*metrics.jsonl failed \(No space left on device\)'
+  ) as caught:
+    run.train(sft(), tmp_path / 'run', {'name': 'sft'})
+  assert '\n' not in str(caught.value)
+  log.unlink()
+  (tmp_path / 'kept').rename(log)
+  assert int(run.train(sft(), tmp_path / 'run', {'name': 'sft'}).step) == 3
+  assert [row['step'] for row in metrics.read_rows(log)] == [1, 2, 3]
+  assert not (tmp_path / 'run' / '.lock').exists()
