@@ -9,6 +9,7 @@ import pathlib
 import shlex
 from typing import NamedTuple
 
+from nlhf_jax import untrusted
 from nlhf_jax.cli import gin_config
 
 # Of `nlhf`, that run stages.
@@ -73,10 +74,11 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
   Raises:
     FileNotFoundError: there is no such file.
+    ValueError: it is not UTF-8.
   """
   if not path.is_file():
     raise FileNotFoundError(f'No file {path}.')
-  lines = (line.strip() for line in path.read_text(encoding='utf-8').splitlines())
+  lines = (line.strip() for line in untrusted.read_text(path).splitlines())
   return [line for line in lines if line and not line.startswith('#')]
 
 

@@ -33,6 +33,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from nlhf_jax import untrusted
 from nlhf_jax.cli import (
   annotate,
   collect,
@@ -45,6 +46,9 @@ from nlhf_jax.cli import (
   votes,
 )
 
+# Characters.
+_LONGEST_MESSAGE = 4000
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one sub-command; a user's mistake is one line on stderr and exit status 2."""
@@ -53,12 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = flags.parse(sys.argv[1:] if argv is None else list(argv))
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's start-up messages.
   logging.getLogger('absl').setLevel(logging.ERROR)
+  if logging.lastResort is not None:
+    logging.lastResort.setFormatter(_Printable())
   keep_compiled()
   try:
     _COMMANDS[args.command](args)
   except Exception as error:
     return _ended_by(error, args)
   return 0
+
+
+class _Printable(logging.Formatter):
+  """A warning in one line: what it quotes may hold what a terminal obeys."""
+
+  def formatMessage(self, record: logging.LogRecord) -> str:
+    return untrusted.printable(super().formatMessage(record))
 
 
 def _ended_by(error: Exception, args: argparse.Namespace) -> int:
@@ -79,6 +92,7 @@ def _ended_by(error: Exception, args: argparse.Namespace) -> int:
       'an exchange with the other processes failed; one of them has probably ended. Start all of them again: the run '
       f'goes on from its newest checkpoint. ({text[:300]})'
     )
+  text = untrusted.shorten(untrusted.printable(text), _LONGEST_MESSAGE)
   print(f'nlhf {args.command}: {text}', file=sys.stderr, flush=True)
   status = 2 if mistake else 3
   processes.abort(status)
@@ -231,7 +245,7 @@ def _sample(args: argparse.Namespace) -> None:
   for prompt, responses in tournament.sample(
     evaluation, contestant, texts, num_samples=args.num_samples, seed=args.seed
   ):
-    print(json.dumps({'prompt': prompt, 'responses': responses}, ensure_ascii=False))
+    print(untrusted.json_line({'prompt': prompt, 'responses': responses}))
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -4,7 +4,6 @@ A directory may hold a model, or an adapter of `peft`, which names the model tha
 """
 
 import contextlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
+
+from nlhf_jax import untrusted
 
 ADAPTER = 'adapter_config.json'
 SINGLE = 'model.safetensors'
@@ -138,11 +139,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     if not path.is_file():
       return {}
-    text = path.read_text(encoding='utf-8')
-    values = json.loads(text)
+    values = untrusted.parse_json(path.read_bytes())
   except PermissionError:
     raise PermissionError(f'{path} may not be read by this user: allow it with chmod.') from None
-  except (ValueError, RecursionError) as error:  # UnicodeDecodeError too; brackets without end.
+  except untrusted.ContentError as error:
     raise ValueError(f'{path} is no JSON ({error}): download it again.') from None
   if not isinstance(values, dict):
     raise ValueError(f'{path} holds no JSON object: download it again.')

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import nlhf_jax
+from nlhf_jax import untrusted
 from nlhf_jax.runtime import atomic
 
 _CONFIG, _RUN = 'config.gin', 'run.json'
@@ -96,7 +97,7 @@ def read_config(run_dir: pathlib.Path) -> str:
       f'No run in {run_dir} (it has no {_CONFIG}): name the directory of a trained run.'
     )
   _check_version(run_dir)
-  return path.read_text(encoding='utf-8')
+  return untrusted.read_text(path)
 
 
 @contextlib.contextmanager
