@@ -29,6 +29,7 @@ import logging
 import math
 import os
 import pathlib
+import stat
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ from nlhf_jax.cli import (
   games,
   judge,
   personalise,
+  trust,
   votes,
 )
 
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.lastResort.setFormatter(_Printable())
   keep_compiled()
   try:
+    trust.reset(args.trust)
     _COMMANDS[args.command](args)
   except Exception as error:
     return _ended_by(error, args)
@@ -112,12 +115,36 @@ def _use_large_pages() -> None:
 
 
 def keep_compiled() -> None:
-  """Compiled programs outlive the process, unless the user has set where they go or that they do not."""
+  """Compiled programs outlive the process, unless the user has set where they go or that they do not.
+
+  They are native code, which later processes run: the directory is the user's own, and no one else may enter it.
+  """
   import jax
 
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
-    jax.config.update('jax_compilation_cache_dir', str(cache / 'nlhf_jax'))
+    directory = cache / 'nlhf_jax'
+    if problem := _unsafe(directory):
+      logging.warning('%s; nothing that is compiled is kept.', problem)
+    else:
+      jax.config.update('jax_compilation_cache_dir', str(directory))
+
+
+def _unsafe(directory: pathlib.Path) -> str | None:
+  """Makes a directory that only this user can enter; why it cannot be had, or None."""
+  try:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+      return f'{directory} is a link or a file: remove it, or set JAX_COMPILATION_CACHE_DIR'
+    if hasattr(os, 'getuid') and found.st_uid != os.getuid():
+      return f'{directory} belongs to another user: set JAX_COMPILATION_CACHE_DIR'
+    if found.st_mode & 0o022:
+      return f'{directory} can be written by others, who may have put code there: remove it, or set JAX_COMPILATION_CACHE_DIR'
+    directory.chmod(0o700)
+  except OSError as error:
+    return f'{directory} cannot be made ({error.strerror}): set JAX_COMPILATION_CACHE_DIR'
+  return None
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -179,7 +206,8 @@ def _diagnose(args: argparse.Namespace) -> None:
 
   run_dir = pathlib.Path(args.run_dir)
   output_dir = pathlib.Path(args.output_dir or run_dir / 'diagnosis')
-  configured = gin_config.from_text(Experiment, run_directory.read_config(run_dir), args.bindings)
+  text, name = run_directory.read_config(run_dir), str(run_dir / run_directory.CONFIG)
+  configured = gin_config.from_text(Experiment, text, args.bindings, name)
   with gin_config.naming_flags(configured):
     result = diagnosis.diagnose(
       configured.value, run_dir, output_dir, algorithms.sft, configured.fields, configured.text

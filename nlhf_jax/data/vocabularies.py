@@ -57,7 +57,7 @@ def hugging_face(
   """The tokenizer of a model.
 
   Args:
-    model: a directory that holds tokenizer.json, or a repository on the hub; an adapter without one has its base's.
+    model: a directory that holds tokenizer.json, or hf://OWNER/NAME@REVISION on the hub; an adapter without one has its base's.
     ids: padding and end; the same as the network's.
     chat: put each prompt into the model's chat template, as the user's turn, before the assistant's.
     system: the system's turn of that; None: what the template itself says.

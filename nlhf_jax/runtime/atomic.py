@@ -10,7 +10,9 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[IO]:
+def replaced(
+  path: pathlib.Path, mode: str = 'w', *, private: bool = False, **settings: Any
+) -> Iterator[IO]:
   """A file to write into, which takes its place once all is written and on disk.
 
   Directories above it are made if need be. A link stays one; what is no file, such as /dev/stdout, is written as it is.
@@ -18,6 +20,7 @@ def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[I
   Args:
     path: of the file.
     mode: 'w' or 'wb'.
+    private: a new file is for this user alone to read.
     **settings: further ones of `open`.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +31,9 @@ def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[I
   path = path.resolve()
   partial = path.with_name(f'{path.name}.partial')
   try:
+    partial.unlink(missing_ok=True)
+    if private:
+      partial.touch(mode=0o600)
     with partial.open(mode, **settings) as file:
       yield file
       file.flush()
@@ -39,9 +45,9 @@ def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[I
     partial.unlink(missing_ok=True)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str, *, private: bool = False) -> None:
   """The text in UTF-8, in place of what was there; see `replaced`."""
-  with replaced(path, encoding='utf-8') as file:
+  with replaced(path, private=private, encoding='utf-8') as file:
     file.write(text)
 
 

@@ -372,5 +372,5 @@ def test_repository_that_the_hub_lacks(monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   with pytest.raises(FileNotFoundError, match=r'hub has not given it .*: name a dir') as caught:
-    hf_directory.find('no-such-owner/no-such-model')
+    hf_directory.find('hf://no-such-owner/no-such-model')
   assert '\n' not in str(caught.value)

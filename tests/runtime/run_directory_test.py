@@ -1,6 +1,8 @@
 """A directory belongs to one configuration, and what is refused leaves nothing behind."""
 
 import json
+import os
+import stat
 
 import pytest
 
@@ -144,3 +146,30 @@ def test_atomic_directory(tmp_path):
     (directory / 'file').write_text('2')
     raise OSError('disk is full')
   assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']
+
+
+KEYS = {
+  'a name': ({'mine.writer.api_key': 'x'}, ''),
+  'a token': ({'mine.writer.token': 'x'}, ''),
+  'a key in a list': ({}, "mine.writer.headers = ['Bearer hf_aBcDeFgHiJkLmNoP']"),
+  'a key by itself': ({}, "mine.writer.x = 'sk-proj-0123456789abcdef'"),
+}
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='modes are POSIX')
+@pytest.mark.parametrize('kind', KEYS)
+def test_bindings_that_may_hold_keys_are_for_the_user_alone(kind, tmp_path):
+  fields, config = KEYS[kind]
+  run_directory.create(tmp_path / 'run', config, fields)
+  for name in ('config.gin', 'run.json'):
+    assert stat.S_IMODE((tmp_path / 'run' / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='modes are POSIX')
+def test_other_bindings_are_as_the_user_has_files(tmp_path):
+  """The name of an environment variable is no key, nor is a number of tokens."""
+  fields = {'Server.key_variable': 'OPENAI_API_KEY', 'x.max_tokens': 3, 'x.token': 3}
+  run_directory.create(tmp_path / 'run', 'risk-averse = 1', fields)
+  (tmp_path / 'other').write_text('')
+  for name in ('config.gin', 'run.json'):
+    assert (tmp_path / 'run' / name).stat().st_mode == (tmp_path / 'other').stat().st_mode
