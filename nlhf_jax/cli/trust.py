@@ -15,7 +15,7 @@ _GIN = ('gin.macro', 'gin.constant', 'gin.singleton')
 # They run commands, read further configurations, or write whatever they are given to wherever they are told.
 _NEVER = ('nlhf_jax.cli', 'nlhf_jax.runtime.atomic', 'nlhf_jax.runtime.run_directory', 'nlhf_jax.runtime.processes', 'nlhf_jax.votes.vote_file', 'nlhf_jax.votes.annotation')  # fmt: skip
 _WRITING = re.compile(
-  r'(^|\.)(_|(write|save|convert|export|render|from_run_dir|drop_later|train|diagnose|compare|collect|files)(_|$))'
+  r'(^|\.)(_|(write|save|convert|export|render|from_run_dir|drop_later|train|diagnose|compare|collect)(_|$))'
 )
 _named: set[str] = set()
 
