@@ -26,7 +26,7 @@ PLACEHOLDER = re.compile(r'[A-Z]+(_[A-Z]+)*|runs/\S*|models/\S*')
 
 
 # Names in capitals that are no macros.
-READERS_OWN = {'COMMAND', 'FILE', 'RUN_DIR'}
+READERS_OWN = {'COMMAND', 'FILE', 'JAX_COMPILATION_CACHE_DIR', 'RUN_DIR'}
 
 
 class Block(NamedTuple):

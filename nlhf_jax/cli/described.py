@@ -65,7 +65,8 @@ def experiment_of(run_dir: pathlib.Path):
   from nlhf_jax.runtime import run_directory
   from nlhf_jax.training.experiment import Experiment
 
-  return gin_config.from_text(Experiment, run_directory.read_config(run_dir)).value
+  text, name = run_directory.read_config(run_dir), str(run_dir / run_directory.CONFIG)
+  return gin_config.from_text(Experiment, text, name=name).value
 
 
 def configure_run(

@@ -9,6 +9,7 @@ import pathlib
 import shlex
 from typing import NamedTuple
 
+from nlhf_jax import untrusted
 from nlhf_jax.cli import gin_config
 
 # Of `nlhf`, that run stages.
@@ -73,6 +74,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
   Raises:
     FileNotFoundError: there is no such file.
+    ValueError: it is not UTF-8.
   """
   lines = (line.strip() for line in read_text(path).splitlines())
   return [line for line in lines if line and not line.startswith('#')]
@@ -87,11 +89,7 @@ def read_text(path: pathlib.Path) -> str:
   """
   if not path.is_file():
     raise FileNotFoundError(f'No file {path}.')
-  try:
-    return path.read_text(encoding='utf-8-sig')
-  except UnicodeDecodeError as error:
-    line = error.object[: error.start].count(b'\n') + 1
-    raise ValueError(f'{path}:{line} is not in UTF-8: write the file in that encoding.') from error
+  return untrusted.read_text(path)
 
 
 def _stage(directory: pathlib.Path, line: str) -> Stage:

@@ -220,6 +220,13 @@ def _add_tokenize(commands) -> None:
 def _command(commands, name, summary, details) -> argparse.ArgumentParser:
   parser = commands.add_parser(name, help=summary, description=f'{summary} {details}')
   parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
+  parser.add_argument(
+    '--trust',
+    action='append',
+    default=[],
+    metavar='PACKAGE',
+    help='a Python package that configurations of run directories may import (repeatable; docs/security.md)',
+  )
   return parser
 
 

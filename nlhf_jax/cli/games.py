@@ -171,14 +171,12 @@ def _population(args: argparse.Namespace):
 
 def _of_ballots(files: list[str]):
   """Voters and the shares of their own votes."""
-  import itertools
-
   import numpy as np
 
   from nlhf_jax.games import sources, voters
   from nlhf_jax.votes import readers, table
 
-  votes = table.columns(itertools.chain.from_iterable(map(readers.votes, map(pathlib.Path, files))))
+  votes = table.columns(readers.votes_of_files(files))
   names, wins = table.wins_of_voters(votes)
   shares = [sources.from_wins(own, votes.labels).preference for own in wins]
   return voters.Voters(names, votes.labels, np.stack(shares))
@@ -210,15 +208,24 @@ def _column(path: str | None, labels, what: str, flag: str):
   if path is None:
     return None
   import csv
+  import io
+
+  from nlhf_jax import untrusted
 
   if not pathlib.Path(path).is_file():
     raise FileNotFoundError(f'No file {path}: name a CSV of label,{what} with {flag}.')
-  with open(path, newline='') as file:
-    rows = dict(line[:2] for line in csv.reader(file) if len(line) >= 2)
-  missing = [label for label in labels if label not in rows]
-  if missing:
-    raise ValueError(f'{path} has no {what} for {missing[0]!r}.')
+  try:
+    lines = list(csv.reader(io.StringIO(untrusted.read_text(path), newline='')))
+  except csv.Error as error:
+    raise ValueError(f'{path}: no CSV ({error}).') from None
+  pairs = [line[:2] for line in lines if len(line) >= 2]
+  rows = dict(pairs)
+  for label in labels:
+    if label not in rows:
+      raise ValueError(f'{path} has no {what} for {untrusted.quoted(label)}.')
+    if sum(name == label for name, _ in pairs) > 1:
+      raise ValueError(f'{path} has two lines for {untrusted.quoted(label)}: leave one.')
   try:
     return [float(rows[label]) for label in labels]
   except ValueError as error:
-    raise ValueError(f'{path}: {error}.') from error
+    raise ValueError(f'{path}: {untrusted.message(str(error))}.') from error

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import gin
 
 import nlhf_jax
-from nlhf_jax.cli import bound, gin_files
+from nlhf_jax.cli import bound, gin_files, trust
 
 _PACKAGE = pathlib.Path(nlhf_jax.__file__).resolve().parent
 # Holds `configs/`: the package itself where it was installed, the repository where it is worked on.
@@ -103,16 +103,34 @@ def read(source: Source) -> list[str]:
       _bind(source.if_asked, ignore_unknown_macros=True)
       _bind(bindings, source.ignore_unknown_macros)
     gin.finalize()
+    trust.add_imports()
   except _MISTAKES as error:
     raise ValueError(_explain(error)) from error
   return search_paths
 
 
-def from_text(described: Callable[..., Any], text: str, bindings: Sequence[str] = ()) -> Configured:
-  """The same by the text of a configuration that was kept, and bindings that win over it."""
+def from_text(
+  described: Callable[..., Any],
+  text: str,
+  bindings: Sequence[str] = (),
+  name: str = 'The configuration',
+) -> Configured:
+  """The same by the text of a configuration that was kept, which is not trusted, and bindings that win over it.
+
+  Args:
+    described: such as `Experiment`.
+    text: of the configuration.
+    bindings: of the user.
+    name: of its file.
+
+  Raises:
+    ValueError: as of `configure`; it imports or calls what no one has allowed (`trust`).
+  """
   gin.clear_config()
   try:
+    trust.check_imports(text, name)
     gin.parse_config(text)
+    trust.check_calls(name)
     _bind(bindings, ignore_unknown_macros=False)
     return _call(described, [Layer([], bindings)])
   except _MISTAKES as error:

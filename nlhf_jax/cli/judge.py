@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from nlhf_jax import untrusted
 from nlhf_jax.cli import responses
 
 
@@ -122,7 +123,7 @@ def _panel(args: argparse.Namespace):
   from nlhf_jax.judges import llm, llm_settings
 
   try:
-    given = dict(json.loads(args.parameters))
+    given = dict(untrusted.parse_json(args.parameters.encode()))
   except (ValueError, TypeError):
     raise ValueError(f'--parameters must be a JSON object, got {args.parameters!r}.') from None
   parameters = {k: v for k, v in (llm.PARAMETERS | given).items() if v is not None}
@@ -153,9 +154,9 @@ def _check_settings(panel, output: pathlib.Path) -> None:
   }
   output.parent.mkdir(parents=True, exist_ok=True)
   if output.exists() and path.exists():
-    before = json.loads(path.read_text(encoding='utf-8'))
+    before = untrusted.read_json(path)
     for name, value in settings.items():
-      if before.get(name) != value:
+      if not isinstance(before, dict) or before.get(name) != value:
         raise ValueError(
           f'{output} holds votes by other settings: its {name} is not the one given. Name another --output.'
         )
@@ -170,13 +171,12 @@ def _print_summary(output: pathlib.Path, failures, spending) -> int:
 
   rows = list(judge_files.votes(output))
   out = report.console()
-  out.print(
-    f'{len(rows)} votes in {output}.\nFailed judgements: {_counts(failures) or "none"}.\n'
+  for line in (
+    f'{len(rows)} votes in {output}.',
+    f'Failed judgements: {_counts(failures) or "none"}.',
     f'{spending.num_calls} calls, {spending.num_tokens:,} tokens; {spending.num_cached} answers from the cache.',
-    markup=False,
-    highlight=False,
-    soft_wrap=True,
-  )
+  ):
+    out.print(untrusted.as_text(line), soft_wrap=True)
   if rows:
     out.print(_judges_table(agreement.judges(table.columns(rows)), flips(rows)))
   return len(rows)
@@ -205,7 +205,6 @@ def flips(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
 
 def _judges_table(judges, flipped: dict[str, tuple[int, int]]):
   import rich.table
-  from rich import markup
 
   from nlhf_jax.evaluation import ranking_report
 
@@ -218,5 +217,5 @@ def _judges_table(judges, flipped: dict[str, tuple[int, int]]):
     count, both = flipped.get(one.name, (0, 0))
     flips_shown = ranking_report.share_of(count / both if both else float('nan'), both)
     numbers = f'{one.num_votes:,.0f}', f'{one.tie_share:.3f}'
-    result.add_row(markup.escape(one.name or 'not named'), *numbers, first, flips_shown, agrees)
+    result.add_row(untrusted.as_text(one.name or 'not named'), *numbers, first, flips_shown, agrees)
   return result

@@ -29,10 +29,12 @@ import logging
 import math
 import os
 import pathlib
+import stat
 import sys
 import traceback
 from collections.abc import Sequence
 
+from nlhf_jax import untrusted
 from nlhf_jax.cli import (
   annotate,
   collect,
@@ -43,8 +45,12 @@ from nlhf_jax.cli import (
   judge,
   personalise,
   quiet,
+  trust,
   votes,
 )
+
+# Characters.
+_LONGEST_MESSAGE = 4000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,12 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   quiet.load_tensorflow_quietly()
   logging.getLogger('absl').setLevel(logging.ERROR)
+  if logging.lastResort is not None:
+    logging.lastResort.setFormatter(_Printable())
   try:
     if argv is None:
       from nlhf_jax.runtime import processes
 
       processes.remember_interrupts()
     keep_compiled()
+    trust.reset(args.trust)
     _COMMANDS[args.command](args)
   except (Exception, KeyboardInterrupt) as error:
     status = _ended_by(error, args)
@@ -73,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
       processes.end_despite_threads(status)
     return status
   return 0
+
+
+class _Printable(logging.Formatter):
+  """A warning in one line: what it quotes may hold what a terminal obeys."""
+
+  def formatMessage(self, record: logging.LogRecord) -> str:
+    return untrusted.printable(super().formatMessage(record))
 
 
 def _ended_by(error: BaseException, args: argparse.Namespace) -> int:
@@ -85,6 +101,7 @@ def _ended_by(error: BaseException, args: argparse.Namespace) -> int:
   if args.traceback:
     traceback.print_exception(error)
   status, text = _account(error, single)
+  text = untrusted.shorten(untrusted.printable(text), _LONGEST_MESSAGE)
   print(f'nlhf {args.command}: {text}', file=sys.stderr, flush=True)
   processes.abort(status)
   return status
@@ -136,12 +153,36 @@ def _use_large_pages() -> None:
 
 
 def keep_compiled() -> None:
-  """Compiled programs outlive the process, unless the user has set where they go or that they do not."""
+  """Compiled programs outlive the process, unless the user has set where they go or that they do not.
+
+  They are native code, which later processes run: the directory is the user's own, and no one else may enter it.
+  """
   import jax
 
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
-    jax.config.update('jax_compilation_cache_dir', str(cache / 'nlhf_jax'))
+    directory = cache / 'nlhf_jax'
+    if problem := _unsafe(directory):
+      logging.warning('%s; nothing that is compiled is kept.', problem)
+    else:
+      jax.config.update('jax_compilation_cache_dir', str(directory))
+
+
+def _unsafe(directory: pathlib.Path) -> str | None:
+  """Makes a directory that only this user can enter; why it cannot be had, or None."""
+  try:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+      return f'{directory} is a link or a file: remove it, or set JAX_COMPILATION_CACHE_DIR'
+    if hasattr(os, 'getuid') and found.st_uid != os.getuid():
+      return f'{directory} belongs to another user: set JAX_COMPILATION_CACHE_DIR'
+    if found.st_mode & 0o022:
+      return f'{directory} can be written by others, who may have put code there: remove it, or set JAX_COMPILATION_CACHE_DIR'
+    directory.chmod(0o700)
+  except OSError as error:
+    return f'{directory} cannot be made ({error.strerror}): set JAX_COMPILATION_CACHE_DIR'
+  return None
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -203,7 +244,8 @@ def _diagnose(args: argparse.Namespace) -> None:
 
   run_dir = pathlib.Path(args.run_dir)
   output_dir = pathlib.Path(args.output_dir or run_dir / 'diagnosis')
-  configured = gin_config.from_text(Experiment, run_directory.read_config(run_dir), args.bindings)
+  text, name = run_directory.read_config(run_dir), str(run_dir / run_directory.CONFIG)
+  configured = gin_config.from_text(Experiment, text, args.bindings, name)
   with gin_config.naming_flags(configured):
     result = diagnosis.diagnose(
       configured.value, run_dir, output_dir, algorithms.sft, configured.fields, configured.text
@@ -268,7 +310,7 @@ def _sample(args: argparse.Namespace) -> None:
   for prompt, responses in tournament.sample(
     evaluation, contestant, texts, num_samples=args.num_samples, seed=args.seed
   ):
-    print(json.dumps({'prompt': prompt, 'responses': responses}, ensure_ascii=False))
+    print(untrusted.json_line({'prompt': prompt, 'responses': responses}))
 
 
 def _read_prompts(path: pathlib.Path) -> list[str]:

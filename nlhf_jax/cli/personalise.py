@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nlhf_jax import untrusted
+
 # Flags of the twin: name -> (type, default, help).
 _TWIN = {
   'num_slots': (int, 6, 'S, contexts that return (default: 6)'),
@@ -80,7 +82,7 @@ def personalise(args: argparse.Namespace) -> None:
   out.print(personalisation_report.CAVEAT, markup=False, highlight=False)
   for table in personalisation_report.tables(results):
     out.print(table)
-  out.print(f'Report: {page}', markup=False)
+  out.print(untrusted.as_text(f'Report: {page}'))
 
 
 def _shopping(args: argparse.Namespace):

@@ -4,6 +4,8 @@ import argparse
 import pathlib
 from collections.abc import Callable
 
+from nlhf_jax import untrusted
+
 
 def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   """Adds `nlhf rank`."""
@@ -98,7 +100,7 @@ def voters(args: argparse.Namespace) -> None:
   found = voter_accuracy.measure(votes, x_names, num_folds=args.num_folds, seed=args.seed)
   out = report.console()
   for sentence in voter_report.sentences(found):
-    out.print(f'- {sentence}', markup=False, highlight=False)
+    out.print(untrusted.as_text(f'- {sentence}'))
   out.print(voter_report.accuracy_table(found))
   out.print(voter_report.calibration_table(found))
   if args.output:
@@ -108,13 +110,10 @@ def voters(args: argparse.Namespace) -> None:
 
 def _taste_votes(args: argparse.Namespace):
   """Votes on features, and the features' names; each is divided by its root mean square."""
-  import itertools
-
   from nlhf_jax.votes import readers, table, tastes
 
-  read = lambda path: readers.votes(path, args.format, skip_malformed=args.skip_malformed)
-  paths = map(pathlib.Path, args.votes)
-  votes = table.columns(itertools.chain.from_iterable(map(read, paths)))
+  rows = readers.votes_of_files(args.votes, args.format, skip_malformed=args.skip_malformed)
+  votes = table.columns(rows)
   names = votes.x_names
   if args.alternatives or not names:
     votes, names = votes._replace(x=votes.x[:, :0]), votes.labels
@@ -131,7 +130,7 @@ def rank(args: argparse.Namespace) -> None:
   found = _ranking(args)
   out = report.console()
   for sentence in ranking_report.sentences(found):
-    out.print(f'- {sentence}', markup=False, highlight=False)
+    out.print(untrusted.as_text(f'- {sentence}'))
   out.print(ranking_report.table(found))
   if judges := ranking_report.judges_table(found):
     out.print(judges)
@@ -143,7 +142,7 @@ def rank(args: argparse.Namespace) -> None:
     atomic.write_json(pathlib.Path(args.output), content, indent=1)
   if args.report:
     ranking_report.write_page(found, source, pathlib.Path(args.report))
-    out.print(f'Report: {args.report}', markup=False)
+    out.print(untrusted.as_text(f'Report: {args.report}'))
 
 
 def _ranking(args: argparse.Namespace):
@@ -170,8 +169,6 @@ def _ranking(args: argparse.Namespace):
 
 def _votes(args: argparse.Namespace):
   """The votes of all files, or a table of shares."""
-  import itertools
-
   from nlhf_jax.games import sources
   from nlhf_jax.votes import readers, table
 
@@ -181,5 +178,5 @@ def _votes(args: argparse.Namespace):
   if len(paths) == 1 and args.format is None and sources.is_matrix(paths[0]):
     game = sources.read_table(paths[0])
     return game if game.wins is None else table.from_wins(game.wins, game.labels)
-  read = lambda path: readers.votes(path, args.format, skip_malformed=args.skip_malformed)
-  return table.columns(itertools.chain.from_iterable(map(read, paths)))
+  rows = readers.votes_of_files(paths, args.format, skip_malformed=args.skip_malformed)
+  return table.columns(rows)

@@ -1,17 +1,11 @@
 """Chat templates of Hugging Face's models: a conversation as one text, by the rules of `transformers`' own renderer."""
 
-import datetime
-import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
-
+from nlhf_jax import untrusted
+from nlhf_jax.data import template_sandbox
 from nlhf_jax.formats import hf, hf_directory
 
 # Of a conversation: each has a role ('system', 'user', 'assistant') and a content.
@@ -43,11 +37,11 @@ class ChatTemplate(NamedTuple):
     first = [] if own or self.system is None else [{'role': 'system', 'content': self.system}]
     turns = [*first, *({key: m[key] for key in ('role', 'content')} for m in messages)]
     try:
-      return _compiled(self.source).render(
-        messages=turns, add_generation_prompt=True, **self.special
+      return template_sandbox.render(
+        self.source, messages=turns, add_generation_prompt=True, **self.special
       )
     except Exception as error:  # A template is foreign code, and may divide by zero.
-      text = ' '.join(str(error).split())
+      text = untrusted.message(str(error))
       raise ValueError(
         f'{self.directory}: the chat template fails ({type(error).__name__}: {text}): correct {_FILE} or {_SETTINGS}, or set '
         'chat = False.'
@@ -67,7 +61,7 @@ def load(directory: pathlib.Path, system: str | None = None) -> ChatTemplate:
   settings, special = (hf_directory.read_json(directory / name) for name in (_SETTINGS, _MAP))
   source = settings.get('chat_template')
   if (directory / _FILE).is_file():
-    source = (directory / _FILE).read_text(encoding='utf-8')
+    source = untrusted.read_text(directory / _FILE)
   if isinstance(source, list):
     named = _named(directory, source)
     if _DEFAULT not in named:
@@ -102,44 +96,3 @@ def _named(directory: pathlib.Path, templates: Sequence[Any]) -> dict[str, Any]:
     raise ValueError(
       f'{directory / _SETTINGS} has a list as chat_template that is not of names and templates: correct it, or set chat = False.'
     ) from None
-
-
-class _Generation(jinja2.ext.Extension):
-  """{% generation %} … {% endgeneration %}, which marks what an assistant said and changes nothing of the text."""
-
-  tags = {'generation'}  # noqa: RUF012
-
-  def parse(self, parser) -> jinja2.nodes.Node:
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-    return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-  """Unlike Jinja's own, without escapes for HTML."""
-  return json.dumps(
-    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-  )
-
-
-def _refuse(message: str):
-  raise jinja2.TemplateError(message)
-
-
-def _sandbox() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-  """A template is foreign code: it runs where it can reach nothing."""
-  sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-  )
-  sandbox.filters['tojson'] = _to_json
-  sandbox.globals['raise_exception'] = _refuse
-  sandbox.globals['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
-  return sandbox
-
-
-_SANDBOX = _sandbox()
-
-
-@functools.cache
-def _compiled(source: str) -> jinja2.Template:
-  return _SANDBOX.from_string(source)

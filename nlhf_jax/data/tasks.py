@@ -8,7 +8,6 @@ give it.
 """
 
 import functools
-import itertools
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import seqio
 import tensorflow as tf
 
 from nlhf_jax.data import columns, vocabularies
-from nlhf_jax.votes import readers
+from nlhf_jax.votes import readers, repeats
 
 Rows = Callable[[], Iterable[readers.Row]]
 
@@ -155,7 +154,8 @@ def comparisons(
     soft_labels: merge the votes on a pair into one row, with their share as its label; False: each is a row, and keeps its voter.
   """
   read = functools.partial(readers.comparisons, schema=schema, skip_malformed=skip_malformed)
-  rows = _of_splits(_files(path, '*.*'), read) if _is_directory_of_splits(path) else read(path)
+  is_directory = _is_directory_of_splits(path)
+  rows = _of_splits(_files(path, '*.*'), read) if is_directory else read(path)
   return _from_files('comparisons', rows, vocabulary, soft_labels=soft_labels)
 
 
@@ -188,7 +188,9 @@ def openai_comparisons(
 ) -> seqio.Task:
   """OpenAI's `comparisons`: every *.json and *.jsonl of a directory, split as the rows say."""
   read = functools.partial(readers.comparisons, schema='openai', skip_malformed=skip_malformed)
-  rows = itertools.chain.from_iterable(map(read, _files(data_dir, '*.json*')))
+  found = _files(data_dir, '*.json*')
+  repeats.check_files(found)
+  rows = repeats.warned((file, read(file)) for file in found)
   return _from_files('comparisons', rows, vocabulary, soft_labels=soft_labels)
 
 
@@ -247,10 +249,18 @@ def _is_directory_of_splits(path: str) -> bool:
 def _of_splits(
   files: Iterable[pathlib.Path], read: Callable[[pathlib.Path], Iterable[readers.Row]]
 ) -> Iterator[readers.Row]:
-  """The rows of files that have the names of splits, where rows do not name theirs."""
+  """The rows of files that have the names of splits, where rows do not name theirs.
+
+  Raises:
+    ValueError: two files of a split are the same.
+  """
+  of_split: dict[str, list[pathlib.Path]] = {}
   for file in files:
-    for row in read(file):
-      yield row | {'split': row.get('split') or file.name.split('.')[0]}
+    of_split.setdefault(file.name.split('.')[0], []).append(file)
+  for split, found in of_split.items():
+    repeats.check_files(found)
+    for row in repeats.warned((file, read(file)) for file in found):
+      yield row | {'split': row.get('split') or split}
 
 
 def _from_files(
@@ -295,7 +305,10 @@ def _files(data_dir: str, pattern: str) -> list[pathlib.Path]:
     raise FileNotFoundError(
       f'No directory {directory}: give the directory of the data as data_dir.'
     )
-  files = sorted(directory.glob(pattern))
+  found = sorted(directory.glob(pattern))
+  files = [file for file in found if readers.is_of_rows(file)]
+  for file in sorted(set(found) - set(files)):
+    logging.warning('%s is passed over: its name is that of no file of rows.', file)
   if not files:
     raise FileNotFoundError(
       f'No {pattern} in {directory}: give the directory of the data as data_dir.'

@@ -6,16 +6,18 @@ batches are made of the rows as they are elsewhere (`batching`), so they do not 
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from nlhf_jax import untrusted
 from nlhf_jax.data import batching
 from nlhf_jax.runtime import atomic
 
 _SEQUENCES = ('inputs', 'targets', 'alternative')
+# By kind of type, what numbers of a row may be.
+_WIDEST = {'i': np.int64, 'f': np.float64, 'b': np.bool_}
 _NUMBERS = {'index': np.int32, 'preference': np.float32, 'voter': np.int32, 'is_long': np.bool_}
 
 
@@ -125,21 +127,46 @@ def _read(path: pathlib.Path, prompt_length: int) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise FileNotFoundError(f'No token file {path}: write it with nlhf tokenize.')
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = dict(file)
-  except (zipfile.BadZipFile, AttributeError, EOFError, ValueError) as error:
-    raise ValueError(f'{path} is no token file, or is damaged: write it anew.') from error
+    arrays = untrusted.read_npz(path)
+  except ValueError as error:
+    raise ValueError(f'{path} is no token file, or is damaged ({error}): write it anew.') from None
   needed = {'name', 'split', 'prompt_length', 'index', 'is_long', 'inputs', 'inputs_sizes'}
   needed |= {'prompt_tokens', 'response_tokens'}
   needed |= {f'{key}_sizes' for key in _SEQUENCES if key in arrays}
   if missing := sorted(needed - set(arrays)):
     raise ValueError(f'{path} is no token file: it lacks {", ".join(missing)}.')
+  if wrong := _problem(arrays):
+    raise ValueError(f'{path} is damaged, {wrong}: write it anew.')
   if int(arrays['prompt_length']) != prompt_length:
     raise ValueError(
       f'{path} was written for prompts of {arrays["prompt_length"]} tokens: prompt_length must be that, got {prompt_length}; or '
       'write it anew.'
     )
   return arrays
+
+
+def _problem(arrays: dict[str, np.ndarray]) -> str | None:
+  """What does not fit together; None: nothing."""
+  for key, kind in (('name', np.str_), ('split', np.str_), ('prompt_length', np.integer)):
+    if arrays[key].shape or not np.issubdtype(arrays[key].dtype, kind):
+      return f'its {key} is {arrays[key].dtype} {arrays[key].shape}'
+  size = arrays['index'].size
+  columns = {key: _NUMBERS.get(key, np.int32) for key in arrays if key in _NUMBERS}
+  columns |= {key: np.int32 for key in arrays if key.endswith(('_sizes', '_tokens'))}
+  for key, dtype in columns.items():
+    found = arrays[key]
+    if found.shape != (size,) or not np.can_cast(found.dtype, _WIDEST[np.dtype(dtype).kind]):
+      return f'its {key} is {found.dtype} {found.shape}, for {size} rows'
+  for key in filter(arrays.__contains__, _SEQUENCES):
+    tokens, sizes = arrays[key], arrays[f'{key}_sizes']
+    if tokens.ndim != 1 or tokens.dtype != np.int32 or tokens.min(initial=0) < 0:
+      return f'its {key} are no tokens'
+    if sizes.min(initial=0) < 0 or sizes.sum(dtype=np.int64) != tokens.size:
+      return f'its {key}_sizes do not add up to {tokens.size} tokens'
+  preference = arrays.get('preference', np.zeros(0))
+  if not np.all((preference >= 0) & (preference <= 1)):
+    return 'a preference is not within [0, 1]'
+  return None
 
 
 def _rows(arrays: dict[str, np.ndarray]) -> batching.Rows:

@@ -5,6 +5,7 @@ A vocabulary may have `for_prompts`, another that puts a frame around a prompt, 
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,6 +15,7 @@ import seqio
 import tokenizers
 from jaxtyping import Bool
 
+from nlhf_jax import untrusted
 from nlhf_jax.arguments import Count, CountOrZero
 from nlhf_jax.data import chat_templates, special_tokens
 from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
@@ -28,10 +30,19 @@ def sentencepiece(path: str, extra_ids: CountOrZero = 0) -> seqio.SentencePieceV
 
   Raises:
     FileNotFoundError: there is no such file.
+    ValueError: it is damaged.
   """
   if not os.path.isfile(path):
     raise FileNotFoundError(f'No vocabulary {path}: name a sentencepiece.model file as its path.')
-  return seqio.SentencePieceVocabulary(path, extra_ids=extra_ids)
+  vocabulary = seqio.SentencePieceVocabulary(path, extra_ids=extra_ids)
+  try:
+    vocabulary.tokenizer  # noqa: B018  Which reads the file.
+  except Exception as error:
+    problem = untrusted.message(str(error))
+    raise ValueError(
+      f'{path} is no model of SentencePiece ({problem}): download it again.'
+    ) from None
+  return vocabulary
 
 
 def byte(extra_ids: CountOrZero = 0) -> seqio.ByteVocabulary:
@@ -46,7 +57,7 @@ def hugging_face(
   """The tokenizer of a model.
 
   Args:
-    model: a directory that holds tokenizer.json, or a repository on the hub; an adapter without one has its base's.
+    model: a directory that holds tokenizer.json, or hf://OWNER/NAME@REVISION on the hub; an adapter without one has its base's.
     ids: padding and end; the same as the network's.
     chat: put each prompt into the model's chat template, as the user's turn, before the assistant's.
     system: the system's turn of that; None: what the template itself says.
@@ -60,10 +71,7 @@ def hugging_face(
   if not path.is_file():
     raise FileNotFoundError(f'No {path}: name the directory of a model, or download it again.')
   config = hf.read_config(model, ids=ids)
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # It raises nothing more special.
-    raise ValueError(f'{path} is no tokenizer ({error}): download it again.') from None
+  tokenizer = _read_tokenizer(path)
   special = getattr(config, 'pad_id', PAD), getattr(config, 'eos_id', EOS)
   largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
   if largest >= config.vocab_size:
@@ -87,6 +95,19 @@ def hugging_face(
   else:
     vocabulary.for_prompts = make(_bos(tokenizer, special))
   return vocabulary
+
+
+def _read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
+  """Reads a tokenizer.json, and has it encode a text, which shows whether its parts know each other."""
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.encode('A text, 2 times.', add_special_tokens=True)
+    return tokenizer
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # Nothing more special; a panic of Rust is no Exception.
+    problem = untrusted.message(str(error))
+    raise ValueError(f'{path} is no tokenizer ({problem}): download it again.') from None
 
 
 def _bos(tokenizer: tokenizers.Tokenizer, special: tuple[int, int]) -> list[int]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 import matplotlib.ticker
 import rich.table
-from rich import markup
 
+from nlhf_jax import untrusted
 from nlhf_jax.evaluation import report
 from nlhf_jax.runtime import atomic
 
@@ -37,7 +37,7 @@ def tables(results: dict[str, Any]) -> list[rich.table.Table]:
     for number, column in enumerate(columns):
       table.add_column(column, justify='right' if number else 'left')
     for row in rows:
-      table.add_row(*map(markup.escape, row))
+      table.add_row(*map(untrusted.as_text, row))
     found.append(table)
   return found
 

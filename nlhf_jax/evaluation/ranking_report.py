@@ -6,8 +6,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import rich.table
-from rich import markup
 
+from nlhf_jax import untrusted
 from nlhf_jax.evaluation import report
 from nlhf_jax.runtime import atomic
 from nlhf_jax.votes import agreement, bradley_terry, certainty, ranking, reliability
@@ -31,7 +31,8 @@ def sentences(found: ranking.Ranking) -> list[str]:
     result += _cycles(found)
   if found.voters:
     result.append(_voters(found))
-  return result
+  # Labels stand within them.
+  return [untrusted.printable(sentence) for sentence in result]
 
 
 def _order(found: ranking.Ranking, scores: certainty.Scores) -> list[str]:
@@ -179,7 +180,7 @@ def table(found: ranking.Ranking) -> rich.table.Table:
   for name in columns:
     result.add_column(name, justify='left' if name == 'alternative' else 'right')
   for i in order(found):
-    result.add_row(*(markup.escape(cells[i]) for cells in columns.values()))
+    result.add_row(*(untrusted.as_text(cells[i]) for cells in columns.values()))
   return result
 
 
@@ -255,7 +256,7 @@ def judges_table(found: ranking.Ranking) -> rich.table.Table | None:
     with_itself = share_of(judge.own_agreement, judge.num_own)
     numbers = f'{judge.num_votes:,.0f}', f'{judge.tie_share:.3f}', f'{judge.both_bad_share:.3f}'
     result.add_row(
-      markup.escape(judge.name or 'not named'), *numbers, first, with_others, with_itself
+      untrusted.as_text(judge.name or 'not named'), *numbers, first, with_others, with_itself
     )
   return result
 
@@ -302,7 +303,7 @@ def voters_table(found: ranking.Ranking) -> rich.table.Table | None:
   for name in columns:
     result.add_column(name, justify='left' if name == 'voter' else 'right')
   for cells in zip(*columns.values(), strict=True):
-    result.add_row(*map(markup.escape, cells))
+    result.add_row(*map(untrusted.as_text, cells))
   return result
 
 
@@ -403,7 +404,9 @@ def _scores_plot(found: ranking.Ranking) -> str | None:
     for end, limit, mark in ((high[i], right, '>'), (low[i], left, '<')):
       if not np.isfinite(end):
         axes.plot([limit], [place], mark, color='#0072b2')
-  axes.set_yticks(range(len(shown)), [found.labels[i].replace('$', r'\$') for i in shown])
+  axes.set_yticks(
+    range(len(shown)), [untrusted.printable(found.labels[i]).replace('$', r'\$') for i in shown]
+  )
   axes.set_xlim(left, right)
   axes.set_ylim(len(shown) - 0.5, -0.5)
   axes.set_xlabel('Elo, 95 % interval')

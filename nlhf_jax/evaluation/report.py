@@ -8,7 +8,6 @@ What is missing is left out, and a note tells so. Responses are untrusted text: 
 import base64
 import importlib.metadata
 import io
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +17,12 @@ import matplotlib
 import matplotlib.figure
 import rich.console
 import rich.table
+import rich.text
 
+from nlhf_jax import untrusted
 from nlhf_jax.evaluation import rollouts
 from nlhf_jax.runtime import atomic, metrics
+from nlhf_jax.votes import files
 
 matplotlib.use('Agg')
 
@@ -71,13 +73,27 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
 
   Raises:
     FileNotFoundError: there is no such directory.
+    ValueError: a file in it is damaged.
   """
   if not directory.is_dir():
     raise FileNotFoundError(
       f'No directory {directory}: name one that `nlhf demo` or `nlhf win-rates` wrote.'
     )
+  try:
+    page = _page(directory)
+  except (AttributeError, LookupError, TypeError, jinja2.UndefinedError) as error:
+    problem = untrusted.message(f'{type(error).__name__}: {error}')
+    raise ValueError(
+      f'A file in {directory} is not as this version writes it ({problem}): write it anew, or move it elsewhere.'
+    ) from error
+  path = directory / 'report.html'
+  atomic.write_text(path, page)
+  return path
+
+
+def _page(directory: pathlib.Path) -> str:
   runs, script = rollouts.run_dirs(directory), rollouts.script()
-  page = render(
+  return render(
     'report.html',
     policy=rollouts.content_policy([script]),
     warnings=rollouts.warnings(runs),
@@ -95,18 +111,16 @@ def from_run_dir(directory: pathlib.Path) -> pathlib.Path:
     samples=_samples(directory / 'samples.jsonl'),
     exploitability=_read_json(directory / 'exploitability.json'),
   )
-  path = directory / 'report.html'
-  atomic.write_text(path, page)
-  return path
 
 
 def render(template: str, **context: Any) -> str:
-  """A page of this room; what it shows is escaped."""
+  """A page of this room; what it shows is escaped, and no script runs but those that `policy` names."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('nlhf_jax.evaluation', '.'),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
   )
+  context.setdefault('policy', rollouts.content_policy(()))
   environment.filters |= {'heat': _heat, 'number': _number, 'budget': budget_line}
   return environment.get_template(template).render(**context)
 
@@ -130,7 +144,7 @@ def print_tables(directory: pathlib.Path) -> None:
   out = console()
   for table in _tables(directory):
     out.print(table)
-  out.print(f'Report: {directory / "report.html"}')
+  out.print(untrusted.as_text(f'Report: {directory / "report.html"}'))
 
 
 def print_exploitability(directory: pathlib.Path) -> None:
@@ -139,7 +153,8 @@ def print_exploitability(directory: pathlib.Path) -> None:
   title = (
     f'P(exploiter ≻ policy) by {result["judge"]}, {result["num_prompts"]} prompts, 95 % half-width'
   )
-  table = rich.table.Table(title=title, caption=budget_line(result['budget']))
+  caption = untrusted.as_text(budget_line(result['budget']), 'table.caption')
+  table = rich.table.Table(title=_title(title), caption=caption)
   is_exact = any('exact' in row for row in result['policies'].values())
   columns = ['KL to μ', 'best of n', 'exploiter', 'its KL', f'regularised, τ = {result["tau"]:g}']
   for name in ['', *columns, *(['share of exact worst case'] if is_exact else [])]:
@@ -150,7 +165,7 @@ def print_exploitability(directory: pathlib.Path) -> None:
       cells = [_cell(**row['kl']), _cell(**row['best_of_n'])] if first else ['', '']
       cells += [_cell(**one['preference']), _number(one['kl']), _number(one['regularised'])]
       cells += [_number(one['exact']['share_found'])] if is_exact else []
-      table.add_row(_plain(label) if first else '', *cells)
+      table.add_row(untrusted.as_text(label) if first else '', *cells)
   console().print(table)
 
 
@@ -160,6 +175,10 @@ def budget_line(budget: dict[str, Any]) -> str:
     f'{budget["num_steps"]} steps of {budget["stage"]} from {budget["start"]}, τ = {budget["tau"]:g}, {budget["num_opponents"]} draws of '
     f'the policy to a response; best of {budget["best_of"]}'
   )
+
+
+def _title(text: str) -> rich.text.Text:
+  return untrusted.as_text(text, 'table.title')
 
 
 def console() -> rich.console.Console:
@@ -173,16 +192,16 @@ def _tables(directory: pathlib.Path):
     title = f'P(row ≻ column) by {rates["judge"]}, {rates["num_prompts"]} prompts, 95 % half-width'
     missing = rates.get('num_missing')
     caption = f'left out: {missing} pairs of responses without a vote' if missing else None
-    table = rich.table.Table(title=title, caption=caption)
+    table = rich.table.Table(title=_title(title), caption=caption)
     for label in ('', *rates['labels']):
-      table.add_column(_plain(label), justify='right')
+      table.add_column(untrusted.as_text(label), justify='right')
     for i, label in enumerate(rates['labels']):
       cells = [
         _cell(rates['mean'][i][j], rates['low'][i][j], rates['high'][i][j])
         for j in range(len(rates['labels']))
       ]
       cells[i] = '·'
-      table.add_row(_plain(label), *cells)
+      table.add_row(untrusted.as_text(label), *cells)
     yield table
   exact = _read_json(directory / 'exact.json') or {}
   for subset, name in _SUBSETS.items():
@@ -192,12 +211,14 @@ def _tables(directory: pathlib.Path):
 
 def _exact_table(exact: dict[str, Any], subset: str, title: str) -> rich.table.Table:
   columns = {key: name for key, name in _EXACT.items() if key in exact[subset]}
-  table = rich.table.Table(title=title)
+  table = rich.table.Table(title=_title(title))
   for name in ('', *columns.values()):
     table.add_column(name, justify='right')
   for i, label in enumerate(exact['labels']):
     values = [exact[subset][key] for key in columns]
-    table.add_row(_plain(label), *(_cell(v['mean'][i], v['low'][i], v['high'][i]) for v in values))
+    table.add_row(
+      untrusted.as_text(label), *(_cell(v['mean'][i], v['low'][i], v['high'][i]) for v in values)
+    )
   return table
 
 
@@ -212,11 +233,6 @@ def _number(value: float) -> str:
   return f'{round(value, 3) + 0.0:.3f}'
 
 
-def _plain(label: str) -> str:
-  """Labels are the user's: rich must not read markup in them."""
-  return label.replace('[', '\\[')
-
-
 def _heat(rate: float) -> str:
   """Background of a cell: blue above 1/2, orange below, white at it; told apart by colour-blind readers too."""
   strength = min(abs(rate - 0.5) / 0.25, 1.0)
@@ -225,15 +241,11 @@ def _heat(rate: float) -> str:
 
 
 def _read_json(path: pathlib.Path) -> Any:
-  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+  return untrusted.read_json(path) if path.is_file() else None
 
 
 def _samples(path: pathlib.Path) -> list[dict[str, Any]]:
-  return (
-    [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-    if path.is_file()
-    else []
-  )
+  return list(files.read(path, dict)) if path.is_file() else []
 
 
 def _judges(runs: dict[str, pathlib.Path]) -> dict[str, Any]:
@@ -286,7 +298,8 @@ def _plot(lines: dict[tuple[str, str], list[tuple[int, float]]], colours: dict[s
   figure = matplotlib.figure.Figure(figsize=(5.2, 3.0), layout='constrained')
   axes = figure.subplots()
   for (name, style), points in lines.items():
-    label = name if style == '-' else None
+    # What matplotlib reads as a formula is text here.
+    label = untrusted.printable(name).replace('$', r'\$') if style == '-' else None
     axes.plot(*zip(*points, strict=True), style, label=label, color=colours[name], linewidth=1.4)
   axes.set_xlabel('step')
   axes.grid(alpha=0.25)

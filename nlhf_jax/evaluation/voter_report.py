@@ -3,7 +3,8 @@
 from typing import Any
 
 import rich.table
-from rich import markup
+
+from nlhf_jax import untrusted
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
@@ -25,7 +26,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     if taste['share'] >= 0.01:
       named = ', '.join(f'{name} ({value:+.2f})' for name, value in taste['features'].items())
       result.append(f'Taste {number}, {taste["share"]:.0%} of how voters differ: {named}.')
-  return result
+  return [untrusted.printable(sentence) for sentence in result]
 
 
 def _few(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -71,7 +72,7 @@ def accuracy_table(found: dict[str, Any]) -> rich.table.Table:
         loss['population'],
         loss['gain'],
       ]
-      result.add_row(name, *(markup.escape(_narrow(_share(cell))) for cell in cells))
+      result.add_row(name, *(untrusted.as_text(_narrow(_share(cell))) for cell in cells))
   return result
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from nlhf_jax import untrusted
 from nlhf_jax.judges import tables
 from nlhf_jax.runtime import atomic
 from nlhf_jax.types import PreferenceFn, Prompts
@@ -148,12 +149,12 @@ def mean_with_interval(
 
 
 def write(directory: pathlib.Path, rates: WinRates) -> None:
-  """Writes win_rates.csv, labels in the first row and column, and win_rates.json with the intervals."""
+  """Writes win_rates.csv, labels in the first row and column, none of them a formula, and win_rates.json with the intervals."""
   with atomic.replaced(directory / 'win_rates.csv', newline='', encoding='utf-8') as file:
     writer = csv.writer(file)
-    writer.writerow(['i_beats_j', *rates.labels])
+    writer.writerow(untrusted.csv_row(['i_beats_j', *rates.labels]))
     for label, row in zip(rates.labels, rates.mean, strict=True):
-      writer.writerow([label, *(f'{x:.6f}' for x in row)])
+      writer.writerow(untrusted.csv_row([label, *(f'{x:.6f}' for x in row)]))
   fields = {
     name: value.tolist() if isinstance(value, np.ndarray) else value
     for name, value in rates._asdict().items()

@@ -68,7 +68,7 @@ def read_config(
   A response ends at any of the ids that config.json, generation_config.json and the tokenizer name.
 
   Args:
-    name: a directory, or a repository on the hub; of an adapter, its base is meant.
+    name: a directory, or hf://OWNER/NAME@REVISION on the hub; of an adapter, its base is meant.
     dtype: of activations.
     ids: of padding and end.
 
@@ -205,7 +205,7 @@ def weights(
   """Reads a model's weights, when it is called with the shapes, types and shardings that they are to have.
 
   Args:
-    name: a directory, or a repository on the hub; of an adapter, its base is read with the adapter merged into it.
+    name: a directory, or hf://OWNER/NAME@REVISION on the hub; of an adapter, its base is read with the adapter merged into it.
     ids: of padding and end.
     adapter: one for the model of that name, whatever base it was written for.
   """
@@ -221,7 +221,7 @@ def load(
   """The weights of a model; name and adapter as of `weights`.
 
   Args:
-    name: a directory, or a repository on the hub.
+    name: a directory, or hf://OWNER/NAME@REVISION on the hub.
     like: arrays, or `jax.ShapeDtypeStruct`s; with shardings, each device's shard is read by itself.
     ids: as of `read_config`; the same as the network's.
     adapter: what is merged into them.

@@ -4,7 +4,7 @@ A directory may hold a model, or an adapter of `peft`, which names the model tha
 """
 
 import contextlib
-import json
+import logging
 import pathlib
 import re
 from collections.abc import Iterator
@@ -14,9 +14,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from nlhf_jax import untrusted
+
 ADAPTER = 'adapter_config.json'
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
+_HUB, _REPOSITORY = 'hf://', re.compile(r'[\w.-]+/[\w.-]+')
 # Types of floats that tensors may be stored in, as safetensors calls them.
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 # Weights that are looked at in one go, so that no large array is made.
@@ -38,7 +41,7 @@ def find(name: str | pathlib.Path, adapter: str | pathlib.Path | None = None) ->
   """The parts of a model.
 
   Args:
-    name: a directory, or a repository on the hub, of a model or of an adapter; an adapter's config names its base.
+    name: a directory, or hf://OWNER/NAME@REVISION on the hub, of a model or of an adapter; an adapter's config names its base.
     adapter: an adapter for the model of that name, whatever base its own config names; None: none, or that of `name`.
 
   Raises:
@@ -59,7 +62,7 @@ def find(name: str | pathlib.Path, adapter: str | pathlib.Path | None = None) ->
       f'{directory} holds a model, and an adapter too ({ADAPTER}): take one of them away, or name the directory as the '
       'adapter too, which then changes the model beside it.'
     )
-  base = _base_of(directory)
+  base = _base_of(directory, is_on_hub(name))
   _check_no_adapter(base, directory)
   return Model(base, directory, directory if (directory / 'tokenizer.json').is_file() else base)
 
@@ -81,28 +84,39 @@ def _has_weights(directory: pathlib.Path) -> bool:
   return any((directory / file).is_file() for file in (SINGLE, INDEX))
 
 
-def _base_of(directory: pathlib.Path) -> pathlib.Path:
+def _base_of(directory: pathlib.Path, from_hub: bool) -> pathlib.Path:
+  """The hub is asked for the base of an adapter only where the adapter is from there too."""
   values = read_json(directory / ADAPTER)
   base, revision = values.get('base_model_name_or_path'), values.get('revision')
-  remedy = 'name its base, and this directory as its adapter.'
+  remedy = 'name its base, such as hf://OWNER/NAME@REVISION, and this directory as its adapter.'
   if not isinstance(base, str) or not base:
     raise ValueError(
       f'{directory / ADAPTER} has base_model_name_or_path = {base!r}, which is no model: {remedy}'
     )
   try:
-    return locate(base, revision if isinstance(revision, str) else None)
+    pinned = f'@{revision}' if isinstance(revision, str) and revision else ''
+    return locate(f'{_HUB}{base}{pinned}' if from_hub and not pathlib.Path(base).is_dir() else base)
   except FileNotFoundError as error:
     raise FileNotFoundError(
       f'{directory} holds a PEFT adapter of {base!r}, which is not here ({error}) Or {remedy}'
     ) from error
 
 
-def locate(name: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
-  """The directory of a name: a path on disk, or else the name of a repository on the hub.
+def is_on_hub(name: str | pathlib.Path) -> bool:
+  """Whether a name is one of the hub's: hf://OWNER/NAME, or hf://OWNER/NAME@REVISION."""
+  return str(name).startswith(_HUB)
+
+
+def locate(name: str | pathlib.Path) -> pathlib.Path:
+  """The directory of a name: a path on disk, or hf://OWNER/NAME@REVISION, a repository on the hub.
+
+  The hub is asked for nothing else: a mistyped path could be the name of a stranger's model there.
 
   Raises:
-    FileNotFoundError: it is neither, or the hub cannot be reached.
+    FileNotFoundError: there is no such directory, or the hub cannot be reached.
   """
+  if is_on_hub(name):
+    return _download(str(name))
   path = pathlib.Path(name)
   if path.is_dir():
     return path
@@ -111,22 +125,33 @@ def locate(name: str | pathlib.Path, revision: str | None = None) -> pathlib.Pat
       f'{name} is a file: name the directory that holds config.json and safetensors, or make one of a GGUF file with '
       'nlhf import.'
     )
-  if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)):
-    raise FileNotFoundError(
-      f'No directory {name}: name one that holds config.json and safetensors.'
-    )
+  on_hub = f', or {_HUB}{name} if you mean the hub' if _REPOSITORY.fullmatch(str(name)) else ''
+  raise FileNotFoundError(
+    f'No directory {name}: name one that holds config.json and safetensors{on_hub}.'
+  )
+
+
+def _download(name: str) -> pathlib.Path:
+  repository, _, revision = name.removeprefix(_HUB).partition('@')
+  if not _REPOSITORY.fullmatch(repository):
+    raise FileNotFoundError(f'{name} is no name on the hub: write {_HUB}OWNER/NAME@REVISION.')
   import huggingface_hub
 
   try:
     patterns = ['*.json', '*.safetensors', '*.jinja', '*.model']
     download = huggingface_hub.snapshot_download
-    return pathlib.Path(download(str(name), revision=revision, allow_patterns=patterns))
+    found = pathlib.Path(download(repository, revision=revision or None, allow_patterns=patterns))
   except Exception as error:  # Its own kinds, and those of three network libraries below it.
     reason = str(error).split('\n')[0]
     raise FileNotFoundError(
-      f'{name} is no directory here, and the hub has not given it ({type(error).__name__}: {reason}): '
-      'name a directory that holds config.json and safetensors.'
+      f'The hub has not given it, {name} ({type(error).__name__}: {reason}): name a directory that holds config.json and '
+      'safetensors, or a repository and revision that the hub has.'
     ) from error
+  if not revision:
+    logging.warning(
+      '%s is at revision %s today: %s@%s pins it.', name, found.name, name, found.name
+    )
+  return found
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -139,11 +164,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     if not path.is_file():
       return {}
-    text = path.read_text(encoding='utf-8')
-    values = json.loads(text)
+    values = untrusted.parse_json(path.read_bytes())
   except PermissionError:
     raise PermissionError(f'{path} may not be read by this user: allow it with chmod.') from None
-  except (ValueError, RecursionError) as error:  # UnicodeDecodeError too; brackets without end.
+  except untrusted.ContentError as error:
     raise ValueError(f'{path} is no JSON ({error}): download it again.') from None
   if not isinstance(values, dict):
     raise ValueError(f'{path} holds no JSON object: download it again.')

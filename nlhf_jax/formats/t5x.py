@@ -19,6 +19,8 @@ import optax
 import orbax.checkpoint as ocp
 import tensorstore
 
+from nlhf_jax import untrusted
+from nlhf_jax.formats import hf_directory
 from nlhf_jax.runtime import checkpoints, run_directory
 from nlhf_jax.types import Params, TrainState
 
@@ -40,24 +42,38 @@ def load(path: str | pathlib.Path, like: Params) -> Params:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: an array is missing, left over, or of another shape.
+    ValueError: an array is missing, left over, of another shape, of integers, or not finite; the checkpoint is damaged.
   """
   path = locate(path)
   wanted = flax.traverse_util.flatten_dict(like, sep='/')
   if (path / 'state').is_dir():
     return _load_orbax(path, wanted)
   index = path / 'checkpoint' if path.is_dir() else path
-  contents = flax.serialization.msgpack_restore(index.read_bytes())
-  try:
-    target = flax.traverse_util.flatten_dict(
-      contents['optimizer']['target'], sep='/', is_leaf=lambda _, x: 'kvstore' in x
-    )
-  except (KeyError, TypeError):
-    raise ValueError(f'{index} is no checkpoint of T5X: it has no optimizer/target.') from None
+  target = _read_index(index)
   found = {name: _open_array(index.parent, leaf) for name, leaf in target.items()}
   _check_shapes(path, {name: tuple(x.shape) for name, x in found.items()}, wanted)
-  leaves = {name: _to_device(found[name], x) for name, x in wanted.items()}
+  _check_types(path, found)
+  leaves = {name: _to_device(path, name, found[name], x) for name, x in wanted.items()}
   return flax.traverse_util.unflatten_dict(leaves, sep='/')
+
+
+def _read_index(index: pathlib.Path) -> dict[str, Any]:
+  """Name -> array, or where it is."""
+  try:
+    contents = flax.serialization.msgpack_restore(index.read_bytes())
+  except Exception as error:  # Whatever msgpack and NumPy meet in a damaged file.
+    raise ValueError(f'{index} {_damaged(error)}') from None
+  try:
+    return flax.traverse_util.flatten_dict(
+      contents['optimizer']['target'], sep='/', is_leaf=lambda _, x: 'kvstore' in x
+    )
+  except (AssertionError, AttributeError, KeyError, TypeError, RecursionError):
+    raise ValueError(f'{index} is no checkpoint of T5X: it has no optimizer/target.') from None
+
+
+def _damaged(error: Exception) -> str:
+  problem = untrusted.message(f'{type(error).__name__}: {error}')
+  return f'is damaged, or no checkpoint of T5X ({problem}): copy it again.'
 
 
 def locate(path: str | pathlib.Path) -> pathlib.Path:
@@ -158,9 +174,14 @@ def param_states(params: Params, opt_state: Any) -> Params:
 def _load_orbax(path: pathlib.Path, wanted: Mapping[str, Any]) -> Params:
   directory = (path / 'state').resolve()
   with ocp.PyTreeCheckpointer() as checkpointer:
-    metadata = checkpointer.metadata(directory).item_metadata.tree
-    found = flax.traverse_util.flatten_dict(metadata['target'], sep='/')
-    _check_shapes(path, {name: tuple(x.shape) for name, x in found.items()}, wanted)
+    try:
+      metadata = checkpointer.metadata(directory).item_metadata.tree
+      found = flax.traverse_util.flatten_dict(metadata['target'], sep='/')
+      shapes_found = {name: tuple(x.shape) for name, x in found.items()}
+    except Exception as error:  # orbax has none of its own.
+      raise ValueError(f'{path} {_damaged(error)}') from None
+    _check_shapes(path, shapes_found, wanted)
+    _check_types(path, found)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in wanted.items()}
     item = {'target': flax.traverse_util.unflatten_dict(shapes, sep='/')}
     args = ocp.checkpoint_utils.construct_restore_args(
@@ -171,9 +192,14 @@ def _load_orbax(path: pathlib.Path, wanted: Mapping[str, Any]) -> Params:
         )
       },
     )
-    restored = checkpointer.restore(
-      directory, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
-    )
+    restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+    try:
+      restored = checkpointer.restore(directory, args=restore)
+    except ValueError as error:
+      raise ValueError(f'{path} {_damaged(error)}') from None
+  for name, x in flax.traverse_util.flatten_dict(restored['target'], sep='/').items():
+    for shard in x.addressable_shards:
+      hf_directory.check_finite(path, name, np.asarray(shard.data))
   return restored['target']
 
 
@@ -186,22 +212,32 @@ def _open_array(directory: pathlib.Path, leaf: Any):
   if not isinstance(leaf, dict):
     return np.asarray(leaf)
   # Old files have the path at the top.
-  name = leaf['kvstore'].get('path', leaf.get('path', ''))
+  store = leaf['kvstore'] if isinstance(leaf['kvstore'], dict) else {}
+  name = store.get('path', leaf.get('path', ''))
+  if not isinstance(name, str):
+    raise ValueError(f'The index of {directory} names {name!r}, which is no file: copy it again.')
   path = (directory / name).resolve()
   if not path.is_relative_to(directory.resolve()):
     raise ValueError(f'The index of {directory} names {name!r}, which is outside of it.')
   if not path.is_dir():
     raise FileNotFoundError(f'No {path}, which the index names: copy the complete checkpoint.')
   spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': str(path)}}
-  return tensorstore.open(spec, open=True, read=True).result()
+  try:
+    return tensorstore.open(spec, open=True, read=True).result()
+  except ValueError as error:
+    raise ValueError(f'{path} {_damaged(error)}') from None
 
 
-def _to_device(found: Any, like: Any) -> jax.Array:
+def _to_device(path: pathlib.Path, name: str, found: Any, like: Any) -> jax.Array:
   """One leaf, in the type and on the devices of `like`."""
 
   def shard(index) -> np.ndarray:
     x = found[index]
-    x = x if isinstance(x, np.ndarray) else x.read().result()
+    try:
+      x = x if isinstance(x, np.ndarray) else x.read().result()
+    except ValueError as error:
+      raise ValueError(f'{path}: array {name} {_damaged(error)}') from None
+    hf_directory.check_finite(path, name, x)
     return x.astype(like.dtype, copy=False)
 
   return jax.make_array_from_callback(tuple(like.shape), _sharding(like), shard)
@@ -217,6 +253,16 @@ def _check_shapes(path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[st
       raise ValueError(f'{path} lacks {name} {shape}, which the network has.')
     if found[name] != shape:
       raise ValueError(f'{path} holds {name} {found[name]}, the network expects {shape}.')
+
+
+def _check_types(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+  """Raises ValueError at the first array of other numbers than floats."""
+  for name, x in sorted(found.items()):
+    dtype = np.dtype(getattr(x.dtype, 'numpy_dtype', x.dtype))
+    if not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(
+        f'{path}: array {name} holds {dtype}, where weights are floats: copy the checkpoint again.'
+      )
 
 
 def _write_array(directory: pathlib.Path, name: str, leaf: Any) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from rich import markup
 from rich import table as rich_table
 
+from nlhf_jax import untrusted
 from nlhf_jax.games import aggregation
 from nlhf_jax.games.aggregation import PopulationGame, Standing
 
@@ -54,7 +54,7 @@ def tables(study: Study) -> list[rich_table.Table]:
   for name, one in study.standings.items():
     worst = int(np.argmin(one.worst_case))
     numbers = one.worst_case[worst], one.win_rate.min(), one.mean_worst_case, one.mean_win_rate
-    summary.add_row(name, markup.escape(study.voters[worst]), *(f'{x:.4f}' for x in numbers))
+    summary.add_row(name, untrusted.as_text(study.voters[worst]), *(f'{x:.4f}' for x in numbers))
   return [summary, _policies(study)]
 
 
@@ -71,9 +71,9 @@ def _policies(study: Study) -> rich_table.Table:
   result = rich_table.Table(title='Policies')
   result.add_column('alternative')
   for column in columns:
-    result.add_column(markup.escape(column), justify='right')
+    result.add_column(untrusted.as_text(column), justify='right')
   for i in order:
-    result.add_row(markup.escape(study.labels[i]), *(f'{p[i]:.4f}' for p in columns.values()))
+    result.add_row(untrusted.as_text(study.labels[i]), *(f'{p[i]:.4f}' for p in columns.values()))
   return result
 
 

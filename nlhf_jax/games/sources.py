@@ -6,6 +6,7 @@ on its way in, and an error names the entry.
 
 import csv
 import inspect
+import io
 import itertools
 import math
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import special
 
+from nlhf_jax import untrusted
 from nlhf_jax.games import game
 
 Matrix = Float[np.ndarray, 'Y Y']
@@ -155,10 +157,15 @@ def is_matrix(path: pathlib.Path) -> bool:
 
 
 def _lines(path: pathlib.Path) -> list[list[str]]:
-  with path.open(newline='', encoding='utf-8-sig') as file:
-    header = file.readline()
-    file.seek(0)
-    return [line for line in csv.reader(file, delimiter=delimiter(header)) if line]
+  text = io.StringIO(untrusted.read_text(path), newline='')
+  reader = csv.reader(text, delimiter=delimiter(text.readline()))
+  text.seek(0)
+  try:
+    return [line for line in reader if line]
+  except csv.Error as error:
+    raise ValueError(
+      f'{path}:{reader.line_num}: no CSV ({error}): is a quote before it never closed?'
+    ) from None
 
 
 def delimiter(header: str) -> str:
@@ -210,9 +217,13 @@ def _entry(path: pathlib.Path, number: int, label: str, field: str) -> float:
   if field == '':
     return math.nan
   try:
-    return float(field)
+    value = float(field)
   except ValueError:
-    raise ValueError(f'{path}:{number}: column {label!r} holds {field!r}, not a number.') from None
+    value = math.inf
+  if math.isinf(value) or '_' in field:
+    shown = untrusted.quoted(label), untrusted.quoted(field)
+    raise ValueError(f'{path}:{number}: column {shown[0]} holds {shown[1]}, not a number.')
+  return value
 
 
 def _are_counts(values: Matrix) -> bool:

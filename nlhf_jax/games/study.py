@@ -7,9 +7,9 @@ import jax
 import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
-from rich import markup
 from rich import table as rich_table
 
+from nlhf_jax import untrusted
 from nlhf_jax.games import game as games
 from nlhf_jax.games import solve
 from nlhf_jax.games.game import PreferenceGame
@@ -106,7 +106,7 @@ def tables(study: Study) -> list[rich_table.Table]:
       f'{max(result.duality_gap, 0):.3g}',
       '–' if np.isnan(result.kl_to_nash) else f'{max(result.kl_to_nash, 0):.3g}',
       f'{result.value:.4f}',
-      _strongest_opponents(study, result),
+      untrusted.as_text(_strongest_opponents(study, result)),
     )
   return [summary, _policies(study)]
 
@@ -115,7 +115,7 @@ def _strongest_opponents(study: Study, result: Result) -> str:
   """The three alternatives that beat a policy most, and by how much."""
   against = study.game.preference @ result.policy
   worst = [i for i in np.argsort(-against, kind='stable')[:3] if against[i] > 0.5 + 1e-9]
-  return ', '.join(f'{_plain(study.labels[i])} {against[i]:.3f}' for i in worst) or 'no one'
+  return ', '.join(f'{study.labels[i]} {against[i]:.3f}' for i in worst) or 'no one'
 
 
 def _policies(study: Study) -> rich_table.Table:
@@ -129,13 +129,8 @@ def _policies(study: Study) -> rich_table.Table:
     shown.add_column(column, justify='right')
   policies = (study.game.reference, study.nash, *(r.policy for r in study.results.values()))
   for i in order:
-    shown.add_row(_plain(study.labels[i]), *(f'{p[i]:.4f}' for p in policies))
+    shown.add_row(untrusted.as_text(study.labels[i]), *(f'{p[i]:.4f}' for p in policies))
   return shown
-
-
-def _plain(label: str) -> str:
-  """Labels are a file's text: rich must not read markup in them."""
-  return markup.escape(label)
 
 
 def _title(study: Study) -> str:

@@ -9,7 +9,6 @@
 A pair that a voter never compared is NaN (null), and gets the mean of those who did.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from nlhf_jax import untrusted
 from nlhf_jax.games import sources
 
 _FIELDS = ('preference', 'weights', 'labels', 'voters')
@@ -53,8 +53,8 @@ def read(paths: Sequence[str]) -> Voters:
   path = pathlib.Path(paths[0])
   try:
     return _from_fields(_fields(path))
-  except (ValueError, TypeError, OSError) as error:
-    raise ValueError(f'{path}: {error}') from error
+  except (ValueError, TypeError, OverflowError, OSError) as error:
+    raise ValueError(f'{path}: {untrusted.message(str(error))}') from error
 
 
 def filled(voters: Voters) -> tuple[Voters, int]:
@@ -91,9 +91,11 @@ def _from_tables(tables: Mapping[str, sources.Table]) -> Voters:
 
 def _fields(path: pathlib.Path) -> Mapping[str, Any]:
   if path.suffix == '.npz':
-    with np.load(path) as file:
-      return dict(file)
-  content = json.loads(path.read_text(encoding='utf-8'))
+    return untrusted.read_npz(path)
+  try:
+    content = untrusted.parse_json(path.read_bytes())
+  except untrusted.ContentError as error:
+    raise ValueError(f'line {error.line}: {error}') from None
   if not isinstance(content, dict):
     raise ValueError(f'must hold an object with the fields {", ".join(_FIELDS)}')
   return content
@@ -102,7 +104,7 @@ def _fields(path: pathlib.Path) -> Mapping[str, Any]:
 def _from_fields(fields: Mapping[str, Any]) -> Voters:
   for name in fields:
     if name not in _FIELDS:
-      raise ValueError(f'field {name!r} is none of {", ".join(_FIELDS)}')
+      raise ValueError(f'field {untrusted.quoted(name)} is none of {", ".join(_FIELDS)}')
   if 'preference' not in fields:
     raise ValueError("field 'preference' is missing: [voters, alternatives, alternatives]")
   preference = np.asarray(fields['preference'], np.float64)

@@ -68,7 +68,7 @@ def _positions(log_probs: Any) -> tuple[Position, ...]:
   try:
     content = (log_probs or {}).get('content') or []
     return tuple(Position(str(x['token']), _choices(x)) for x in content[-_NUM_POSITIONS:])
-  except (LookupError, TypeError, ValueError, AttributeError):
+  except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
     return ()
 
 

@@ -6,10 +6,12 @@ which is passed over. Neither keys nor the texts that were asked are stored.
 
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from nlhf_jax import untrusted
 from nlhf_jax.judges.llm_answers import Answer, Position
 
 _NAME = 'answers.jsonl'
@@ -81,12 +83,14 @@ class AnswerCache:
 def _parse(line: bytes) -> tuple[str, Answer] | None:
   """Key and answer; None: the line is torn, or not one of ours."""
   try:
-    row = json.loads(line)
+    row = untrusted.parse_json(line)
     positions = tuple(
       Position(token, tuple((name, float(value)) for name, value in choices))
       for token, choices in row['positions']
     )
     answer = Answer(row['text'], positions, int(row['num_tokens']), float(row['time']))
-    return row['key'], answer
-  except (ValueError, KeyError, TypeError):
+    numbers = [answer.time, *(value for position in positions for _, value in position.choices)]
+    is_ours = isinstance(row['key'], str) and isinstance(answer.text, str)
+    return (row['key'], answer) if is_ours and all(map(math.isfinite, numbers)) else None
+  except (ValueError, KeyError, OverflowError, TypeError):
     return None

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nlhf_jax import untrusted
 from nlhf_jax.judges.llm_answers import Answer, Position
 
 _DIRECTORY = pathlib.Path(__file__).parent / 'templates'
@@ -70,7 +71,7 @@ def load(name: str | pathlib.Path) -> PromptTemplate:
       f'No template {str(name)!r}: name a file, or one of {", ".join(names())}.'
     )
   try:
-    return parse(path.stem, path.read_text(encoding='utf-8'))
+    return parse(path.stem, untrusted.decode(path.read_bytes()))
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from None
 

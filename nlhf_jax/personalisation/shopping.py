@@ -9,10 +9,11 @@ The people are simulated, and their feedback is by rule: no result on it is one 
 Source: Liang et al. (2026), arXiv:2602.16173; facebookresearch/PAHF 7a11213 (data and rules of feedback).
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from nlhf_jax import untrusted
 
 LETTERS = ('A', 'B', 'C')
 NOTHING = 'D'
@@ -166,9 +167,9 @@ def _load(path: pathlib.Path) -> Any:
   if not path.is_file():
     raise FileNotFoundError(f'No file {path}: {_REMEDY}.')
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{path} is no JSON ({error}); {_REMEDY}.') from error
+    return untrusted.parse_json(path.read_bytes())
+  except untrusted.ContentError as error:
+    raise ValueError(f'{path} is no JSON (line {error.line}: {error}); {_REMEDY}.') from None
 
 
 def _read_personas(path: pathlib.Path, products: dict[str, Features]) -> dict[str, Taste]:

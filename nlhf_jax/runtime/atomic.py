@@ -25,7 +25,9 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[IO]:
+def replaced(
+  path: pathlib.Path, mode: str = 'w', *, private: bool = False, **settings: Any
+) -> Iterator[IO]:
   """A file to write into, which takes its place once all is written and on disk.
 
   Directories above it are made if need be. A link stays one; what is no file, such as /dev/stdout, is written as it is.
@@ -33,6 +35,7 @@ def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[I
   Args:
     path: of the file.
     mode: 'w' or 'wb'.
+    private: a new file is for this user alone to read.
     **settings: further ones of `open`.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +46,9 @@ def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[I
   path = path.resolve()
   partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
   try:
+    partial.unlink(missing_ok=True)
+    if private:
+      partial.touch(mode=0o600)
     with naming(path), partial.open(mode, **settings) as file:
       yield file
       file.flush()
@@ -54,9 +60,9 @@ def replaced(path: pathlib.Path, mode: str = 'w', **settings: Any) -> Iterator[I
     partial.unlink(missing_ok=True)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str, *, private: bool = False) -> None:
   """The text in UTF-8, in place of what was there; see `replaced`."""
-  with replaced(path, encoding='utf-8') as file:
+  with replaced(path, private=private, encoding='utf-8') as file:
     file.write(text)
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from nlhf_jax import untrusted
 from nlhf_jax.runtime import atomic
 
 METRICS, WARNINGS = 'metrics.jsonl', 'warnings.jsonl'
@@ -136,15 +137,19 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   A last line that a kill has truncated is dropped.
 
   Raises:
-    ValueError: another line is no JSON.
+    ValueError: another line is no JSON, or no object.
   """
   if not path.is_file():
     return []
-  lines, rows = path.read_text(encoding='utf-8').splitlines(), []
+  # Of bytes: texts may hold characters that end a line elsewhere.
+  lines, rows = path.read_bytes().splitlines(), []
   for number, line in enumerate(lines, start=1):
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError as error:
+      row = untrusted.parse_json(line)
+      if not isinstance(row, dict):
+        raise untrusted.ContentError(f'expected an object, got {type(row).__name__}')
+      rows.append(row)
+    except untrusted.ContentError as error:
       if number < len(lines):
         raise ValueError(f'{path}:{number} is no JSON ({error}): delete that line.') from error
   return rows

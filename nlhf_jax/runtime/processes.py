@@ -5,8 +5,10 @@ it: they learn of it from a broken exchange at once, or from missing heartbeats 
 """
 
 import contextlib
+import ipaddress
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -48,7 +50,11 @@ def join(
     raise ValueError(f'The index of a process must be in [0, {count}), got {index}.')
   try:
     jax.distributed.initialize(
-      coordinator_address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+      coordinator_address,
+      count,
+      index,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      coordinator_bind_address=bind_address(coordinator_address) if index == 0 else None,
     )
   except ValueError as error:
     raise ValueError(
@@ -60,6 +66,28 @@ def join(
       f'The {count} processes of the run did not find each other at {coordinator_address} '
       f'({" ".join(str(error).split())}): start all of them, with the same address.'
     ) from error
+
+
+def bind_address(coordinator_address: str | None) -> str | None:
+  """Where the coordinator listens: at its own address alone, where that is one of this machine; None: at all of them.
+
+  Whoever reaches it can take part in the run.
+  """
+  host, _, port = (coordinator_address or '').rpartition(':')
+  if not host:
+    return None
+  try:
+    family, *_, place = socket.getaddrinfo(host.strip('[]'), None, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+      probe.bind((place[0], 0))
+  except OSError:
+    # It is reached by another name or address than its own, as in many clusters.
+    return None
+  is_own_name = host not in ('localhost', place[0], f'[{place[0]}]')
+  if ipaddress.ip_address(place[0]).is_loopback and is_own_name:
+    # Some machines give themselves a name that others reach them by elsewhere.
+    return None
+  return f'[{place[0]}]:{port}' if family == socket.AF_INET6 else f'{place[0]}:{port}'
 
 
 def is_single_process() -> bool:

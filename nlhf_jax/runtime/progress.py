@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 from rich import console, progress, text
 
+from nlhf_jax import untrusted
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -19,11 +21,12 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[in
     total: number of steps.
     done: those that were done before.
   """
+  description = untrusted.printable(description)
   if not sys.stderr.isatty():
     yield _lines(description, total, done)
     return
   columns = (
-    progress.TextColumn('{task.description:>16}'),
+    progress.TextColumn('{task.description:>16}', markup=False),
     progress.BarColumn(),
     progress.MofNCompleteColumn(),
     _Rate(),

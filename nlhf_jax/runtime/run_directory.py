@@ -9,15 +9,22 @@ import errno
 import fnmatch
 import json
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import nlhf_jax
+from nlhf_jax import untrusted
 from nlhf_jax.runtime import atomic
 
-_CONFIG, _RUN = 'config.gin', 'run.json'
+CONFIG, _RUN = 'config.gin', 'run.json'
+# Names of parameters that hold keys, and keys as their makers begin them.
+_KEY_NAMES = re.compile(
+  r'(^|[._])(api_?key|key|token|secret|password|credentials?)$', re.IGNORECASE
+)
+_KEYS = re.compile(r'\b(sk-|hf_|gh[pousr]_|github_pat_|xox[abp]-|AKIA|AIza)[\w-]{12,}')
 # Fields that say where a run runs, what it keeps and to whom it reports, not what it computes: they may differ when it resumes.
 _MAY_CHANGE = (
   'Devices.data',
@@ -55,12 +62,12 @@ def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any], begun: boo
       raise FileExistsError(f'{parent} is a file, not a directory: name another run_dir.')
   if not begun:
     return
-  if not (run_dir / _CONFIG).is_file():
+  if not (run_dir / CONFIG).is_file():
     if not _has_checkpoints(run_dir):
       return
     if not (run_dir / _RUN).is_file():
       raise ValueError(
-        f'{run_dir} has checkpoints, but neither {_CONFIG} nor {_RUN}, which tell by what they were trained: put these back, or '
+        f'{run_dir} has checkpoints, but neither {CONFIG} nor {_RUN}, which tell by what they were trained: put these back, or '
         'name another run_dir.'
       )
   changed = _first_change(_read_fields(run_dir), _as_json(fields))
@@ -106,14 +113,22 @@ def create(
     FileExistsError, ValueError: as `check_resumable`.
   """
   check_resumable(run_dir, fields, begun)
-  if begun and (run_dir / _CONFIG).is_file():
+  if begun and (run_dir / CONFIG).is_file():
     return
-  (run_dir / _CONFIG).unlink(missing_ok=True)
+  (run_dir / CONFIG).unlink(missing_ok=True)
   run_dir.mkdir(parents=True, exist_ok=True)
   run = {'nlhf_jax': nlhf_jax.__version__, 'fields': dict(fields)}
+  private = _may_hold_keys(fields, config)
+  text = json.dumps(run, indent=2, sort_keys=True) + '\n'
   # The configuration comes last: a directory that has it has all.
-  atomic.write_json(run_dir / _RUN, run, sort_keys=True)
-  atomic.write_text(run_dir / _CONFIG, config)
+  atomic.write_text(run_dir / _RUN, text, private=private)
+  atomic.write_text(run_dir / CONFIG, config, private=private)
+
+
+def _may_hold_keys(fields: Mapping[str, Any], config: str) -> bool:
+  """Whether others should not read them: keys belong into the environment, but a user's own functions may take them."""
+  named = any(isinstance(x, str) and _KEY_NAMES.search(name) for name, x in fields.items())
+  return named or bool(_KEYS.search(config))
 
 
 def read_config(run_dir: pathlib.Path) -> str:
@@ -123,13 +138,13 @@ def read_config(run_dir: pathlib.Path) -> str:
     FileNotFoundError: there is no run.
     ValueError: it is a run of nlhf_jax 0.1.0.
   """
-  path = run_dir / _CONFIG
+  path = run_dir / CONFIG
   if not path.is_file():
     raise FileNotFoundError(
-      f'No run in {run_dir} (it has no {_CONFIG}): name the directory of a trained run.'
+      f'No run in {run_dir} (it has no {CONFIG}): name the directory of a trained run.'
     )
   _check_version(run_dir)
-  return path.read_text(encoding='utf-8')
+  return untrusted.read_text(path)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ model that tells voters apart, voters.json: their names, by number.
 
 import contextlib
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nlhf_jax import untrusted
 from nlhf_jax.runtime import (
   atomic,
   checkpoints,
@@ -111,7 +111,7 @@ def _has_begun(run_dir: pathlib.Path) -> bool:
 def _check_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
   """Raises ValueError where the run has learnt of others by the same numbers."""
   path = run_dir / _VOTERS
-  if voters and path.exists() and json.loads(path.read_text(encoding='utf-8')) != list(voters):
+  if voters and path.exists() and untrusted.read_json(path) != list(voters):
     raise ValueError(
       f'The data have other voters, or in another order, than {path}: what the run has learnt of each would be of another. Give it the '
       'votes that it was started with, or name another run_dir.'

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nlhf_jax import untrusted
 from nlhf_jax.votes import table
 from nlhf_jax.votes.table import FieldError
 
@@ -32,11 +33,11 @@ def number_of(row: Mapping[str, Any], field: str) -> float:
   """
   value = row.get(field)
   try:
-    result = float(value)  # type: ignore[arg-type]
-  except (TypeError, ValueError):
+    result = math.nan if isinstance(value, str) and '_' in value else float(value)  # type: ignore[arg-type]
+  except (OverflowError, TypeError, ValueError):
     result = math.nan
   if isinstance(value, bool) or not math.isfinite(result):
-    raise FieldError(f'field {field!r} must be a number, got {value!r}')
+    raise FieldError(f'field {field!r} must be a number, got {untrusted.quoted(value)}')
   return result
 
 
@@ -48,7 +49,9 @@ def one_of(row: Mapping[str, Any], field: str, values: Mapping[Any, Any]) -> Any
   """
   value = row.get(field)
   if isinstance(value, (list, dict)) or value not in values:
-    raise FieldError(f'field {field!r} must be one of {", ".join(map(str, values))}, got {value!r}')
+    raise FieldError(
+      f'field {field!r} must be one of {", ".join(map(str, values))}, got {untrusted.quoted(value)}'
+    )
   return values[value]
 
 

@@ -9,10 +9,18 @@ import bisect
 import itertools
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from nlhf_jax.votes import files, preflib, schemas
+from nlhf_jax.votes import files, preflib, repeats, schemas
 from nlhf_jax.votes.table import FieldError, Row, stable_hash
+
+# Endings of files of rows, but for .gz after them: a backup has another.
+_SUFFIXES = ('.jsonl', '.json', '.ndjson', '.txt', '.csv', '.parquet', '.arrow', *preflib.SUFFIXES)
+
+
+def is_of_rows(path: pathlib.Path) -> bool:
+  """Whether a file of a directory is meant to be read, by its name alone: no hidden one, and none like train.jsonl.bak."""
+  return not path.name.startswith('.') and path.name.removesuffix('.gz').endswith(_SUFFIXES)
 
 
 def votes(
@@ -38,6 +46,28 @@ def votes(
   parse = _Parse(path, schema)
   each = files.read(path, parse, skip_malformed=skip_malformed)
   yield from itertools.chain.from_iterable(each)
+
+
+def votes_of_files(
+  paths: Sequence[str | pathlib.Path], schema: str | None = None, *, skip_malformed: bool = False
+) -> Iterator[Row]:
+  """Yields the votes of several files; a line in the log where many of them stand in two.
+
+  Args:
+    paths: of the files.
+    schema, skip_malformed: as of `votes`.
+
+  Raises:
+    FileNotFoundError, ValueError: as of `votes`; two files are the same, or none has a vote.
+  """
+  found = [pathlib.Path(path) for path in paths]
+  repeats.check_files(found)
+  number = 0
+  read = ((path, votes(path, schema, skip_malformed=skip_malformed)) for path in found)
+  for number, row in enumerate(repeats.warned(read), start=1):  # noqa: B007
+    yield row
+  if not number:
+    raise ValueError(f'No votes in {", ".join(map(str, paths))}: name files that have some.')
 
 
 class _Parse:

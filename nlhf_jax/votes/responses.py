@@ -93,7 +93,10 @@ def _read_file(label: str, name: str) -> dict[str, list[Response]]:
 
 
 def _id(row: Row) -> str | None:
-  return None if row.get('id') is None else str(row['id'])
+  found = row.get('id')
+  if found is not None and not isinstance(found, str | int | float):
+    raise FieldError(f"field 'id' must be a text or a number, got {type(found).__name__}")
+  return None if found is None else table.encodable(str(found), 'id')
 
 
 def _samples(row: Row) -> dict[str, str]:

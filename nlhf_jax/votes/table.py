@@ -32,6 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from nlhf_jax import untrusted
+
 Row = dict[str, Any]
 
 VERDICTS = ('a', 'b', 'tie', 'both_bad')
@@ -96,7 +98,7 @@ def checked(row: Mapping[str, Any]) -> Row:
   """
   for name in row:
     if name not in FIELDS:
-      raise FieldError(f'field {name!r} is none of a vote: {", ".join(FIELDS)}')
+      raise FieldError(f'field {untrusted.quoted(name)} is none of a vote: {", ".join(FIELDS)}')
   result = {name: row.get(name) for name in FIELDS}
   for name in _TEXTS:
     if result[name] is not None and not isinstance(result[name], str):
@@ -129,7 +131,9 @@ def messages_of(value: Any, field: str) -> list[dict[str, str]]:
   found = []
   for number, message in enumerate(value):
     if not isinstance(message, Mapping):
-      raise FieldError(f'field {field!r} must be a list of messages, got {message!r} in it')
+      raise FieldError(
+        f'field {field!r} must be a list of messages, got {untrusted.quoted(message)} in it'
+      )
     for name in ('role', 'content'):
       if not isinstance(message.get(name), str) or not message[name].strip():
         raise FieldError(f'field {field}.{number} must have a text as its {name!r}')
@@ -158,19 +162,30 @@ def _check_both(row: Row) -> None:
       raise FieldError(f'field {one if row[one] is None else other!r} is missing')
   if row['a'] is None and row['response_a'] is None:
     raise FieldError("field 'a' is missing")
+  for name in ('a', 'b'):
+    if row[name] is not None and not row[name].strip():
+      raise FieldError(f'field {name!r} is empty')
   if row['a'] is not None and row['a'] == row['b']:
-    raise FieldError(f"fields 'a' and 'b' are both {row['a']!r}: a vote compares two")
+    raise FieldError(
+      f"fields 'a' and 'b' are both {untrusted.quoted(row['a'])}: a vote compares two"
+    )
 
 
 def _number(value: Any, field: str) -> float:
-  if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-    raise FieldError(f'field {field!r} must be a finite number, got {value!r}')
-  return float(value)
+  try:
+    result = math.nan if isinstance(value, bool) else float(value)
+  except (OverflowError, TypeError, ValueError):
+    result = math.nan
+  if not isinstance(value, numbers.Real) or not math.isfinite(result):
+    raise FieldError(f'field {field!r} must be a finite number, got {untrusted.quoted(value)}')
+  return result
 
 
 def _check_choice(row: Row, field: str, choices: Sequence[str]) -> None:
   if row[field] is not None and row[field] not in choices:
-    raise FieldError(f'field {field!r} must be one of {", ".join(choices)}, got {row[field]!r}')
+    raise FieldError(
+      f'field {field!r} must be one of {", ".join(choices)}, got {untrusted.quoted(row[field])}'
+    )
 
 
 def _check_probability(row: Row) -> None:
@@ -187,7 +202,7 @@ def _features(value: Any) -> dict[str, float] | None:
     return None
   if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
     raise FieldError("field 'x' must be numbers by name")
-  return {name: _number(number, f'x.{name}') for name, number in value.items()}
+  return {encodable(name, 'x'): _number(number, f'x.{name}') for name, number in value.items()}
 
 
 class _Codes(dict):

@@ -94,6 +94,28 @@ def test_held_out_posts_leave_training(tmp_path, caplog):
   assert 'Left 1 training rows out' in caplog.text
 
 
+def _comparison(number: int) -> str:
+  row = {'prompt': f'p{number}', 'chosen': f'good {number}', 'rejected': 'bad'}
+  return json.dumps(row) + '\n'
+
+
+def test_backups_are_not_counted_in_silence(tmp_path, caplog):
+  """One of another ending is passed over, a copy is refused, and an older one is named, each by its file."""
+  load = lambda: tasks.jsonl_comparisons(str(tmp_path), vocabularies.byte())
+  rows = [_comparison(number) for number in range(6)]
+  (tmp_path / 'train.jsonl').write_text(''.join(rows))
+  for name in ('train.jsonl.bak', 'train.jsonl~', '.train.jsonl.swp', 'README.md'):
+    (tmp_path / name).write_text(''.join(rows))
+  assert load().source.columns('train').index.tolist() == list(range(6))
+  assert 'train.jsonl.bak is passed over' in caplog.text and 'README.md is passed' in caplog.text
+  (tmp_path / 'train.old.jsonl').write_text(''.join(rows))
+  with pytest.raises(ValueError, match=r'train\.old\.jsonl is the same as .*train\.jsonl'):
+    load()
+  (tmp_path / 'train.old.jsonl').write_text(''.join(rows[:4]))
+  load()
+  assert '4 different rows of' in caplog.text and 'counted twice' in caplog.text
+
+
 def test_missing_directory_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'No directory .*none: .* as data_dir'):
     tasks.openai_comparisons(str(tmp_path / 'none'), vocabularies.byte())

@@ -106,6 +106,35 @@ def test_damaged_files_are_refused(damage, tmp_path):
     token_files.load_split(str(path), **LENGTHS)
 
 
+WRONG = {
+  'sizes that lie': ({'inputs_sizes': lambda x: x + 1}, 'inputs_sizes do not add up to'),
+  'sizes below zero': ({'targets_sizes': lambda x: -x}, 'targets_sizes do not add up to'),
+  'fewer sizes': ({'inputs_sizes': lambda x: x[1:]}, 'its inputs_sizes is int32'),
+  'tokens below zero': ({'inputs': lambda x: -x}, 'its inputs are no tokens'),
+  'floats for tokens': ({'targets': np.float32}, 'its targets are no tokens'),
+  'floats for numbers': ({'index': np.float32}, 'its index is float32'),
+  'words for truths': ({'is_long': lambda x: np.full(x.shape, 'no')}, 'its is_long is <U2'),
+  'NaN': ({'preference': lambda x: x * np.nan}, r'a preference is not within \[0, 1\]'),
+  'beyond': ({'preference': lambda x: x + 1}, r'a preference is not within \[0, 1\]'),
+  'integers for shares': ({'preference': lambda x: x.astype(str)}, 'its preference is <U'),
+  'no name': ({'name': lambda x: np.array(3)}, 'its name is int64'),
+  'two lengths': ({'prompt_length': lambda x: np.array([20, 20])}, 'its prompt_length is int64'),
+}
+
+
+@pytest.mark.parametrize('kind', WRONG)
+def test_arrays_that_do_not_fit_are_refused(kind, tmp_path):
+  """None is believed, for batches of them would be of other rows than the task's."""
+  changes, message = WRONG[kind]
+  path = tmp_path / 'a.npz'
+  _write(path, _task('response', 'alternative', 'preference'))
+  with np.load(path) as file:
+    arrays = dict(file)
+  np.savez(path, **arrays | {name: change(arrays[name]) for name, change in changes.items()})
+  with pytest.raises(ValueError, match=rf'a\.npz is damaged, .*{message}.*: write it anew'):
+    token_files.load_split(str(path), **LENGTHS)
+
+
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match='write it with nlhf tokenize'):
     next(token_files.batches('b.npz', directory=str(tmp_path), batch_size=1, **LENGTHS))

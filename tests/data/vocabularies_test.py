@@ -77,6 +77,9 @@ def test_marker_ids_of_a_word_list():
 def test_missing_vocabulary_is_named(tmp_path, chat_model):
   with pytest.raises(FileNotFoundError, match=r'No vocabulary .*none\.model'):
     vocabularies.sentencepiece(str(tmp_path / 'none.model'))
+  (tmp_path / 'bad.model').write_bytes(b'garbage')
+  with pytest.raises(ValueError, match=r'bad\.model is no model of SentencePiece .*: download it'):
+    vocabularies.sentencepiece(str(tmp_path / 'bad.model'))
   with pytest.raises(FileNotFoundError, match=r'No .*tokenizer\.json'):
     vocabularies.hugging_face(str(tmp_path))
 

@@ -121,6 +121,14 @@ KINDS = {
   'config: not UTF-8': (write(CONFIG, b'\xff\xfe{}'), r'config\.json is no JSON'),
   'config: an array': (write(CONFIG, '[]'), r'config\.json holds no JSON object: download'),
   'config: brackets without end': (write(CONFIG, '[' * 100_000), r'config\.json is no JSON'),
+  'config: a key twice': (
+    write(CONFIG, '{"hidden_size": 8, "hidden_size": 16}'),
+    r"config\.json is no JSON .the key 'hidden_size' stands twice",
+  ),
+  'config: a number without end': (
+    write(CONFIG, '{"hidden_size": ' + '9' * 5000 + '}'),
+    r'config\.json is no JSON',
+  ),
   'type: unknown': (config(model_type='gpt2'), r"config\.json is of model_type 'gpt2'.*take one"),
   'type: none': (config(model_type=...), 'model_type None, which is not supported'),
   'type: a list': (config(model_type=['llama']), r"model_type \['llama'\], which is not"),
@@ -233,6 +241,22 @@ KINDS = {
     changed(TOKENIZER, added_tokens=['<|end|>']),
     'which are no tokens with ids: download it again',
   ),
+  'tokenizer: a part that panics': (
+    changed(TOKENIZER, normalizer={'type': 'Precompiled', 'precompiled_charsmap': 'AAAA'}),
+    'is no tokenizer .Precompiled: .*: download it again',
+  ),
+  'tokenizer: parts that do not know each other': (
+    changed(
+      TOKENIZER,
+      post_processor={
+        'type': 'TemplateProcessing',
+        'single': [{'SpecialToken': {'id': '<q>', 'type_id': 0}}],
+        'pair': [],
+        'special_tokens': {},
+      },
+    ),
+    'is no tokenizer .*: download it again',
+  ),
   'tokenizer: larger than the embedding': (config(vocab_size=250), 'has id 258, but config.json'),
   'settings: damaged': (write(SETTINGS, 'no'), r'tokenizer_config\.json is no JSON'),
   'template: missing': (write(SETTINGS, '{}'), 'has no chat template: set chat = False'),
@@ -243,6 +267,14 @@ KINDS = {
   'template: divides by zero': (
     changed(SETTINGS, chat_template='{{ 1 / 0 }}'),
     'the chat template fails .ZeroDivisionError',
+  ),
+  'template: without bounds': (
+    changed(SETTINGS, chat_template="{{ 'x' * 10**10 }}"),
+    'the chat template fails .ExceededError: it makes too long a text',
+  ),
+  'template: not UTF-8': (
+    write('chat_template.jinja', b'{{ messages }}\n\xff'),
+    r'chat_template\.jinja:2: not UTF-8 .byte 0xff at column 1',
   ),
   'template: a number': (changed(SETTINGS, chat_template=3), 'has chat_template = 3, which is no'),
   'template: a list of numbers': (
@@ -340,5 +372,5 @@ def test_repository_that_the_hub_lacks(monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   with pytest.raises(FileNotFoundError, match=r'hub has not given it .*: name a dir') as caught:
-    hf_directory.find('no-such-owner/no-such-model')
+    hf_directory.find('hf://no-such-owner/no-such-model')
   assert '\n' not in str(caught.value)

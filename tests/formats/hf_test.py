@@ -175,10 +175,50 @@ def test_error_of_an_unreachable_hub(monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   with pytest.raises(FileNotFoundError, match='hub has not given it') as caught:
-    hf_directory.locate('some/model')
+    hf_directory.locate('hf://some/model')
   assert '\n' not in str(caught.value)
   with pytest.raises(FileNotFoundError, match='No directory'):
     hf_directory.locate('/no/such/directory')
+
+
+def test_the_hub_is_asked_for_what_is_said_to_be_there(monkeypatch, tmp_path, caplog):
+  """By hf:// alone, at the revision that is given; without one, the log says which it was."""
+  import huggingface_hub
+
+  asked = []
+
+  def download(name, revision, allow_patterns):
+    asked.append((name, revision))
+    assert not any(pattern.endswith(('.py', '.bin', '.pt')) for pattern in allow_patterns)
+    return str(tmp_path / 'c0ffee')
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+  with pytest.raises(
+    FileNotFoundError, match=r'No directory models/smol: .* hf://models/smol if you'
+  ):
+    hf_directory.locate('models/smol')
+  for wrong in ('hf://smol', 'hf://a/b/c', 'hf://../x/y'):
+    with pytest.raises(FileNotFoundError, match='is no name on the hub: write hf://OWNER/NAME@REV'):
+      hf_directory.locate(wrong)
+  assert not asked
+  assert hf_directory.locate('hf://some/model@v1.0') == tmp_path / 'c0ffee'
+  assert not caplog.text
+  hf_directory.locate('hf://some/model')
+  assert 'hf://some/model@c0ffee pins it' in caplog.text
+  assert asked == [('some/model', 'v1.0'), ('some/model', None)]
+
+
+def test_an_adapter_here_does_not_ask_the_hub_for_its_base(monkeypatch, tmp_path):
+  """Its own file names the base, and it may be a stranger's."""
+  import huggingface_hub
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda *args, **kwargs: pytest.fail())
+  config = {'base_model_name_or_path': 'some/model', 'revision': 'main'}
+  (tmp_path / 'adapter_config.json').write_text(json.dumps(config))
+  with pytest.raises(
+    FileNotFoundError, match=r"adapter of 'some/model', which is not here .*name its"
+  ):
+    hf_directory.find(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,73 @@ def test_other_errors(state, tmp_path):
     t5x.load(tmp_path / 'other', state.params.online)
 
 
+LIKE = {'dense': {'kernel': jax.ShapeDtypeStruct((2, 2), jnp.float32)}}
+GOOD = np.ones((2, 2), np.float32)
+
+
+def _msgpack(target) -> bytes:
+  return flax.serialization.msgpack_serialize({'optimizer': {'target': target}})
+
+
+def _of(kernel) -> bytes:
+  return _msgpack({'dense': {'kernel': kernel}})
+
+
+FOREIGN = {
+  'empty': (b'', 'is damaged, or no checkpoint of T5X .*: copy it again'),
+  'truncated': (_of(GOOD)[:-5], 'is damaged'),
+  'a page of a hub': (b'<html>not found</html>', 'is damaged'),
+  'a size that lies': (b'\xdf\xff\xff\xff\xff', 'is damaged'),
+  'maps without end': (b'\x81\xa1a' * 100_000, 'is damaged'),
+  'a shape that lies': (_of(GOOD).replace(b'\x92\x02\x02', b'\x92\x7f\x7f'), 'is damaged'),
+  'a list': (_msgpack([1]), 'no optimizer/target'),
+  'a number': (_msgpack(3), 'no optimizer/target'),
+  'integers': (_of(np.ones((2, 2), np.int32)), 'array dense/kernel holds int32, where weights are'),
+  'truths': (_of(np.ones((2, 2), bool)), 'array dense/kernel holds bool'),
+  'a word': (_of('kernel'), 'dense/kernel'),
+  'NaN': (_of(np.full((2, 2), np.nan, np.float32)), 'dense/kernel has weights that are NaN or'),
+  'infinite': (_of(np.full((2, 2), np.inf, np.float32)), 'dense/kernel has weights that are NaN'),
+  'a store that is a word': (_of({'kvstore': 'x'}), 'is damaged|No '),
+  'a path that is a number': (_of({'kvstore': {'path': 3}}), 'names 3, which is no file'),
+  'missing': (_msgpack({'other': GOOD}), 'lacks dense/kernel'),
+}
+
+
+@pytest.mark.parametrize('kind', FOREIGN)
+def test_foreign_files_are_refused_in_one_line(kind, tmp_path):
+  content, message = FOREIGN[kind]
+  path = tmp_path / 'checkpoint'
+  path.write_bytes(content)
+  with pytest.raises((ValueError, OSError), match=message) as caught:
+    t5x.load(path, LIKE)
+  assert '\n' not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('value', [np.nan, 3])
+def test_weights_that_are_none_are_refused(layout, value, tmp_path):
+  """In the layouts of many files."""
+  dtype = np.float32 if np.isnan(value) else np.int32
+  params = {'dense': {'kernel': jnp.full((2, 2), value, dtype)}}
+  t5x.save(TrainState(jnp.int32(7), PolicyParams(params), (), jax.random.key(0)), tmp_path, layout)
+  message = 'dense/kernel has weights that are NaN' if np.isnan(value) else 'holds int32, where'
+  with pytest.raises(ValueError, match=message):
+    t5x.load(tmp_path, LIKE)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_damaged_files_of_arrays_are_refused(layout, tmp_path):
+  params = {'dense': {'kernel': jnp.ones((2, 2))}}
+  state = TrainState(jnp.int32(7), PolicyParams(params), (), jax.random.key(0))
+  path = t5x.save(state, tmp_path, layout)
+  for file in path.rglob('*'):
+    if file.is_file() and ('kernel' in str(file) or layout == 'orbax'):
+      file.write_bytes(b'\xff' + file.read_bytes()[:7])
+  with pytest.raises((ValueError, OSError), match=r'checkpoint_7.* is damaged') as caught:
+    t5x.load(tmp_path, LIKE)
+  assert '\n' not in str(caught.value)
+
+
 def test_legacy_file(test_data: pathlib.Path):
   """T5X's own test checkpoint, 518,240 parameters in one msgpack file."""
   config = t5.T5Config(

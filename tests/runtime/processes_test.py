@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -220,3 +221,26 @@ def test_part_of_an_address_is_refused():
 
 def test_gathered_arrays_are_numpy():
   assert isinstance(processes.gather({'x': np.ones(2)})['x'], np.ndarray)
+
+
+@pytest.mark.parametrize(
+  ('address', 'found'),
+  [
+    ('localhost:1234', r'(127\.0\.0\.1|\[::1\]):1234'),
+    ('127.0.0.1:80', r'127\.0\.0\.1:80'),
+    # Another machine's, a name of none, and what the cluster knows.
+    ('192.0.2.1:80', None),
+    ('no-such-host.invalid:80', None),
+    (None, None),
+  ],
+)
+def test_the_coordinator_listens_at_its_own_address(address, found):
+  bound = processes.bind_address(address)
+  assert bound is None if found is None else re.fullmatch(found, bound)
+
+
+def test_a_name_that_is_loopback_here_is_reached_elsewhere(monkeypatch):
+  """Debian gives a machine's own name the address 127.0.1.1: nobody else would reach it there."""
+  answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.1.1', 0))]
+  monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: answer)
+  assert processes.bind_address('machine:80') is None

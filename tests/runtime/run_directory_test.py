@@ -1,6 +1,8 @@
 """A directory belongs to one configuration, and what is refused leaves nothing behind."""
 
 import json
+import os
+import stat
 
 import pytest
 
@@ -184,3 +186,30 @@ def test_two_that_write_one_atomic_directory(tmp_path):
     second.__exit__(None, None, None)
   assert [path.name for path in tmp_path.rglob('*')] == ['out', 'file']
   assert (tmp_path / 'out' / 'file').read_text() == '0'
+
+
+KEYS = {
+  'a name': ({'mine.writer.api_key': 'x'}, ''),
+  'a token': ({'mine.writer.token': 'x'}, ''),
+  'a key in a list': ({}, "mine.writer.headers = ['Bearer hf_aBcDeFgHiJkLmNoP']"),
+  'a key by itself': ({}, "mine.writer.x = 'sk-proj-0123456789abcdef'"),
+}
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='modes are POSIX')
+@pytest.mark.parametrize('kind', KEYS)
+def test_bindings_that_may_hold_keys_are_for_the_user_alone(kind, tmp_path):
+  fields, config = KEYS[kind]
+  run_directory.create(tmp_path / 'run', config, fields)
+  for name in ('config.gin', 'run.json'):
+    assert stat.S_IMODE((tmp_path / 'run' / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='modes are POSIX')
+def test_other_bindings_are_as_the_user_has_files(tmp_path):
+  """The name of an environment variable is no key, nor is a number of tokens."""
+  fields = {'Server.key_variable': 'OPENAI_API_KEY', 'x.max_tokens': 3, 'x.token': 3}
+  run_directory.create(tmp_path / 'run', 'risk-averse = 1', fields)
+  (tmp_path / 'other').write_text('')
+  for name in ('config.gin', 'run.json'):
+    assert (tmp_path / 'run' / name).stat().st_mode == (tmp_path / 'other').stat().st_mode

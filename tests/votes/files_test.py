@@ -67,9 +67,9 @@ def test_every_kind_holds_the_same(tmp_path, name, write):
     ('votes.parquet', b'PAR2', r'votes\.parquet: no Parquet file'),
     ('votes.arrow', b'none', r'votes\.arrow: no stream of Arrow'),
     ('votes.json', b'[{"a": 1},\n', r'votes\.json:2: not JSON'),
-    ('votes.json', b'[\xff]', r'votes\.json: not UTF-8'),
+    ('votes.json', b'[\xff]', r'votes\.json:1: not UTF-8'),
     ('votes.csv', b'a,b,verdict\nm,n\n', r'votes\.csv:2: has not 3 fields'),
-    ('votes.csv', b'a,b,verdict\nm\xff,n,a\n', r'votes\.csv: not UTF-8'),
+    ('votes.csv', b'a,b,verdict\nm\xff,n,a\n', r'votes\.csv:2: not UTF-8'),
   ],
 )
 def test_malformed_file_is_named(tmp_path, name, content, message):
