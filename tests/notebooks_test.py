@@ -85,7 +85,9 @@ def _check_preference_models(printed, scope):
     assert correlation(table) > max(correlation(line), 0) + 0.3, name
     assert worst(table, 0.01) > worst(line, 0.01) + 0.02, name
   for name, table in scope['tables'].items():
-    np.testing.assert_array_equal(table + table.T, 1, err_msg=name)
+    # A judge that reads pairs has the two orders in two places of a batch, which a processor may round differently.
+    rounding = np.finfo(np.float32).eps if name == 'pairwise' else 0
+    np.testing.assert_allclose(table + table.T, 1, rtol=0, atol=rounding, err_msg=name)
 
 
 def _check_language_model(printed, scope):

@@ -120,8 +120,8 @@ def logit(
 ) -> Float[Array, 'N']:
   """log P(y ≻ y'|x) − log P(y' ≻ y|x), to the bit the negative of the swapped pair's.
 
-  Floating point could treat a pair differently in another place of the batch; so each pair is scored in one canonical
-  order, and the sign put back. Equal responses get 0.
+  Floating point could treat the two orders differently; so each pair is scored in one canonical order, and the sign put back. In
+  another place of the batch a processor may still round it differently. Equal responses get 0.
   """
   sign = _lexicographic_sign(response, alternative)
   swap = (sign < 0)[:, None]

@@ -197,7 +197,7 @@ def test_labels_are_checked_before_anything_is_loaded(capsys, tmp_path):
   ('content', 'message'),
   [
     (b'\n \n', 'holds no prompt: write one a line'),
-    (b'a\nb\xff\n', 'prompts.txt:2 is not in UTF-8'),
+    (b'a\nb\xff\n', 'prompts.txt:2: not UTF-8 (byte 0xff at column 2)'),
     (None, 'No file'),
   ],
 )
@@ -464,7 +464,7 @@ def test_run_of_version_0_1_is_refused_by_name(runs, capsys, tmp_path):
   old = tmp_path / 'old'
   old.mkdir()
   (old / 'config.gin').write_text('import nlhf_jax.experiments\n')
-  (old / 'checkpoints').mkdir()
+  (old / 'checkpoints' / '3').mkdir(parents=True)
   for argv in (
     ['train', SFT, f'--run_dir={old}', *SMALL],
     ['sample', EVALUATION, f'--run_dir={old}'],

@@ -129,7 +129,13 @@ def test_commands_refuse_a_strangers_run(command, module, tmp_path, capsys):
   argv = {
     'sample': ['sample', f'--run_dir={run_dir}'],
     'export': ['export', f'--run_dir={run_dir}', f'--output_dir={tmp_path / "out"}'],
-    'win-rates': ['win-rates', '--run_dirs', str(run_dir), f'--output_dir={tmp_path / "out"}'],
+    'win-rates': [
+      'win-rates',
+      '--gin_file=configs/experiments/builtin/evaluation.gin',
+      f'--output_dir={tmp_path / "out"}',
+      '--run_dirs',
+      f'SFT={run_dir}',
+    ],
     'diagnose': ['diagnose', f'--run_dir={run_dir}'],
   }[command]
   assert main.main(argv) == 2

@@ -371,6 +371,6 @@ def test_repository_that_the_hub_lacks(monkeypatch):
     raise ConnectionError('no route\nto host')
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
-  with pytest.raises(FileNotFoundError, match=r'hub has not given it .*: name a dir') as caught:
+  with pytest.raises(FileNotFoundError, match=r'hub has not given it, .*: name a dir') as caught:
     hf_directory.find('hf://no-such-owner/no-such-model')
   assert '\n' not in str(caught.value)

@@ -226,7 +226,7 @@ REFUSED = {
   'no JSON': (lambda d: (d / CONFIG).write_text('{'), r'adapter_config\.json is no JSON'),
   'base of nothing': (
     _settings(base_model_name_or_path=None),
-    'base_model_name_or_path = None, .*: name its base, and this directory as its adapter',
+    'base_model_name_or_path = None, .*: name its base, .* and this directory as its adapter',
   ),
   'base that is gone': (
     _settings(base_model_name_or_path='/no/such/base'),
