@@ -111,7 +111,8 @@ def _has_begun(run_dir: pathlib.Path) -> bool:
 def _check_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
   """Raises ValueError where the run has learnt of others by the same numbers."""
   path = run_dir / _VOTERS
-  if voters and path.exists() and untrusted.read_json(path) != list(voters):
+  known = path.exists() and _has_begun(run_dir)
+  if voters and known and untrusted.read_json(path) != list(voters):
     raise ValueError(
       f'The data have other voters, or in another order, than {path}: what the run has learnt of each would be of another. Give it the '
       'votes that it was started with, or name another run_dir.'
@@ -119,7 +120,7 @@ def _check_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
 
 
 def _keep_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
-  if voters and not (run_dir / _VOTERS).exists():
+  if voters and not ((run_dir / _VOTERS).exists() and _has_begun(run_dir)):
     atomic.write_json(run_dir / _VOTERS, list(voters))
 
 

@@ -136,11 +136,14 @@ def test_checkpoints_without_their_configuration(two_runs, tmp_path):
 def test_a_run_that_failed_before_its_first_checkpoint(tmp_path):
   """Its directory, and what it logged, belong to the next one."""
   run_dir = tmp_path / 'run'
-  wild = imitation(optimizer=optax.sgd(jnp.inf), num_steps=3, log_every=1)
+  settings = {'num_steps': 3, 'log_every': 1, 'voters': ('Ada',)}
+  wild = imitation(optimizer=optax.sgd(jnp.inf), **settings)
   with pytest.raises(FloatingPointError, match='There is no checkpoint before: lower the learning'):
     run.train(wild, run_dir, {'a.b': 1}, 'wild')
   assert (run_dir / 'config.gin').read_text() == 'wild'
-  run.train(imitation(num_steps=2, log_every=1), run_dir, {'a.b': 2}, 'tame')
+  tame = imitation(**settings | {'num_steps': 2, 'voters': ('Bo',)})
+  run.train(tame, run_dir, {'a.b': 2}, 'tame')
+  assert (run_dir / 'voters.json').read_text().split() == ['[', '"Bo"', ']']
   assert (run_dir / 'config.gin').read_text() == 'tame'
   rows = metrics.read_rows(run_dir / metrics.METRICS)
   assert [row['step'] for row in rows] == [1, 2] and rows[1]['loss'] is not None
