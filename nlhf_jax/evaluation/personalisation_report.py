@@ -166,7 +166,8 @@ def _twin_tables(results: dict[str, Any]):
   titles, worlds = results['titles'], results['worlds']
   runs = f'{results["num_runs"]} runs, 95 % half-width over runs'
   world = worlds[1]['world']
-  names = [f'{x["label"]} (K = {x["world"]["num_switches"]})' for x in worlds]
+  switches = [f' ({n} times)' if (n := x['world']['num_switches']) else '' for x in worlds]
+  names = [x['label'] + how_often for x, how_often in zip(worlds, switches, strict=True)]
   columns = ['agent', *(f'{kind}, {name}' for name in names for kind in ('errors', 'questions'))]
   rows = []
   for name, title in titles.items():
@@ -176,14 +177,21 @@ def _twin_tables(results: dict[str, Any]):
     if all(x['bounds'] for x in worlds):
       cells = [y for x in worlds for y in (f'≤ {x["bounds"][kind]:.1f}', '')]
       rows.append([f'bound: {kind}', *cells])
-  shape = f'S = {world["num_slots"]}, N = {world["num_values"]}, m = {world["num_answers"]}, k = {world["num_questions"]}, p = {world["noise"]:g}, γ = {world["fresh_share"]:g}'
-  yield f'Errors and questions in T = {world["num_rounds"]} rounds; {shape}; {runs}', columns, rows
-  columns = ['agent', *(f'T = {x["num_rounds"]}' for x in results['sweep'])]
+  shape = (
+    f'{world["num_slots"]} slots of {world["num_values"]} values; {world["num_answers"]} answers to a question, at most '
+    f'{world["num_questions"]} a round; noise {world["noise"]:g}; {world["fresh_share"]:g} of rounds about what comes up once'
+  )
+  yield f'Errors and questions in {world["num_rounds"]} rounds: {shape}; {runs}', columns, rows
+  columns = ['agent', *(f'{x["num_rounds"]} rounds' for x in results['sweep'])]
   rows = [
     [title, *(_number(x['agents'][name]['errors']) for x in results['sweep'])]
     for name, title in titles.items()
   ]
-  yield f'Errors by T, K = {world["num_switches"]} switches of one slot; {runs}', columns, rows
+  yield (
+    f'Errors by number of rounds, with {world["num_switches"]} switches of one slot; {runs}',
+    columns,
+    rows,
+  )
 
 
 def _shopping_pictures(results: dict[str, Any]) -> list[dict[str, str]]:
@@ -227,10 +235,13 @@ def _twin_pictures(results: dict[str, Any]) -> list[dict[str, str]]:
   }
   return [
     {
-      'title': 'Errors so far, K switches of one slot',
+      'title': f'Errors so far, {results["worlds"][1]["world"]["num_switches"]} switches of one slot',
       'image': _plot(curves, 'round', 'errors', None, is_log=True),
     },
-    {'title': 'Errors by T', 'image': _plot(sweep, 'T', 'errors', None, is_log=True)},
+    {
+      'title': 'Errors by number of rounds',
+      'image': _plot(sweep, 'rounds', 'errors', None, is_log=True),
+    },
   ]
 
 
