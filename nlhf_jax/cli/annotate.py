@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nlhf_jax.cli import responses
+from nlhf_jax.runtime import run_lock
 from nlhf_jax.votes import annotation
 from nlhf_jax.votes.responses import Pair
 
@@ -50,19 +51,21 @@ def annotate(args: argparse.Namespace) -> None:
   except ImportError:
     raise ValueError("needs starlette and uvicorn: pip install 'nlhf_jax[annotate]'") from None
   tasks = responses.pairs(args)
-  listener = _listen(args.host, args.port)
-  votes = annotation.Annotations(pathlib.Path(args.output), tasks, args.seed)
-  app = make_app(votes, allowed_hosts(args.host))
-  _announce(args, listener.getsockname()[1], votes, len(tasks))
-  config = uvicorn.Config(
-    app, log_level='warning', access_log=False, lifespan='off', ws='none', server_header=False
-  )
-  try:
-    uvicorn.Server(config).run(sockets=[listener])
-  except KeyboardInterrupt:
-    pass
-  finally:
-    votes.close()
+  output = pathlib.Path(args.output)
+  with run_lock.file_held(output):
+    listener = _listen(args.host, args.port)
+    votes = annotation.Annotations(output, tasks, args.seed)
+    app = make_app(votes, allowed_hosts(args.host))
+    _announce(args, listener.getsockname()[1], votes, len(tasks))
+    config = uvicorn.Config(
+      app, log_level='warning', access_log=False, lifespan='off', ws='none', server_header=False
+    )
+    try:
+      uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+      pass
+    finally:
+      votes.close()
   print(f'{votes.num_votes()} votes on these tasks: {args.output}')
 
 

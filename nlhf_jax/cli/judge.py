@@ -65,11 +65,18 @@ def _add_server(group) -> None:
 
 def judge(args: argparse.Namespace) -> None:
   """Runs `nlhf judge`."""
+  from nlhf_jax.runtime import run_lock
+
+  panel, pairs, output = _panel(args), responses.pairs(args), pathlib.Path(args.output)
+  with run_lock.file_held(output):
+    _judge(panel, pairs, output)
+
+
+def _judge(panel, pairs, output: pathlib.Path) -> None:
+  """Asks what is not in the file yet, and appends the votes."""
   from nlhf_jax.cli import judge_files
   from nlhf_jax.runtime import progress
 
-  panel, output = _panel(args), pathlib.Path(args.output)
-  pairs = responses.pairs(args)
   _check_settings(panel, output)
   wanted, num_before = _wanted(panel, pairs, judge_files.done(output))
   total, stopped = sum(map(len, wanted.values())), None

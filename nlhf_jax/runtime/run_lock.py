@@ -51,7 +51,7 @@ def held(directory: pathlib.Path) -> Iterator[Callable[[], None]]:
     OSError: the directory cannot be made, or not be written to.
   """
   path = directory / FILE
-  with _left_if_filled(directory), _locked(path) as file:
+  with _left_if_filled(directory), _locked(path, directory) as file:
 
     def check() -> None:
       if not _is_at(file, path):
@@ -62,6 +62,18 @@ def held(directory: pathlib.Path) -> Iterator[Callable[[], None]]:
 
     yield check
     check()
+
+
+@contextlib.contextmanager
+def file_held(path: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of one file that is appended to, `.NAME.lock` beside it; others may write to its directory, which is made if need be.
+
+  Raises:
+    InUseError: another process holds it, or this one does already.
+    OSError: the directory cannot be made, or not be written to.
+  """
+  with _left_if_filled(path.parent), _locked(path.with_name(f'.{path.name}{FILE}'), path):
+    yield
 
 
 @contextlib.contextmanager
@@ -77,8 +89,8 @@ def _left_if_filled(directory: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[IO]:
-  file = _lock(path)
+def _locked(path: pathlib.Path, what: pathlib.Path) -> Iterator[IO]:
+  file = _lock(path, what)
   try:
     with atomic.naming(path):
       _write_holder(file)
@@ -90,8 +102,8 @@ def _locked(path: pathlib.Path) -> Iterator[IO]:
     file.close()
 
 
-def _lock(path: pathlib.Path) -> IO:
-  """The file, open and locked; its directory is made if need be."""
+def _lock(path: pathlib.Path, what: pathlib.Path) -> IO:
+  """The file, open and locked; its directory is made if need be. `what` it stands for is named where it is refused."""
   while True:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -103,7 +115,7 @@ def _lock(path: pathlib.Path) -> IO:
     except BlockingIOError:
       with file:
         raise InUseError(
-          f'{path.parent} is in use: {_read_holder(file)} writes to it. Wait until it has ended, or name another directory.'
+          f'{what} is in use: {_read_holder(file)} writes to it. Wait until it has ended, or name another.'
         ) from None
     except OSError as error:
       if error.errno not in _NO_LOCKS:
@@ -113,7 +125,7 @@ def _lock(path: pathlib.Path) -> IO:
         '%s cannot be locked (%s): see to it that nothing else writes to %s.',
         path,
         error.strerror,
-        path.parent,
+        what,
       )
     if _is_at(file, path):
       return file

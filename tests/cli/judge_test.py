@@ -13,6 +13,7 @@ import time
 import pytest
 
 from nlhf_jax.cli import judge, main
+from nlhf_jax.runtime import run_lock
 from nlhf_jax.votes import files, table
 from tests.judges import llm_stub
 from tests.judges.llm_stub import KEY, Reply, Stub
@@ -59,6 +60,18 @@ def run(capsys, stub, tmp_path, responses, *flags):
   everything = ''.join(x.read_text() for x in (tmp_path / 'out').rglob('*') if x.is_file())
   assert KEY not in shown.out + shown.err + everything
   return status, shown, votes
+
+
+def test_second_writer_to_the_same_votes_is_refused(capsys, tmp_path, answered):
+  """By `nlhf annotate` as by `nlhf judge`, before anything is asked or written."""
+  output = tmp_path / 'out' / 'votes.jsonl'
+  with Stub(ALWAYS_FIRST) as stub, run_lock.file_held(output):
+    assert main.main(arguments(stub, tmp_path, answered, '--model=m')) == 2
+    assert main.main(['annotate', '--responses', *answered, f'--output={output}', '--port=0']) == 2
+    assert not stub.calls
+    assert not output.exists()
+  lines = capsys.readouterr().err.splitlines()
+  assert len([x for x in lines if f'{output} is in use: process {os.getpid()}' in x]) == 2
 
 
 def test_votes_of_every_pair_in_both_orders(answered, capsys, tmp_path):

@@ -59,7 +59,7 @@ def test_third_writer_is_refused_and_follows_what_was_killed(tmp_path):
         pass
       message = str(caught.value)
       assert f'{run} is in use: process {holder.pid} on {socket.gethostname()}, since 2' in message
-      assert 'name another directory' in message and '\n' not in message
+      assert 'name another.' in message and '\n' not in message
       refused = python(HOLDER, run)
       assert (refused.wait(30), f'process {holder.pid} on' in refused.stderr.read()) == (1, True)
     for holder in holders:
@@ -140,6 +140,18 @@ def test_same_process_is_refused_too(tmp_path):
     ):
       pass
     assert (tmp_path / run_lock.FILE).exists()
+
+
+def test_file_is_locked_apart_from_its_directory(tmp_path):
+  votes = tmp_path / 'new' / 'votes.jsonl'
+  with run_lock.file_held(votes), run_lock.file_held(votes.with_name('others.jsonl')):
+    with (
+      pytest.raises(run_lock.InUseError, match=rf'votes\.jsonl is in use: process {os.getpid()}'),
+      run_lock.file_held(votes),
+    ):
+      pass
+    votes.write_text('')
+  assert list(votes.parent.iterdir()) == [votes]
 
 
 def test_holder_that_has_not_written_who_it_is(tmp_path):
