@@ -11,7 +11,13 @@ from nlhf_jax.cli import bound, experiments, flags, gin_config, main
 from nlhf_jax.cli.described import configure_run
 from nlhf_jax.training.experiment import Experiment
 
-STAGES = [f'builtin/{x.name}' for x in experiments.stages(experiments.locate('builtin'))]
+# Those whose data are built in; `extracts` has others, which are large.
+EXPERIMENTS = ('builtin', 'heads', 'annotators', 'aggregation', 'follow_ups', 'personal')
+STAGES = [
+  f'{name}/{stage.name}'
+  for name in EXPERIMENTS
+  for stage in experiments.stages(experiments.locate(name))
+]
 SMALL = (
   '--gin.corpora.headlines.num_train=40',
   '--gin.corpora.headlines.num_test=12',

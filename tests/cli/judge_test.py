@@ -225,8 +225,9 @@ def test_budget_stops_and_a_second_run_goes_on(answered, capsys, tmp_path):
   assert max(stub.answered.values()) == 1
 
 
-def test_run_that_was_killed_repeats_no_call(answered, capsys, tmp_path):
-  """SIGKILL while four calls are under way; whatever was answered is asked no more, and the votes are all there once."""
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
+def test_run_that_was_ended_repeats_no_call(answered, capsys, tmp_path, number):
+  """While four calls are under way; whatever was answered is asked no more, and the votes are all there once."""
 
   def hanging(number, body):
     if number > 8:
@@ -242,14 +243,20 @@ def test_run_that_was_killed_repeats_no_call(answered, capsys, tmp_path):
       'PYTHONPATH': str(ROOT),
       'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
     }
-    process = subprocess.Popen([sys.executable, '-m', 'nlhf_jax.cli.main', *argv], env=environment)
+    log = tmp_path / 'log'
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'nlhf_jax.cli.main', *argv],
+      env=environment,
+      stderr=log.open('w'),
+    )
     deadline = time.monotonic() + 60
     while stub.calls < 12 or not cache.exists() or cache.read_bytes().count(b'\n') < 8:
       assert time.monotonic() < deadline
       assert process.poll() is None
       time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    assert process.wait(60) == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]
+    assert 'Traceback' not in log.read_text()
     output = tmp_path / 'out' / 'votes.jsonl'
     # As if it had died within a line, and within an answer.
     output.write_bytes(output.read_bytes()[:-9])
