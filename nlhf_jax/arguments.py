@@ -109,7 +109,11 @@ def may_be(hint: Any, result: type) -> bool:
     if kind is Callable or '__call__' in vars(kind):
       if any('__call__' in vars(parent) for parent in result.__mro__):
         return True
-    elif getattr(kind, '_is_protocol', False) or issubclass(result, kind):
+    elif getattr(kind, '_is_protocol', False):
+      # What methods an object has, its class alone does not tell; a function, or a class itself, has none of them.
+      if result not in (types.FunctionType, type):
+        return True
+    elif issubclass(result, kind):
       return True
     if kind is float and issubclass(result, int):
       return True

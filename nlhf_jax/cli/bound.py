@@ -75,6 +75,17 @@ def fields_and_flags(described: Callable[..., Any]) -> tuple[dict[str, Any], dic
   return dict(sorted(fields.items())), flags
 
 
+def unread(described: Callable[..., Any], statements: Sequence[str]) -> tuple[str, ...]:
+  """Those of bindings, NAME=VALUE each, that reach nothing of what is described."""
+  reached = list(reaching(described))
+  macros = {name for argument in reached for name in _macros(argument.bound)}
+
+  def is_read(statement: Any) -> bool:
+    return statement.selector in macros or any(_binds(argument, statement) for argument in reached)
+
+  return tuple(text for text in statements if not any(map(is_read, _statements(text))))
+
+
 def check(described: Callable[..., Any], place: Callable[[Argument], str]) -> None:
   """Compares each with its annotation.
 
@@ -209,6 +220,21 @@ def _without_macros(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return type(value)(map(_without_macros, value))
   return value
+
+
+def _macros(value: Any) -> Iterator[str]:
+  """Macros within a value, those within their values too."""
+  if isinstance(value, Reference):
+    scope, selector = value.config_key
+    if selector == 'gin.macro':
+      yield scope
+      yield from _macros(gin.config._CONFIG[scope, selector]['value'])
+  elif isinstance(value, dict):
+    for part in value.values():
+      yield from _macros(part)
+  elif isinstance(value, list | tuple):
+    for part in value:
+      yield from _macros(part)
 
 
 def _references(value: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """What flags describe: experiments of gin files and of run directories, and the policies that runs trained."""
 
 import argparse
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -30,14 +31,14 @@ def labelled(run_dirs: Sequence[str]) -> dict[str, str]:
   return runs
 
 
-def contestant(run: str):
-  """The policy of a run, DIR or DIR:SET, and its parameters."""
+def contestant(run: str, bindings: Sequence[str] = ()):
+  """The policy of a run, DIR or DIR:SET, and its parameters; bindings win over its own configuration."""
   from nlhf_jax.evaluation.contestants import Contestant
   from nlhf_jax.training import resolve, weights
   from nlhf_jax.types import Policy
 
   run_dir, parameters = run_and_set(run)
-  experiment = experiment_of(run_dir)
+  experiment = configuration_of(run_dir, bindings).value
   if not isinstance(experiment.model, Policy):
     raise ValueError(
       f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'
@@ -61,12 +62,26 @@ def untrained(args: argparse.Namespace):
 
 def experiment_of(run_dir: pathlib.Path):
   """The Experiment that a run's own configuration describes."""
+  return configuration_of(run_dir).value
+
+
+def configuration_of(run_dir: pathlib.Path, bindings: Sequence[str] = ()):
+  """A run's own configuration, and bindings that win over it; those of macros that it lacks are passed over."""
   from nlhf_jax.cli import gin_config
   from nlhf_jax.runtime import run_directory
   from nlhf_jax.training.experiment import Experiment
 
   text, name = run_directory.read_config(run_dir), str(run_dir / run_directory.CONFIG)
-  return gin_config.from_text(Experiment, text, name=name).value
+  return gin_config.from_text(Experiment, text, bindings, name, ignore_unknown_macros=True)
+
+
+def warn_of_unread(*configured) -> None:
+  """Names the flags that reach nothing in any of these configurations."""
+  for binding in configured[0].unread:
+    if all(binding in one.unread for one in configured):
+      name = binding.partition('=')[0].strip()
+      flag = '--data_dir' if name == 'DATA_DIR' else f'--gin.{name}'
+      logging.warning('%s says nothing here: nothing that is run reads it.', flag)
 
 
 def configure_run(
@@ -97,6 +112,13 @@ def _described_for(command: str):
   from nlhf_jax.training.experiment import Experiment
 
   return {'train': Experiment, 'collect': Collection}[command]
+
+
+def evaluation_files(args: argparse.Namespace) -> list[pathlib.Path]:
+  """The evaluation.gin of --experiment, if that is given."""
+  from nlhf_jax.cli import experiments
+
+  return [experiments.evaluation(args.experiment)] if args.experiment else []
 
 
 def configure(args, described, gin_files, bindings=(), *, ignore_unknown_macros=False, runs=None):

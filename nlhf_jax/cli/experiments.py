@@ -63,6 +63,20 @@ def stage(name: str) -> Stage:
   return found[run]
 
 
+def evaluation(name: str) -> pathlib.Path:
+  """The file of an experiment that says which prompts and which judge its policies are compared by.
+
+  Raises:
+    FileNotFoundError: there is no such experiment, or it has no such file.
+  """
+  path = locate(name) / 'evaluation.gin'
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'{path.parent} has no evaluation.gin: name one of another with --gin_file.'
+    )
+  return path
+
+
 def contestants(directory: pathlib.Path) -> dict[str, str]:
   """Label -> RUN or RUN:SET."""
   pairs = (line.split(None, 1) for line in read_lines(directory / 'contestants.txt'))

@@ -128,11 +128,11 @@ def _add_win_rates(commands) -> None:
     commands,
     'win-rates',
     'Compares trained policies pair by pair.',
-    'Draws responses of every run to the same held-out prompts, lets the judge of the gin file compare them in both '
+    'Draws responses of every run to the same held-out prompts, lets the judge of the evaluation compare them in both '
     'orders, and writes votes.jsonl, win_rates.csv, win_rates.json, samples.jsonl and report.html. On tasks whose responses can be '
     'enumerated it writes exact.json too: worst case, duality gap and KL, free of sampling noise.',
   )
-  _add_gin(parser)
+  _add_evaluation(parser)
   parser.add_argument(
     '--run_dirs',
     nargs='+',
@@ -151,9 +151,9 @@ def _add_sample(commands) -> None:
     commands,
     'sample',
     'Prints responses of a trained policy, or of the pre-trained one that the gin files start from.',
-    'Prompts come from --prompt, from a file with one prompt a line, or from the held-out prompts of --gin_file.',
+    'Prompts come from --prompt, from a file with one prompt a line, or from the held-out prompts of the evaluation.',
   )
-  _add_gin(parser)
+  _add_evaluation(parser)
   parser.add_argument('--run_dir', help='the run; without it, the pre-trained model')
   parser.add_argument('--prompt', action='append', help='a prompt (repeatable)')
   parser.add_argument('--prompts_file', help='a file with one prompt a line')
@@ -233,6 +233,14 @@ def _command(commands, name, summary, details) -> argparse.ArgumentParser:
 def _add_run(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--experiment', help='EXPERIMENT/RUN, such as builtin/nash_md_pg: a run of its stages.txt'
+  )
+  _add_gin(parser)
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--experiment',
+    help='whose evaluation.gin is read first: prompts, judge, how texts become tokens',
   )
   _add_gin(parser)
 

@@ -34,6 +34,11 @@ _MISTAKES = (
   ValueError,
 )
 _DYNAMIC = 'from __gin__ import dynamic_registration'
+# What describes what commands ask for.
+_DESCRIBED_BY = {
+  'Evaluation': ' The evaluation.gin of an experiment does: --experiment=NAME reads it.',
+  'Experiment': ' Those of a run do: --experiment=EXPERIMENT/RUN reads them.',
+}
 # Arguments of one word that a message may name.
 _SYMBOLS = ('tau', 'beta', 'eta', 'decay')
 
@@ -68,6 +73,8 @@ class Configured(NamedTuple):
   fields: dict[str, Any]
   # Argument -> the flag that sets it.
   flags: dict[str, str]
+  # Bindings of the last layer, NAME=VALUE each, that reach nothing.
+  unread: tuple[str, ...] = ()
 
 
 def configure(described: Callable[..., Any], source: Source) -> Configured:
@@ -114,6 +121,8 @@ def from_text(
   text: str,
   bindings: Sequence[str] = (),
   name: str = 'The configuration',
+  *,
+  ignore_unknown_macros: bool = False,
 ) -> Configured:
   """The same by the text of a configuration that was kept, which is not trusted, and bindings that win over it.
 
@@ -122,6 +131,7 @@ def from_text(
     text: of the configuration.
     bindings: of the user.
     name: of its file.
+    ignore_unknown_macros: whether bindings of macros that it lacks are passed over.
 
   Raises:
     ValueError: as of `configure`; it imports or calls what no one has allowed (`trust`).
@@ -131,7 +141,7 @@ def from_text(
     trust.check_imports(text, name)
     gin.parse_config(text)
     trust.check_calls(name)
-    _bind(bindings, ignore_unknown_macros=False)
+    _bind(bindings, ignore_unknown_macros)
     return _call(described, [Layer([], bindings)])
   except _MISTAKES as error:
     raise ValueError(_explain(error)) from error
@@ -144,8 +154,9 @@ def _call(
   place = functools.partial(bound.place_of, layers=layers, search_paths=search_paths)
   bound.check(described, place)
   fields, flags = bound.fields_and_flags(described)
+  unread = bound.unread(described, layers[-1].bindings)
   with _naming(flags):
-    return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags)
+    return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags, unread)
 
 
 def naming_flags(configured: Configured) -> contextlib.AbstractContextManager[None]:
@@ -242,6 +253,8 @@ def _explain(error: Exception) -> str:
   if match := re.search(r"No configurable matching '([\w.]*?)(\w+)'", text):
     modules = [m for name, m in sys.modules.items() if f'{name}.'.endswith(match[1] or '.')]
     return text + _nearest(match[2], {name for module in modules for name in dir(module)})
+  if unknown := re.search(r"Could not find <\w+ '[\w.]*?(\w+)'> in the Gin registry", text):
+    return f'These gin files describe no {unknown[1]}.{_DESCRIBED_BY.get(unknown[1], "")}'
   if missing := re.search(r'[Rr]equired bindings for .*', text):
     return f'Something must be set: {missing[0]}'
   if missing := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', text):

@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = flags.parse(sys.argv[1:] if argv is None else list(argv))
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   quiet.load_tensorflow_quietly()
-  logging.getLogger('absl').setLevel(logging.ERROR)
-  if logging.lastResort is not None:
-    logging.lastResort.setFormatter(_Printable())
+  _show_warnings(args.command)
   try:
     if argv is None:
       from nlhf_jax.runtime import processes
@@ -82,6 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
       processes.end_despite_threads(status)
     return status
   return 0
+
+
+def _show_warnings(command: str) -> None:
+  """On stderr, as errors are, unless whoever calls has said where messages go."""
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  handler = logging.StreamHandler()
+  handler.setFormatter(_Printable(f'nlhf {command}: %(levelname)s: %(message)s'))
+  logging.basicConfig(handlers=[handler])
 
 
 class _Printable(logging.Formatter):
@@ -212,6 +218,7 @@ def _train(args: argparse.Namespace) -> None:
   if args.multihost or args.coordinator_address or args.process_count is not None:
     processes.join(args.coordinator_address, args.process_count, args.process_index)
   configured = described.configure_run(args, pathlib.Path(args.run_dir).parent)
+  described.warn_of_unread(configured)
   if args.dry_run:
     with gin_config.naming_flags(configured):
       print(json.dumps(plan.summary(configured.value), indent=2))
@@ -271,6 +278,7 @@ def _plan(args: argparse.Namespace) -> None:
   from nlhf_jax.runtime import atomic, partitioning
 
   configured = described.configure_run(args)
+  described.warn_of_unread(configured)
   mesh = partitioning.make_mesh(partitioning.Devices(**sizes))
   with gin_config.naming_flags(configured):
     result = plan.make(configured.value, mesh)
@@ -295,20 +303,27 @@ def _win_rates(args: argparse.Namespace) -> None:
   from nlhf_jax.evaluation import report
 
   runs = described.labelled(args.run_dirs)
-  _compare(args, [], runs, pathlib.Path(args.output_dir))
+  _compare(args, described.evaluation_files(args), runs, pathlib.Path(args.output_dir))
   report.print_tables(pathlib.Path(args.output_dir))
 
 
 def _sample(args: argparse.Namespace) -> None:
   from nlhf_jax.evaluation import tournament
 
-  contestant = described.contestant(args.run_dir) if args.run_dir else described.untrained(args)
-  evaluation = described.configure(args, tournament.Evaluation, []).value
+  read = []
+  if args.run_dir:
+    run_dir, _ = described.run_and_set(args.run_dir)
+    read.append(described.configuration_of(run_dir, args.bindings))
+    contestant = described.contestant(args.run_dir, args.bindings)
+  else:
+    contestant = described.untrained(args)
+  read.append(described.configure(args, tournament.Evaluation, described.evaluation_files(args)))
+  described.warn_of_unread(*read)
   texts = list(args.prompt or [])
   if args.prompts_file:
     texts += _read_prompts(pathlib.Path(args.prompts_file))
   for prompt, responses in tournament.sample(
-    evaluation, contestant, texts, num_samples=args.num_samples, seed=args.seed
+    read[-1].value, contestant, texts, num_samples=args.num_samples, seed=args.seed
   ):
     print(untrusted.json_line({'prompt': prompt, 'responses': responses}))
 
@@ -382,6 +397,8 @@ def _compare(
   tournament.check_reference(configure().value, list(runs))
   contestants = {label: described.contestant(run) for label, run in runs.items()}
   configured = configure()
+  if not ignore_unknown_macros:
+    described.warn_of_unread(configured)
   beside = described.run_and_set(next(iter(runs.values())))[0].parent
   with gin_config.naming_flags(configured):
     judge = resolve.bind_feedback(configured.value.judge, beside)

@@ -86,6 +86,20 @@ def test_flags_over_a_kept_configuration_are_compared_too():
     gin_config.from_text(Experiment, kept, ['decoding.Sampling.temperature=-1.0'])
 
 
+def test_flags_that_reach_nothing_are_named():
+  """Through macros of macros, and in scopes."""
+  stage = experiments.stage('builtin/nash_md_pg')
+  read = (
+    'NETWORK=@sizes.network()',
+    'pipeline.batches.seed=3',
+    'TAU=0.3',
+    'sizes.network.emb_dim=16',
+  )
+  idle = 'corpora.generated_extracts.num_train=3', 'fresh/pipeline.batches.seed=2'
+  layers = [gin_config.Layer(stage.files, stage.bindings), gin_config.Layer([], read + idle)]
+  assert gin_config.configure(Experiment, gin_config.Source(layers)).unread == idle
+
+
 def test_a_binding_that_is_never_closed():
   stage = experiments.stage('builtin/nash_md_pg')
   assert '( is never closed' in refusal([*stage.files], *stage.bindings, 'TAU=(0.3')

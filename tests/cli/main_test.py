@@ -185,6 +185,31 @@ def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
   assert len(answer['responses']) == 3
 
 
+def test_flags_of_sample_reach_the_policy(runs, capsys, caplog):
+  """Greedily, all responses to a prompt are the same; a flag that reaches neither policy nor evaluation is named."""
+  argv = ['sample', '--experiment=builtin', f'--run_dir={runs / "sft"}', '--prompt=harbour flood']
+  greedy = '--gin.decoding.Sampling.temperature=0.0', '--gin.algorithms.rlhf.tau=0.3'
+  answers = []
+  for flags in ([], greedy):
+    _, output = run(capsys, *argv, '--num_samples=8', *flags)
+    answers.append(set(json.loads(output.out.splitlines()[-1])['responses']))
+    assert ('--gin.algorithms.rlhf.tau says nothing here' in caplog.text) == bool(flags)
+  assert len(answers[0]) > len(answers[1]) == 1
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['--experiment=heads'], 'heads has no evaluation.gin: name one of another with --gin_file.'),
+    (['--experiment=head'], 'No experiment head'),
+    ([], 'No configuration: name an experiment with --experiment'),
+  ],
+)
+def test_sample_without_an_evaluation(argv, message, runs, capsys):
+  status, output = run(capsys, 'sample', *argv, f'--run_dir={runs / "sft"}', '--prompt=flood')
+  assert status == 2 and message in output.err and output.err.count('\n') == 1
+
+
 def test_labels_are_checked_before_anything_is_loaded(capsys, tmp_path):
   argv = ['win-rates', EVALUATION, f'--output_dir={tmp_path / "out"}', '--run_dirs', 'MU=/nowhere']
   status, output = run(capsys, *argv)

@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -30,6 +32,18 @@ def game(tmp_path):
     writer.writerow(['', *LABELS])
     writer.writerows([[label, *row] for label, row in zip(LABELS, SHARES, strict=True)])
   return path
+
+
+def test_warnings_are_words_too():
+  """In a process of its own: here, messages go where pytest has them."""
+  code = """
+import logging
+from nlhf_jax.cli import main
+main._COMMANDS['report'] = lambda args: logging.warning('%s is odd', '\\x1b]0;owned\\x07')
+main.main(['report', '--run_dir=x'])
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stderr == 'nlhf report: WARNING: \\x1b]0;owned\\x07 is odd\n'
 
 
 @pytest.mark.parametrize(
