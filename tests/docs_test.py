@@ -111,7 +111,7 @@ def test_command_parses(where, line):
   elif words[0].startswith('launch/'):
     check_launcher(words)
   else:
-    assert program in ('pip', 'sbatch'), f'Nobody checks {program}.'
+    assert program in ('pip', 'sbatch', 'source'), f'Nobody checks {program}.'
     for word in words:
       assert not word.startswith('launch/') or (ROOT / word).is_file()
 
@@ -171,8 +171,11 @@ def check_python(argv: list[str]) -> None:
     return check_bindings(bindings, [w[11:] for w in argv if w.startswith('--gin_file=')])
   source = (ROOT / argv[0]).read_text(encoding='utf-8')
   for word in argv[1:]:
-    if word.startswith('--'):
+    if word.startswith('--') and word != '--':
       assert f"'{word.partition('=')[0]}'" in source, f'{argv[0]} has no {word}.'
+  given = {word.partition('=')[0] for word in argv}
+  for flag, rest in re.findall(r"add_argument\(\s*'(--\w+)'([^()]*)\)", source):
+    assert 'required=True' not in rest or flag in given, f'{argv[0]} needs {flag}.'
 
 
 def check_pytest(argv: list[str]) -> None:
