@@ -79,7 +79,8 @@ def collect(
   policies = [fingerprints.fingerprint_tree(one.params) for one in contestants]
   fields = {**fields, 'collection.policies': policies}
   run_directory.check_resumable(output_dir, fields)
-  samplers = [sampler(one, collection.num_samples, collection.seed) for one in contestants]
+  k, seed = collection.num_samples, collection.seed
+  samplers = [sampler(one, k, seed, stream) for stream, one in enumerate(contestants)]
   written = {}
   with run_lock.held(output_dir) as check_directory:
     for split, load in collection.prompts.items():

@@ -20,9 +20,14 @@ class Contestant(NamedTuple):
 
 
 def draw(
-  contestant: Contestant, prompts: Prompts, num_samples: int, seed: int, batch_size: int
+  contestant: Contestant,
+  prompts: Prompts,
+  num_samples: int,
+  seed: int,
+  batch_size: int,
+  stream: int = 0,
 ) -> Int[np.ndarray, 'N T']:
-  """Its responses, k to a prompt. Contestants share keys, not draws.
+  """Its responses, k to a prompt.
 
   Args:
     contestant: who answers.
@@ -30,20 +35,22 @@ def draw(
     num_samples: k.
     seed: of the draws.
     batch_size: prompts at a time.
+    stream: a number of its own for each of those whose responses are compared: they would else be drawn by the same random
+      numbers, and a policy's rate against another be that of coupled responses, not of independent ones.
   """
-  draw_batch = sampler(contestant, num_samples, seed)
+  draw_batch = sampler(contestant, num_samples, seed, stream)
   parts = enumerate(batches(prompts, batch_size))
   return np.concatenate([draw_batch(part, number) for number, part in parts])
 
 
 def sampler(
-  contestant: Contestant, num_samples: int, seed: int
+  contestant: Contestant, num_samples: int, seed: int, stream: int = 0
 ) -> Callable[[Prompts, int], Int[np.ndarray, 'N T']]:
   """Prompts, and the number of their batch → what `draw` gives for that batch."""
   sample = jax.jit(contestant.policy.sample, static_argnames='num_samples')
 
   def draw_batch(prompts: Prompts, number: int) -> Int[np.ndarray, 'N T']:
-    rng = jax.random.fold_in(jax.random.PRNGKey(seed), number)
+    rng = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), stream), number)
     return np.asarray(sample(contestant.params, prompts, rng, num_samples=num_samples).tokens)
 
   return draw_batch

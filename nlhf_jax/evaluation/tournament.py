@@ -92,7 +92,8 @@ def _play(
   labels, prompts = list(contestants), evaluation.prompts()
   num_pairs = len(labels) * (len(labels) - 1) // 2
   with progress.bar('responses', len(labels)) as advance:
-    responses = [_respond(evaluation, one, prompts, advance) for one in contestants.values()]
+    players = enumerate(contestants.values())
+    responses = [_respond(evaluation, one, prompts, stream, advance) for stream, one in players]
   missing: collections.Counter[tuple[str, str]] = collections.Counter()
   votes = atomic.replaced(output_dir / 'votes.jsonl', encoding='utf-8')
   with progress.bar('win rates', num_pairs) as advance, votes as file:
@@ -166,10 +167,10 @@ def _recorder(
 
 
 def _respond(
-  evaluation: Evaluation, contestant: Contestant, prompts: Prompts, advance: Advance
+  evaluation: Evaluation, contestant: Contestant, prompts: Prompts, stream: int, advance: Advance
 ) -> Int[np.ndarray, 'N T']:
   k, seed, size = evaluation.num_samples, evaluation.seed, evaluation.batch_size
-  tokens = draw(contestant, prompts, k, seed, size)
+  tokens = draw(contestant, prompts, k, seed, size, stream)
   advance(1)
   return tokens
 
