@@ -229,6 +229,26 @@ def known_missing(missing: Bool[Array, '*rows m'], size: int | None = None) -> A
   return number / (missing.shape[-1] if size is None else size)
 
 
+def where_known(
+  payoff: Float[Array, 'N'], missing: Float[Array, 'N'] | None, otherwise: float | Array
+) -> tuple[Float[Array, 'N'], Bool[Array, 'N'] | None]:
+  """Payoffs with a number where they are not known, and where they are; None: everywhere."""
+  if missing is None:
+    return payoff, None
+  known = ~jnp.isnan(payoff)
+  return jnp.where(known, payoff, otherwise), known
+
+
+def with_missing(
+  result: Losses, missing: Float[Array, 'N'] | None, **counted: Bool[Array, 'N'] | None
+) -> Losses:
+  """With the share of votes that are missing, if some are, and which rows of a metric count then."""
+  if missing is None:
+    return result
+  metrics = result.metrics | {'votes_missing': missing}
+  return result._replace(metrics=metrics, counted=counted)
+
+
 def pair_logp(
   policy: Policy, params: Params, prompts: Prompts, response: Rollout, alternative: Rollout
 ) -> Float[Array, 'N 2']:

@@ -56,11 +56,17 @@ def on_reward(
     reward = reward_fn(rollout.prompts, rollout.response.tokens)
     # The baseline spans the batch where a prompt has one response: rewards have no natural zero.
     group = num_samples if num_samples > 1 else reward.shape[0]
-    return rollout._replace(reward=reward, advantage=losses.leave_one_out(reward, group))
+    missing = pairwise.known_missing(jnp.isnan(reward)[:, None])
+    # One that has no others is compared with the batch.
+    usual = 0.0 if missing is None else jnp.nan_to_num(jnp.nanmean(reward))
+    known_reward, known = pairwise.where_known(reward, missing, usual)
+    advantage = losses.leave_one_out(known_reward, group, known)
+    return rollout._replace(reward=reward, advantage=advantage, votes_missing=missing)
 
   def loss(params: Params, rollout: Scored) -> Losses:
     token_logp = policy.log_prob(params, rollout.prompts, rollout.response.tokens)
     reference_logp, mask = rollout.reference_token_logp, rollout.response.mask
+    reward, known = pairwise.where_known(rollout.reward, rollout.votes_missing, 0.0)
     result = losses.policy_gradient_loss(
       token_logp,
       reference_logp,
@@ -70,9 +76,11 @@ def on_reward(
       group=num_samples,
       behaviour_token_logp=rollout.response.token_logp,
       reuse=reuse,
+      counted=known,
     )
     kl = losses.kl_to_reference(token_logp, reference_logp, mask)
-    return _with_metrics(result, kl_to_reference=kl, reward=rollout.reward)
+    result = _with_metrics(result, kl_to_reference=kl, reward=reward)
+    return pairwise.with_missing(result, rollout.votes_missing, reward=known)
 
   return Algorithm(
     policy.init,
@@ -251,10 +259,8 @@ def _preference_loss(
 
   def loss(params: Params, comparison: Comparison) -> Losses:
     token_logp = policy.log_prob(params, comparison.prompts, comparison.response.tokens)
-    p, mask, voted = comparison.preference, comparison.response.mask, None
-    if comparison.votes_missing is not None:
-      voted = ~jnp.isnan(p)
-      p = jnp.where(voted, p, 0.5)
+    mask = comparison.response.mask
+    p, voted = pairwise.where_known(comparison.preference, comparison.votes_missing, 0.5)
     advantage = losses.leave_one_out(p, num_samples, voted) if leave_one_out else p - 0.5
     if comparison.advantage is not None:
       advantage = comparison.advantage
@@ -276,10 +282,7 @@ def _preference_loss(
     )
     kl = losses.kl_to_reference(token_logp, comparison.reference_token_logp, mask)
     result = _with_metrics(result, kl_to_reference=kl, preference=p)
-    if voted is None:
-      return result
-    result = _with_metrics(result, votes_missing=comparison.votes_missing)
-    return result._replace(counted={'preference': voted})
+    return pairwise.with_missing(result, comparison.votes_missing, preference=voted)
 
   return loss
 

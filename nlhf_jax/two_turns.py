@@ -94,10 +94,7 @@ def _loss(
     first, second = batch.response, batch.alternative
     logp = policy.log_prob(params, batch.prompts, first.tokens)
     reply_logp = policy.log_prob(params, second_turn(batch.prompts, first.tokens), second.tokens)
-    p, voted = batch.preference, None
-    if batch.votes_missing is not None:
-      voted = ~jnp.isnan(p)
-      p = jnp.where(voted, p, 0.5)
+    p, voted = pairwise.where_known(batch.preference, batch.votes_missing, 0.5)
     reply_reference = batch.alternative_reference_token_logp
     reply_kl = losses.kl_to_reference(reply_logp, reply_reference, second.mask)
     paid = tau_follower * jax.lax.stop_gradient(reply_kl)
@@ -124,9 +121,6 @@ def _loss(
     metrics = {'kl_to_reference': kl, 'preference': p, 'reply_kl_to_reference': reply_kl}
     value = leader.value + follower_weight * follower.value
     result = leader._replace(value=value, metrics=leader.metrics | metrics)
-    if voted is None:
-      return result
-    missing = {'votes_missing': batch.votes_missing}
-    return result._replace(metrics=result.metrics | missing, counted={'preference': voted})
+    return pairwise.with_missing(result, batch.votes_missing, preference=voted)
 
   return loss

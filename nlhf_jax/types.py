@@ -111,6 +111,8 @@ class Scored(NamedTuple):
   reference_token_logp: Float[Array, 'N T'] | None = None
   # The reward less its baseline.
   advantage: Float[Array, 'N'] | None = None
+  # 1 where there is no reward; None: all are there.
+  votes_missing: Float[Array, 'N'] | None = None
 
 
 class PolicyParams(NamedTuple):

@@ -98,6 +98,30 @@ def test_policy_gradient_over_the_rows_that_remain(
   assert float(metrics['votes_missing']) == pytest.approx(num_missing / num_pairs)
 
 
+def test_rewards_that_are_missing(tiny_policy, tiny_params, tiny_prompts):
+  """Such as the win rates of an exploiter whose judge abstains; a response whose others have none is compared with the batch."""
+  known = np.array([True, True, False, True] + [False, True, False, False])
+  values = jnp.asarray([3.0, 5.0, 0.0, 4.0, 0.0, 7.0, 0.0, 0.0])
+  reward = lambda prompts, y: jnp.where(known, values, jnp.nan)
+  make = lambda policy, judge: algorithms.rlhf(policy, reward, tau=TAU, num_samples=K)
+  algorithm, rollout = rollout_of(make, tiny_policy, tiny_params, tiny_prompts)
+
+  def expected(online):
+    token_logp = tiny_policy.log_prob(online, tiny_prompts, rollout.response.tokens)
+    total = 0.0
+    for rows, advantage in (([0, 1, 3], [-1.5, 1.5, 0.0]), ([5], [7.0 - 19 / 4])):
+      rows = np.array(rows)
+      reference, mask = rollout.reference_token_logp[rows], rollout.response.mask[rows]
+      total += losses.policy_gradient_loss(
+        token_logp[rows], reference, jnp.array(advantage), mask, tau=TAU, group=len(rows)
+      ).value.sum()
+    return total / known.sum()
+
+  metrics = assert_same_update(algorithm, rollout, expected, tiny_params[0])
+  assert float(metrics['reward']) == pytest.approx(19 / 4)
+  assert float(metrics['votes_missing']) == 0.5
+
+
 @pytest.mark.parametrize(
   ('method', 'settings', 'loss'),
   [

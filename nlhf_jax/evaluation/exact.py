@@ -85,10 +85,10 @@ def make_games(
   Args:
     scores: of each annotator; −inf: no response to this prompt, whatever its probability.
     reference_log_probs: log μ(y|x).
-    points: fixed points to find; None is passed over.
+    points: fixed points to find. None is passed over, and so is τ = 0: without regularisation there may be many, or none that is reached.
     tolerance: of their probabilities.
   """
-  wanted = [point for point in dict.fromkeys(points) if point is not None]
+  wanted = [point for point in dict.fromkeys(points) if point is not None and point.tau > 0]
   games_of_prompts = []
   for row, log_probs in zip(scores, reference_log_probs, strict=True):
     valid, preference = sources.with_rest(row)

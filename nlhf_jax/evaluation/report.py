@@ -228,8 +228,10 @@ def _cell(mean: float | None, low: float | None, high: float | None) -> str:
   return f'{_number(mean)} ±{(high - low) / 2:.3f}'
 
 
-def _number(value: float) -> str:
-  """Three decimals; no minus before a zero."""
+def _number(value: float | None) -> str:
+  """Three decimals; no minus before a zero; a dot for what there is not."""
+  if value is None:
+    return '·'
   return f'{round(value, 3) + 0.0:.3f}'
 
 

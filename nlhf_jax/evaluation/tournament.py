@@ -187,11 +187,11 @@ def _play_exactly(
       log_probs.append(score(one.params, prompts, enumeration.responses))
       advance(1)
   reference = log_probs[list(contestants).index(evaluation.reference or next(iter(contestants)))]
-  ideal = [FixedPoint(tau, beta) for beta in evaluation.betas]
+  ideal = [FixedPoint(tau, beta) for beta in evaluation.betas if tau > 0]
   points = [*(one.fixed_point for one in contestants.values()), *ideal]
   prompt_games = exact.make_games(enumeration.scores, reference, points)
   fixed = [exact.fixed_points(prompt_games, point) for point in ideal]
-  labels = [*contestants, *(f'exact beta {beta:g}' for beta in evaluation.betas)]
+  labels = [*contestants, *(f'exact beta {point.beta:g}' for point in ideal)]
   result = exact.evaluate(np.stack([*log_probs, *fixed]), prompt_games, tau, points)
   baseline = evaluation.baseline if evaluation.baseline in labels else None
   return exact.table(result, labels, baseline) | {'tau': tau}

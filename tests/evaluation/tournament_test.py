@@ -11,7 +11,7 @@ from scipy import special
 
 from nlhf_jax.evaluation import exact, tournament
 from nlhf_jax.runtime import run_lock
-from nlhf_jax.types import EOS, Enumeration, Policy, Prompts, Rollout
+from nlhf_jax.types import EOS, Enumeration, FixedPoint, Policy, Prompts, Rollout
 from nlhf_jax.votes import readers, table
 
 RESPONSES = np.array([[2, EOS], [3, EOS], [4, EOS]], np.int32)
@@ -156,6 +156,15 @@ def test_exact_play(tmp_path):
   np.testing.assert_allclose(columns['preference'][0][:3], [0.5, 5 / 6, 1.0], atol=1e-5)
   difference = found['all']['worst_case_difference']['mean']
   np.testing.assert_allclose(difference, np.array(worst) - 1 / 6, atol=1e-5)
+
+
+def test_exact_play_without_regularisation(tmp_path):
+  """A policy trained at τ = 0 has no fixed point that could be named; all else is there."""
+  trained = UNIFORM._replace(fixed_point=FixedPoint(0.0, 0.0))
+  settings = evaluation(enumeration=enumeration, tau=0.2, reference='other')
+  tournament.compare(settings, {'trained': trained, 'other': UNIFORM}, tmp_path)
+  found = json.loads((tmp_path / 'exact.json').read_text())['all']
+  np.testing.assert_allclose(found['worst_case']['mean'], 1 / 6, atol=1e-5)
 
 
 def test_first_contestant_is_the_reference(tmp_path):
