@@ -100,7 +100,7 @@ def test_policy_gradient_over_the_rows_that_remain(
 
 def test_rewards_that_are_missing(tiny_policy, tiny_params, tiny_prompts):
   """Such as the win rates of an exploiter whose judge abstains; a response whose others have none is compared with the batch."""
-  known = np.array([True, True, False, True] + [False, True, False, False])
+  known = np.array([True, True, False, True, False, True, False, False])
   values = jnp.asarray([3.0, 5.0, 0.0, 4.0, 0.0, 7.0, 0.0, 0.0])
   reward = lambda prompts, y: jnp.where(known, values, jnp.nan)
   make = lambda policy, judge: algorithms.rlhf(policy, reward, tau=TAU, num_samples=K)

@@ -9,10 +9,11 @@ written, is named, moved to quarantine, and the one before it taken.
 import contextlib
 import functools
 import logging
+import math
 import pathlib
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -62,19 +63,37 @@ class Keep(NamedTuple):
   # Whether more is better.
   highest: bool = False
 
-  def policy(self) -> Any:
-    """The same for orbax."""
+  def policy(self, worth: Mapping[int, float]) -> Any:
+    """The same for orbax; `worth` is what each step's checkpoint is worth, and may be filled later."""
     if self.last is None:
       return managers.LatestN()
     reasons = [managers.LatestN(self.last)]
     if self.every is not None:
       reasons.append(managers.EveryNSteps(self.every))
     if self.best:
-      worth = lambda metrics: metrics[self.metric] if self.highest else -metrics[self.metric]
-      reasons.append(
-        managers.BestN(get_metric_fn=worth, n=self.best, keep_checkpoints_without_metrics=False)
-      )
+      reasons.append(_Best(self.best, worth))
     return managers.AnyPreservationPolicy(reasons)
+
+  def worth_of(self, metrics: Mapping[str, float]) -> float:
+    """The more, the better; −∞ where the metric is not known, or not a number."""
+    value = metrics.get(self.metric, math.nan)
+    if math.isnan(value):
+      return -math.inf
+    return value if self.highest else -value
+
+
+class _Best(NamedTuple):
+  """Keeps the checkpoints that are worth most. Orbax's own asks for metrics that it holds in memory, and forgets."""
+
+  number: int
+  worth: Mapping[int, float]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Whether each stays."""
+    del context
+    known = [x.step for x in checkpoints if self.worth.get(x.step, -math.inf) > -math.inf]
+    best = sorted(known, key=lambda step: self.worth[step])[-self.number :]
+    return [x.step in best for x in checkpoints]
 
 
 class Writer:
@@ -90,10 +109,13 @@ class Writer:
     Raises:
       OSError: the directory cannot be made, or not be written to.
     """
-    self._directory, keep = directory, keep or Keep()
+    self._directory, self._keep = directory, keep or Keep()
+    self._worth = _read_worth(directory, self._keep) if self._keep.best else {}
     silence_threads()
     options = ocp.CheckpointManagerOptions(
-      create=True, preservation_policy=keep.policy(), cleanup_tmp_directories=True
+      create=True,
+      preservation_policy=self._keep.policy(self._worth),
+      cleanup_tmp_directories=True,
     )
     try:
       self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
@@ -128,7 +150,7 @@ class Writer:
     Args:
       state: what to save; it may be donated to the next step at once.
       metadata: what else a resumed run needs to know, in JSON.
-      metrics: by which the best are kept.
+      metrics: by which the best are kept, a line of the log; that which `Keep` names need not be in each.
       saved: names of the parameter sets that are saved besides θ (`parameter_sets.saved`); None: all that the state has.
 
     Raises:
@@ -149,6 +171,9 @@ class Writer:
         f'{self._directory} already holds step {latest}, so step {step} was not saved: '
         'name another run_dir, or delete it.'
       )
+    if self._keep.best and math.isfinite(worth := self._keep.worth_of(metrics or {})):
+      metadata = metadata | {'metrics': {self._keep.metric: float(metrics[self._keep.metric])}}
+      self._worth[step] = worth
     items = {
       checkpoint_files.ARRAYS: ocp.args.StandardSave(arrays),
       checkpoint_files.METADATA: ocp.args.JsonSave(
@@ -156,7 +181,7 @@ class Writer:
       ),
     }
     arguments = ocp.args.Composite(**items)
-    self._raise_failure(lambda: self._manager.save(step, args=arguments, metrics=metrics))
+    self._raise_failure(lambda: self._manager.save(step, args=arguments))
 
   def check(self) -> None:
     """Raises OSError, with the reason, where a save has failed."""
@@ -187,6 +212,16 @@ class Writer:
       f'Saving to {self._directory} failed ({" ".join(str(error).split()) or type(error).__name__}): '
       'see to its space and permissions, then run again; the run goes on from its newest intact checkpoint.'
     )
+
+
+def _read_worth(directory: pathlib.Path, keep: Keep) -> dict[int, float]:
+  """What the checkpoints are worth that are there already."""
+  result = {}
+  for step in steps(directory):
+    with contextlib.suppress(CorruptCheckpointError, OSError, ValueError):
+      metadata = checkpoint_files.load_metadata(directory.resolve() / str(step))
+      result[step] = keep.worth_of(metadata.get('metrics', {}))
+  return result
 
 
 def save(

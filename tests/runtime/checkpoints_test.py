@@ -114,10 +114,15 @@ def at(step: int) -> TrainState:
   return state()._replace(step=jnp.int32(step))
 
 
-def save_all(directory, keep, metrics):
-  with checkpoints.Writer(directory, keep) as writer:
-    for step, value in enumerate(metrics, start=1):
-      writer.save(at(step), {}, {'loss': value})
+def save_all(directory, keep, losses):
+  """As a run does: one mapping of what was measured last; and in two parts, as one that resumes."""
+  latest, numbered = {}, list(enumerate(losses, start=1))
+  for part in (numbered[:4], numbered[4:]):
+    with checkpoints.Writer(directory, keep) as writer:
+      for step, loss in part:
+        if loss is not None:
+          latest['loss'] = loss
+        writer.save(at(step), {}, latest)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,12 @@ def test_retention(keep, kept, tmp_path):
   save_all(tmp_path, keep, [6.0, 5.0, 1.0, 3.0, 2.0, 4.0])
   assert checkpoints.steps(tmp_path) == kept
   assert checkpoints.latest_step(tmp_path) == 6
+
+
+def test_metrics_that_are_not_measured_yet_or_are_no_numbers(tmp_path):
+  """Are worth less than any other, and no reason to fail."""
+  save_all(tmp_path, checkpoints.Keep(last=1, best=2), [None, 3.0, float('nan'), 1.0, 2.0, 9.0])
+  assert checkpoints.steps(tmp_path) == [4, 5, 6]
 
 
 def test_error_of_a_step_that_is_not_newer(tmp_path):
