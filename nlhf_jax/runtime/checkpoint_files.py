@@ -5,10 +5,12 @@ each array and a signature of its own. A file that cannot be read, or not as it 
 `CorruptCheckpointError`; what belongs to another network, or to another version, is a ValueError with a remedy.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,6 +21,8 @@ from nlhf_jax.runtime import fingerprints
 
 ARRAYS, METADATA = 'default', 'run_metadata'
 _METADATA_OF_0_1 = 'facts'
+# As XLA and TensorStore call them.
+_OF_THE_MACHINE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'UNAVAILABLE')
 _PACKAGES = ('nlhf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -51,15 +55,13 @@ def load_metadata(path: pathlib.Path) -> dict[str, Any]:
     ValueError: version 0.1.0 wrote it.
   """
   _check_version(path)
-  try:
+  with _reading():
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
       metadata = checkpointer.restore(path / METADATA)
     unsigned = {name: value for name, value in metadata.items() if name != 'signature'}
     if metadata['signature'] != _signed(unsigned)['signature']:
       raise ValueError('its metadata are not what was written')
     return metadata
-  except Exception as error:  # A corrupt file may raise anything.
-    raise _corrupt(error) from error
 
 
 def load_shapes(path: pathlib.Path) -> Any:
@@ -69,14 +71,12 @@ def load_shapes(path: pathlib.Path) -> Any:
     CorruptCheckpointError, ValueError: as `load_metadata`.
   """
   _check_version(path)
-  try:
+  with _reading():
     with ocp.StandardCheckpointer() as checkpointer:
       tree = checkpointer.metadata(path / ARRAYS).item_metadata.tree
     if not {'params', 'opt_state'} <= tree.keys():
       raise ValueError('it lacks params or opt_state')
     return tree
-  except Exception as error:
-    raise _corrupt(error) from error
 
 
 def load_arrays(
@@ -94,7 +94,7 @@ def load_arrays(
     CorruptCheckpointError: they cannot be read, or are not what was written.
   """
   written = metadata['fingerprints']
-  try:
+  with _reading():
     abstract = jax.tree.map(_abstract, like)
     with _checkpointer() as checkpointer:
       restored = checkpointer.restore(
@@ -113,8 +113,6 @@ def load_arrays(
     if name := first_not_finite(restored['params']):
       raise ValueError(f'{name} is not finite')
     return restored
-  except Exception as error:
-    raise _corrupt(error) from error
 
 
 def first_not_finite(tree: Any) -> str | None:
@@ -166,9 +164,24 @@ def _check_version(path: pathlib.Path) -> None:
     )
 
 
-def _corrupt(error: Exception) -> CorruptCheckpointError:
-  text = ' '.join(str(error).split())
-  return CorruptCheckpointError(f'{type(error).__name__}: {text[:200]}')
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+  """Within, whatever goes wrong is a corrupt file, which may raise anything, unless it is the machine that has failed."""
+  try:
+    yield
+  except Exception as error:
+    if _is_of_the_machine(error):
+      raise
+    text = ' '.join(str(error).split())
+    raise CorruptCheckpointError(f'{type(error).__name__}: {text[:200]}') from error
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+  """Memory, permissions, a network's disk: of these a checkpoint is not to blame, and can be read another time."""
+  if isinstance(error, OSError):
+    missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    return not isinstance(error, missing)
+  return isinstance(error, MemoryError) or any(word in str(error) for word in _OF_THE_MACHINE)
 
 
 def _signed(metadata: dict[str, Any]) -> dict[str, Any]:

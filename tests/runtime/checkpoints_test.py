@@ -167,6 +167,31 @@ def test_donation_right_after_saving(tmp_path):
   np.testing.assert_array_equal(checkpoints.restore(tmp_path, like)[0].params.online['x'], expected)
 
 
+@pytest.mark.parametrize(
+  'error',
+  [
+    MemoryError(),
+    OSError(116, 'Stale file handle'),
+    OSError(24, 'Too many open files'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.'),
+  ],
+  ids=lambda x: type(x).__name__,
+)
+def test_what_the_machine_fails_at_is_no_corrupt_checkpoint(error, tmp_path, monkeypatch):
+  """It stays where it is, and the run does not begin anew from an older one."""
+  save_all(tmp_path, checkpoints.Keep(), [2.0, 1.0])
+
+  def fail(*args, **kwargs):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.checkpoint_files.ocp.Checkpointer, 'restore', fail)
+    with pytest.raises(type(error)):
+      checkpoints.restore(tmp_path, state(), quarantine=True)
+  assert checkpoints.steps(tmp_path) == [1, 2]
+  assert checkpoints.restore(tmp_path, state())[1]['step'] == 2
+
+
 def test_metadata_and_versions(tmp_path):
   checkpoints.save(tmp_path, at(3), {'sums': {'loss': 0.1 + 0.2}})
   _, metadata = checkpoints.restore(tmp_path, at(0))
