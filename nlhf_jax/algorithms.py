@@ -555,7 +555,7 @@ def rspo(
   _check_positive('tau', tau)
   _check_positive('eta', eta)
   loss = functools.partial(losses.forward_kl_loss, tau=tau, eta=eta)
-  payoff_fn = pairwise.against_opponent(preference_fn, all_pairs=False)
+  payoff_fn = pairwise.response_against_opponent(preference_fn)
   mixtures = (mixture.SNAPSHOT, mixture.REFERENCE, mixture.SNAPSHOT)
   sets = {'snapshot': parameter_sets.snapshot(refresh_every)}
   return pairwise.make_algorithm(

@@ -174,6 +174,17 @@ def against_opponent(preference_fn: PreferenceFn, all_pairs: bool) -> PayoffFn:
   return payoffs
 
 
+def response_against_opponent(preference_fn: PreferenceFn) -> PayoffFn:
+  """The payoff of y against all k of y''. Nobody is asked about y', which has 1/2."""
+
+  def payoffs(prompts, response, alternative, opponent):
+    del alternative
+    p = mean_preference(preference_fn, prompts, response, opponent)
+    return jnp.stack([p, jnp.full_like(p, 0.5)], axis=-1)[:, None]
+
+  return payoffs
+
+
 def mean_preference(
   preference_fn: PreferenceFn,
   prompts: Prompts,

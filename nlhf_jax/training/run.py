@@ -74,6 +74,8 @@ def train(
     unfinished = int(state.step) < run.num_steps
     measure = run.make_measure() if run.make_measure and unfinished else loop.Hooks().measure
     batches = _start_reading(run, int(state.step), experiment)
+    # A run that goes on would else keep what it began with beside it, in the same memory.
+    run = run._replace(state=None, make_measure=None)
     _check_voters(run_dir, experiment.voters)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields, _has_begun(run_dir))
