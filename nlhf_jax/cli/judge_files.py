@@ -1,12 +1,11 @@
 """The votes of `nlhf judge`: rows of its judgements, and which of them a file has, so that a second run adds the others."""
 
-import collections
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from nlhf_jax.judges.llm import Judgement, Question
-from nlhf_jax.votes import files, table
+from nlhf_jax.votes import files, table, vote_file
 
 
 def vote(judgement: Judgement, a: str, b: str) -> table.Row:
@@ -28,17 +27,15 @@ def key(question: Question, a: str, b: str) -> tuple[str | None, ...]:
 
 
 def done(path: pathlib.Path) -> set[tuple[str | None, ...]]:
-  """Keys of the votes that a file has. A last line without its end, of a run that was killed, is taken off.
+  """Keys of the votes that a file has. A last line without its end is given one; half a line, of a run that was killed, goes.
 
   Raises:
     ValueError: a row is no vote.
   """
   if not path.exists():
     return set()
-  with path.open('r+b') as file:
-    for last in collections.deque(file, maxlen=1):
-      if not last.endswith(b'\n'):
-        file.truncate(file.tell() - len(last))
+  with path.open('ab', buffering=0) as file:
+    vote_file.mend(path, file)
   return {_key_of_row(row) for row in votes(path)}
 
 

@@ -44,7 +44,7 @@ def adapt(model: Model, lora: Lora) -> Model:
   functions = {
     name: merged(f)
     for name, f in model._asdict().items()
-    if callable(f) and name not in ('init', 'axes')
+    if callable(f) and name not in ('init', 'axes', 'render')
   }
   return model._replace(
     init=lambda rng: init(lora, jax.eval_shape(model.init, rng), rng),

@@ -83,6 +83,8 @@ class PreferenceModel(NamedTuple):
   voters: PairVectorFn | None = None
   features: PairVectorFn | None = None
   voter_table: Callable[..., Float[Array, 'B k m U']] | None = None
+  # The table of their tastes.
+  tastes: Callable[[Params], Float[Array, 'U D']] | None = None
 
 
 def from_rater(rater: Rater) -> PreferenceModel:

@@ -95,7 +95,15 @@ def from_rater(
       'three pieces, such as prompts.reward_template.'
     )
   return PreferenceModel(
-    with_tastes.init, scores, with_tastes.axes, table, rater.render, voters, features, voter_table
+    with_tastes.init,
+    scores,
+    with_tastes.axes,
+    table,
+    rater.render,
+    voters,
+    features,
+    voter_table,
+    tastes=lambda params: params[VOTERS],
   )
 
 
@@ -134,7 +142,7 @@ def loss(model: PreferenceModel, params: Params, comparison: Comparison, prior: 
   A vote of an unknown voter, or a share of votes, is compared with the population's preference.
   """
   check(model)
-  table = params[VOTERS]
+  table = model.tastes(params)
   own, of_all = log_odds(model, params, comparison)
   result = losses.pairwise_loss(own, comparison.preference)
   known, number = _known(comparison, len(table))

@@ -338,6 +338,11 @@ def read_metadata(directory: pathlib.Path, step: int | None = None) -> dict[str,
   return checkpoint_files.load_metadata(directory / str(found))
 
 
+def newest_metadata(directory: pathlib.Path) -> dict[str, Any]:
+  """That of the newest intact checkpoint, whose arrays are the ones that are restored. Errors as of `restore`."""
+  return _newest_intact(directory, _load_own_metadata)
+
+
 def check_kind(directory: pathlib.Path, kind: str) -> None:
   """Refuses checkpoints of another kind of model, whose weights may have the same shapes.
 
@@ -348,7 +353,7 @@ def check_kind(directory: pathlib.Path, kind: str) -> None:
   Raises:
     FileNotFoundError, ValueError: as `restore`; or it is of another kind.
   """
-  found = _newest_intact(directory, _load_own_metadata).get('model', kind)
+  found = newest_metadata(directory).get('model', kind)
   if found != kind:
     raise ValueError(
       f'{directory.parent} has trained a {found}, where a {kind} is needed: name a run of that.'

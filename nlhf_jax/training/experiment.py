@@ -16,7 +16,7 @@ from nlhf_jax.arguments import Count, DType, Seed
 from nlhf_jax.evaluation import distance
 from nlhf_jax.models import lora, preference_model, reward_model
 from nlhf_jax.networks.network import Network
-from nlhf_jax.runtime import checkpoints, metrics, partitioning
+from nlhf_jax.runtime import checkpoints, fingerprints, metrics, partitioning
 from nlhf_jax.training import traces
 from nlhf_jax.types import (
   Adapted,
@@ -125,7 +125,18 @@ class FromRun:
       return checkpoints.restore_params(directory, like, self.parameters)
     shapes = jax.eval_shape(lambda: lora.init(self.adapters, like, jax.random.PRNGKey(0)))
     trained = checkpoints.restore_params(directory, shapes, self.parameters)
-    return lora.merge(self.adapters, Adapted(as_start(self.start_from)(like, runs), trained))
+    base = as_start(self.start_from)(like, runs)
+    self._check_base(directory, base)
+    return lora.merge(self.adapters, Adapted(base, trained))
+
+  def _check_base(self, directory: pathlib.Path, base: Params) -> None:
+    """Adapters mean something on the weights alone that they were trained on."""
+    trained_on = checkpoints.newest_metadata(directory).get('reference')
+    if trained_on and trained_on['fingerprint'] != fingerprints.fingerprint_tree(base):
+      raise ValueError(
+        f'{directory.parent} has trained adapters on other weights than {self.start_from!r} has now: give it those back, or train the '
+        'adapters anew.'
+      )
 
 
 def from_run(

@@ -31,7 +31,7 @@ class VoteFile:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not self.path.exists()
     self._file = _opened(self.path)
-    _mend(self.path, self._file)
+    mend(self.path, self._file)
     if is_new:
       _sync_directory(self.path.parent)
 
@@ -109,7 +109,7 @@ def _write(file: io.FileIO, content: bytes) -> None:
   os.fsync(file.fileno())
 
 
-def _mend(path: pathlib.Path, file: io.FileIO) -> None:
+def mend(path: pathlib.Path, file: io.FileIO) -> None:
   """Ends the last line. Where a crash left half of one, it goes: its annotator was not told that it counts."""
   content = path.read_bytes()
   last = content[content.rfind(b'\n') + 1 :]

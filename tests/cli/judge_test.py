@@ -270,6 +270,19 @@ def test_run_that_was_ended_repeats_no_call(answered, capsys, tmp_path, number):
   assert max(stub.answered.values()) == 1
 
 
+def test_last_vote_without_the_end_of_its_line_counts(answered, capsys, tmp_path):
+  """An editor has taken it off; nothing is asked again, nothing lost."""
+  with Stub(ALWAYS_FIRST) as stub:
+    run(capsys, stub, tmp_path, answered[:2])
+    output = tmp_path / 'out' / 'votes.jsonl'
+    before = output.read_bytes()
+    output.write_bytes(before[:-1])
+    calls = stub.calls
+    run(capsys, stub, tmp_path, answered[:2])
+    assert stub.calls == calls
+  assert output.read_bytes() == before
+
+
 def test_votes_by_other_settings_are_not_mixed(answered, capsys, tmp_path):
   with Stub(ALWAYS_FIRST) as stub:
     run(capsys, stub, tmp_path, answered[:2])

@@ -9,7 +9,7 @@ from scipy import special
 
 from nlhf_jax.models import lora, preference_model, rater, voter_preference
 from nlhf_jax.models.rater import Rater, as_written
-from nlhf_jax.types import Comparison, Prompts, Rollout
+from nlhf_jax.types import Adapted, Comparison, Prompts, Rollout
 from tests.tiny import t5_network
 
 TEMPLATE = ((7, 8), (9,), (10,))
@@ -133,6 +133,12 @@ def test_adapters_train_tastes_in_full(model, params):
   adapted = lora.adapt(model, lora.Lora(rank=1))
   shapes = jax.eval_shape(adapted.init, jax.random.PRNGKey(0))
   assert shapes['voters']['change'].shape == (4, 2)
+  fresh = jax.jit(adapted.init)(jax.random.PRNGKey(1))
+  prior = voter_preference.Prior(strength=0.7, votes_per_voter=2)
+  batch = comparison([0, 1, 2, 3, 0, -1])
+  same = voter_preference.loss(adapted, Adapted(params, fresh), batch, prior)
+  plain = voter_preference.loss(model, params, batch, prior)
+  np.testing.assert_allclose(same.value, plain.value, rtol=1e-4)
 
 
 def test_refusals(model):

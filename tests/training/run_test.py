@@ -11,7 +11,7 @@ import pytest
 
 from nlhf_jax import algorithms
 from nlhf_jax.evaluation import distance
-from nlhf_jax.models import policy, preference_model, rater
+from nlhf_jax.models import lora, policy, preference_model, rater
 from nlhf_jax.networks import decoding
 from nlhf_jax.runtime import checkpoint_files, checkpoints, metrics, run_lock
 from nlhf_jax.training import experiment, resolve, run, weights
@@ -50,6 +50,18 @@ def test_tokens_beyond_the_embedding(tmp_path, where):
   ):
     run.train(described, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_adapters_on_weights_that_have_changed_since(tmp_path):
+  """They are the difference from those that they were trained on; a run whose base has gone on, or is another, is refused."""
+  run.train(imitation(), tmp_path / 'base')
+  adapted = imitation(adapters=lora.Lora(rank=1), start_from='base')
+  run.train(adapted, tmp_path / 'adapted')
+  weights.trained_params(adapted, tmp_path / 'adapted')
+  shutil.rmtree(tmp_path / 'base')
+  run.train(imitation(seed=1), tmp_path / 'base')
+  with pytest.raises(ValueError, match=r"adapters on other weights than 'base' has now"):
+    weights.trained_params(adapted, tmp_path / 'adapted')
 
 
 @pytest.mark.parametrize(('every', 'log_every'), [(25, 10), (5, 10), (0, 10)])
