@@ -224,17 +224,11 @@ def _without_macros(value: Any) -> Any:
 
 def _macros(value: Any) -> Iterator[str]:
   """Macros within a value, those within their values too."""
-  if isinstance(value, Reference):
-    scope, selector = value.config_key
+  for reference in gin.config.iterate_references([value]):
+    scope, selector = reference.config_key
     if selector == 'gin.macro':
       yield scope
       yield from _macros(gin.config._CONFIG[scope, selector]['value'])
-  elif isinstance(value, dict):
-    for part in value.values():
-      yield from _macros(part)
-  elif isinstance(value, list | tuple):
-    for part in value:
-      yield from _macros(part)
 
 
 def _references(value: Any) -> list[Any]:

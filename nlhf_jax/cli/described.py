@@ -31,14 +31,14 @@ def labelled(run_dirs: Sequence[str]) -> dict[str, str]:
   return runs
 
 
-def contestant(run: str, bindings: Sequence[str] = ()):
-  """The policy of a run, DIR or DIR:SET, and its parameters; bindings win over its own configuration."""
+def contestant(run: str, experiment=None):
+  """The policy of a run, DIR or DIR:SET, and its parameters; of its own configuration, unless its experiment is given."""
   from nlhf_jax.evaluation.contestants import Contestant
   from nlhf_jax.training import resolve, weights
   from nlhf_jax.types import Policy
 
   run_dir, parameters = run_and_set(run)
-  experiment = configuration_of(run_dir, bindings).value
+  experiment = experiment or experiment_of(run_dir)
   if not isinstance(experiment.model, Policy):
     raise ValueError(
       f'{run_dir} holds no policy but a judge: name a run of sft, rlhf or a Nash method.'

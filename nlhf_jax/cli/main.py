@@ -314,7 +314,7 @@ def _sample(args: argparse.Namespace) -> None:
   if args.run_dir:
     run_dir, _ = described.run_and_set(args.run_dir)
     read.append(described.configuration_of(run_dir, args.bindings))
-    contestant = described.contestant(args.run_dir, args.bindings)
+    contestant = described.contestant(args.run_dir, read[0].value)
   else:
     contestant = described.untrained(args)
   read.append(described.configure(args, tournament.Evaluation, described.evaluation_files(args)))
