@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable
@@ -74,30 +75,12 @@ def judge(args: argparse.Namespace) -> None:
 
 def _judge(panel, pairs, output: pathlib.Path) -> None:
   """Asks what is not in the file yet, and appends the votes."""
-  from nlhf_jax.cli import judge_files
-  from nlhf_jax.runtime import progress
+  from nlhf_jax.votes import vote_file
 
   _check_settings(panel, output)
-  wanted, num_before = _wanted(panel, pairs, judge_files.done(output))
-  total, stopped = sum(map(len, wanted.values())), None
   failures: collections.Counter[str] = collections.Counter()
-  with progress.bar('judgements', total) as advance, output.open('a', encoding='utf-8') as file:
-
-    def record(judgement) -> None:
-      labels = wanted[judgement.question]
-      if judgement.failure is not None:
-        failures[judgement.failure] += len(labels)
-      else:
-        for a, b in labels:
-          row = judge_files.vote(judgement, a, b)
-          file.write(json.dumps(row, ensure_ascii=False) + '\n')
-        file.flush()
-      advance(len(labels))
-
-    try:
-      panel.judge(list(wanted), record, num_before)
-    except ValueError as error:
-      stopped = error
+  with contextlib.closing(vote_file.VoteFile(output)) as file:
+    stopped = _add_votes(panel, pairs, file, failures)
   num_votes = _print_summary(output, failures, panel.spending)
   if stopped is not None:
     raise ValueError(
@@ -107,6 +90,30 @@ def _judge(panel, pairs, output: pathlib.Path) -> None:
     raise ValueError(
       f'No judgement succeeded: {_counts(failures)}. Check the template and the model.'
     )
+
+
+def _add_votes(panel, pairs, file, failures: collections.Counter[str]) -> ValueError | None:
+  """Appends a vote to the file as soon as it is cast, and counts failures; why it ended early, if it did."""
+  from nlhf_jax.cli import judge_files
+  from nlhf_jax.runtime import progress
+
+  wanted, num_before = _wanted(panel, pairs, judge_files.done(file.path))
+  with progress.bar('judgements', sum(map(len, wanted.values()))) as advance:
+
+    def record(judgement) -> None:
+      labels = wanted[judgement.question]
+      if judgement.failure is not None:
+        failures[judgement.failure] += len(labels)
+      else:
+        for a, b in labels:
+          file.append(json.dumps(judge_files.vote(judgement, a, b), ensure_ascii=False))
+      advance(len(labels))
+
+    try:
+      panel.judge(list(wanted), record, num_before)
+    except ValueError as error:
+      return error
+  return None
 
 
 def _wanted(panel, pairs, done) -> tuple[dict[Any, list[tuple[str, str]]], int]:

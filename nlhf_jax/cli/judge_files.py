@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nlhf_jax.judges.llm import Judgement, Question
-from nlhf_jax.votes import files, table, vote_file
+from nlhf_jax.votes import files, table
 
 
 def vote(judgement: Judgement, a: str, b: str) -> table.Row:
@@ -27,15 +27,11 @@ def key(question: Question, a: str, b: str) -> tuple[str | None, ...]:
 
 
 def done(path: pathlib.Path) -> set[tuple[str | None, ...]]:
-  """Keys of the votes that a file has. A last line without its end is given one; half a line, of a run that was killed, goes.
+  """Keys of the votes that a file has.
 
   Raises:
     ValueError: a row is no vote.
   """
-  if not path.exists():
-    return set()
-  with path.open('ab', buffering=0) as file:
-    vote_file.mend(path, file)
   return {_key_of_row(row) for row in votes(path)}
 
 

@@ -136,6 +136,7 @@ class Panel:
     Raises:
       ValueError: the budget is spent, too many judgements fail, or the server refuses the key or the model. Calls under way
         are waited for before, and their judgements are passed to `on_judgement`.
+      OSError: `on_judgement` could not write; the same holds.
     """
     self._counts.add_successes(num_before)
     return _run(self._judge(questions, on_judgement))
@@ -154,7 +155,7 @@ class Panel:
   async def _judge(self, questions, on_judgement) -> list[Judgement]:
     results: list[Judgement | None] = [None] * len(questions)
     numbered = enumerate(questions)
-    stops: list[ValueError] = []
+    stops: list[ValueError | OSError] = []
     client = llm_client.Client(self._server, self._budget, self.spending, self._cache, self._sleep)
 
     async def work() -> None:
@@ -165,7 +166,7 @@ class Panel:
           results[number] = await self._ask(client, question)
           on_judgement(results[number])
           self._counts.add(results[number])
-        except ValueError as error:
+        except (ValueError, OSError) as error:
           stops.append(error)
           client.stop()
 

@@ -68,11 +68,14 @@ def held(directory: pathlib.Path) -> Iterator[Callable[[], None]]:
 def file_held(path: pathlib.Path) -> Iterator[None]:
   """Holds the lock of one file that is appended to, `.NAME.lock` beside it; others may write to its directory, which is made if need be.
 
+  A link stands for the file that it leads to.
+
   Raises:
     InUseError: another process holds it, or this one does already.
     OSError: the directory cannot be made, or not be written to.
   """
-  with _left_if_filled(path.parent), _locked(path.with_name(f'.{path.name}{FILE}'), path):
+  file = path.resolve()
+  with _left_if_filled(file.parent), _locked(file.with_name(f'.{file.name}{FILE}'), path):
     yield
 
 

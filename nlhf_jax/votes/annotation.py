@@ -4,7 +4,8 @@ A task is a pair of `votes.responses`. Every annotator gets every task, so that 
 in an order of their own; a hash of seed, annotator and task says which response stands first. The file holds votes alone
 (`votes.table`): what was undone is gone from it, what was skipped is not in it.
 
-Plain Python, without a web framework. Not safe for threads: one at a time may call an `Annotations`.
+Plain Python, without a web framework. Neither threads nor processes are told apart: one at a time may call an `Annotations`
+(`run_lock.file_held`).
 """
 
 import functools
@@ -71,7 +72,7 @@ class Annotations:
       seed: of the orders.
 
     Raises:
-      ValueError: the file is no JSONL of votes, or another server writes it.
+      ValueError: the file is no JSONL of votes.
     """
     if path.suffix != '.jsonl':
       raise ValueError(f'Votes are appended to JSONL, got {path}: name a file that ends in .jsonl.')

@@ -1,6 +1,7 @@
 """A file of votes that one process appends to: each line is on disk before the next is made, and can be taken back.
 
-Plain lines: what they hold is the caller's. Readers find either the file before a change or the one after it.
+Plain lines: what they hold is the caller's, and so is the lock, `run_lock.file_held`. Readers find either the file before a change or the
+one after it.
 """
 
 import contextlib
@@ -11,27 +12,18 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-try:
-  import fcntl
-except ImportError:  # Windows: two servers on one file are not told apart.
-  fcntl = None  # type: ignore[assignment]
-
 
 class VoteFile:
-  """A JSONL file, locked against a second server."""
+  """A JSONL file that nobody else writes."""
 
   def __init__(self, path: pathlib.Path):
-    """Opens it, made if need be; half a line that a crash left goes.
-
-    Raises:
-      ValueError: another server writes it.
-    """
+    """Opens it, made if need be; half a line that a crash left goes."""
     # A link stays one.
     self.path = path.resolve()
     self.path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not self.path.exists()
     self._file = _opened(self.path)
-    mend(self.path, self._file)
+    _mend(self.path, self._file)
     if is_new:
       _sync_directory(self.path.parent)
 
@@ -49,10 +41,10 @@ class VoteFile:
     before = os.fstat(self._file.fileno()).st_size
     try:
       _write(self._file, f'{line}\n'.encode())
-    except OSError:
+    except OSError as error:
       # No half of a line stays before the next vote.
       self._file.truncate(before)
-      raise
+      raise _naming(error, self.path) from error
 
   def remove_last(self, chosen: Callable[[bytes], bool]) -> None:
     """Writes the file without the last line that is chosen; all others stay byte for byte.
@@ -73,10 +65,10 @@ class VoteFile:
       shutil.copymode(self.path, beside)
       _write(new, b''.join(lines))
       os.replace(beside, self.path)
-    except OSError:
+    except OSError as error:
       new.close()
       beside.unlink(missing_ok=True)
-      raise
+      raise _naming(error, self.path) from error
     self._file.close()
     self._file = new
     _sync_directory(self.path.parent)
@@ -89,16 +81,13 @@ class VoteFile:
 
 
 def _opened(path: pathlib.Path) -> io.FileIO:
-  """The file for appending, unbuffered, and locked."""
-  file = path.open('ab', buffering=0)
-  if fcntl is None:
-    return file
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    file.close()
-    raise ValueError(f'Another server writes {path}: end it, or name another --output.') from None
-  return file
+  """The file for appending, unbuffered."""
+  return path.open('ab', buffering=0)
+
+
+def _naming(error: OSError, path: pathlib.Path) -> OSError:
+  """A failed write does not say of which file."""
+  return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def _write(file: io.FileIO, content: bytes) -> None:
@@ -109,7 +98,7 @@ def _write(file: io.FileIO, content: bytes) -> None:
   os.fsync(file.fileno())
 
 
-def mend(path: pathlib.Path, file: io.FileIO) -> None:
+def _mend(path: pathlib.Path, file: io.FileIO) -> None:
   """Ends the last line. Where a crash left half of one, it goes: its annotator was not told that it counts."""
   content = path.read_bytes()
   last = content[content.rfind(b'\n') + 1 :]

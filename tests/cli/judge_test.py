@@ -1,6 +1,7 @@
 """`nlhf judge`, as a user calls it, against a stub of a server."""
 
 import collections
+import errno
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from nlhf_jax.cli import judge, main
 from nlhf_jax.runtime import run_lock
-from nlhf_jax.votes import files, table
+from nlhf_jax.votes import files, table, vote_file
 from tests.judges import llm_stub
 from tests.judges.llm_stub import KEY, Reply, Stub
 
@@ -72,6 +73,29 @@ def test_second_writer_to_the_same_votes_is_refused(capsys, tmp_path, answered):
     assert not output.exists()
   lines = capsys.readouterr().err.splitlines()
   assert len([x for x in lines if f'{output} is in use: process {os.getpid()}' in x]) == 2
+
+
+def test_full_disk_costs_no_vote_that_was_counted(answered, capsys, monkeypatch, tmp_path):
+  """It ends in one line, no half of a vote stays, and the same command goes on."""
+  write, count = vote_file._write, itertools.count(1)
+
+  def full(file, content):
+    if next(count) > 7:
+      file.write(content[:20])
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write(file, content)
+
+  monkeypatch.setattr(vote_file, '_write', full)
+  with Stub(llm_stub.longer) as stub:
+    status, shown, votes = run(capsys, stub, tmp_path, answered)
+    assert status == 2 and len(votes) == 7
+    (line,) = (x for x in shown.err.splitlines() if 'No space left on device' in x)
+    assert 'votes.jsonl' in line
+    assert not list(tmp_path.rglob('*.lock'))
+    monkeypatch.setattr(vote_file, '_write', write)
+    status, _, votes = run(capsys, stub, tmp_path, answered)
+  assert (status, len(votes)) == (0, 3 * 2 * NUM_PROMPTS)
+  assert stub.calls == 3 * 2 * NUM_PROMPTS  # What was answered is kept.
 
 
 def test_votes_of_every_pair_in_both_orders(answered, capsys, tmp_path):

@@ -154,6 +154,18 @@ def test_file_is_locked_apart_from_its_directory(tmp_path):
   assert list(votes.parent.iterdir()) == [votes]
 
 
+def test_link_stands_for_its_file(tmp_path):
+  votes, link = tmp_path / 'votes.jsonl', tmp_path / 'elsewhere' / 'link.jsonl'
+  link.parent.mkdir()
+  link.symlink_to(votes)
+  with (
+    run_lock.file_held(link),
+    pytest.raises(run_lock.InUseError, match='is in use'),
+    run_lock.file_held(votes),
+  ):
+    pass
+
+
 def test_holder_that_has_not_written_who_it_is(tmp_path):
   with (tmp_path / run_lock.FILE).open('w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)

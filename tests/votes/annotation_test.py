@@ -201,14 +201,6 @@ def test_vote_that_cannot_be_written_leaves_the_file_and_is_asked_again(path, st
   assert len(rows(path)) == 2
 
 
-def test_second_server_is_refused(path, start):
-  votes = start()
-  vote(votes, 'Ada', 'tie')
-  votes.undo('Ada')
-  with pytest.raises(ValueError, match='Another server writes'):
-    annotation.Annotations(path, make_tasks(RESPONSES))
-
-
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [

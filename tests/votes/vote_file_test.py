@@ -60,11 +60,3 @@ def test_replaced_file_gets_no_line(path):
   path.write_text('')
   with pytest.raises(OSError, match='start again'):
     file.append('{"n": 1}')
-
-
-def test_second_writer_is_refused(path):
-  file = vote_file.VoteFile(path)
-  with pytest.raises(ValueError, match='Another server writes'):
-    vote_file.VoteFile(path)
-  file.close()
-  vote_file.VoteFile(path).close()
