@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import gin
 
 import nlhf_jax
-from nlhf_jax.cli import bound, gin_files, trust
+from nlhf_jax.cli import bound, gin_files, gin_references, trust
 
 _PACKAGE = pathlib.Path(nlhf_jax.__file__).resolve().parent
 # Holds `configs/`: the package itself where it was installed, the repository where it is worked on.
@@ -155,7 +155,7 @@ def _call(
   bound.check(described, place)
   fields, flags = bound.fields_and_flags(described)
   unread = bound.unread(described, layers[-1].bindings)
-  with _naming(flags):
+  with _naming(flags), gin_references.kept():
     return Configured(gin.get_configurable(described)(), gin.config_str(), fields, flags, unread)
 
 
