@@ -5,8 +5,8 @@ A rater of one response gives a vector (s, φ), a reward that all voters share a
   r_u(x, y) = s(x, y) + w_u·φ(x, y),   P_u(y ≻ y'|x) = σ(r_u(x, y) − r_u(x, y')).
 
 Each voter ranks responses by a reward of its own; the population's preference, the mean of P_u over the known voters, holds cycles
-all the same. With a prior w_u ~ N(0, 1/λ) a voter with few votes stays near the others. A voter who was not known in training is
-fitted without it: `differences` are what `votes.tastes` takes.
+all the same. With a prior w_u ~ N(0, 1/λ), which counts once for each voter whatever its number of votes, a voter with few votes
+stays near the others. A voter who was not known in training is fitted without it: `differences` are what `votes.tastes` takes.
 """
 
 import functools
@@ -38,12 +38,12 @@ class VoterTableFn(Protocol):
 
 
 class Prior(NamedTuple):
-  """−log of w_u ~ N(0, 1/λ), as part of a loss per vote."""
+  """−log of w_u ~ N(0, 1/λ) of all voters, as part of a loss per vote."""
 
-  # λ: ½λ‖w_u‖² nats for each voter, once in all its votes.
+  # N: training votes of all voters together, over which the prior is spread.
+  num_votes: Positive
+  # λ: ½λ‖w_u‖² nats for each voter, once in all N votes.
   strength: NonNegative = 1.0
-  # Over which that is spread.
-  votes_per_voter: Positive = 100.0
 
 
 def from_rater(
@@ -137,17 +137,15 @@ def _with_tastes(rater: Rater, num_voters: int, num_features: int, scale: float)
 
 
 def loss(model: PreferenceModel, params: Params, comparison: Comparison, prior: Prior) -> Losses:
-  """Cross-entropy of each vote under its voter's P_u, and the voter's share of the prior.
+  """Cross-entropy of each vote under its voter's P_u, and its share of the prior: −log P_u(vote) + ½λ Σ_u‖w_u‖² / N.
 
-  A vote of an unknown voter, or a share of votes, is compared with the population's preference.
+  The sum over all N votes is the posterior's: a voter with few votes is held by as much prior as one with many. A vote of an
+  unknown voter, or a share of votes, is compared with the population's preference.
   """
   check(model)
-  table = model.tastes(params)
   own, of_all = log_odds(model, params, comparison)
   result = losses.pairwise_loss(own, comparison.preference)
-  known, number = _known(comparison, len(table))
-  penalty = 0.5 * prior.strength * jnp.sum(jnp.square(table[number]), axis=-1)
-  penalty = jnp.where(known, penalty / prior.votes_per_voter, 0)
+  penalty = 0.5 * prior.strength * jnp.sum(jnp.square(model.tastes(params))) / prior.num_votes
   others = losses.pairwise_loss(of_all, comparison.preference).metrics
   metrics = result.metrics | {f'population_{name}': x for name, x in others.items()}
   return result._replace(value=result.value + penalty, metrics=metrics)
