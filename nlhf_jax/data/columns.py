@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow
 import pyarrow.compute
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from nlhf_jax.votes.readers import Row
 from nlhf_jax.votes.table import UNKNOWN
@@ -164,12 +164,15 @@ def _voter(voter: str | int | None, numbers: dict[str, int]) -> int:
 
 
 def training_voters_first(rows: Gathered) -> Gathered:
-  """Voters numbered anew: those of training as they appear, then the others, so that a model of the former knows which they are."""
+  """Voters numbered anew: those of training as they appear, then the others, so that a model of the former knows which they are.
+
+  Rows that `by_split` leaves out make nobody a voter.
+  """
   voter = rows.columns.voter
   if voter is None or not rows.voters:
     return rows
-  training = np.isin(rows.split, [code for code, name in enumerate(rows.splits) if name == 'train'])
-  order = np.concatenate([voter[training], voter[~training]])
+  training, kept = _is_training(rows), _kept(rows)
+  order = np.concatenate([voter[training & kept], voter[~training]])
   numbers, first = np.unique(order[order >= 0], return_index=True)
   old = numbers[np.argsort(first)]
   new = np.full(len(rows.voters), UNKNOWN, np.int32)
@@ -200,16 +203,25 @@ def select(rows: Gathered, chosen: np.ndarray) -> Gathered:
 
 def by_split(rows: Gathered) -> tuple[dict[str, Columns], int]:
   """The rows of each split, training first; those of training whose post is held out are left out, and counted."""
-  held_out = np.zeros(rows.post.max(initial=-1) + 1, bool)
-  training = np.isin(rows.split, [code for code, name in enumerate(rows.splits) if name == 'train'])
-  held_out[rows.post[~training]] = True
-  kept = ~(training & held_out[rows.post])
+  kept = _kept(rows)
   result = {}
   for code, name in sorted(enumerate(rows.splits), key=lambda item: item[1] != 'train'):
     chosen = kept & (rows.split == code)
     if chosen.any():
       result[name] = rows.columns.select(chosen)
   return result, int(np.sum(~kept))
+
+
+def _is_training(rows: Gathered) -> Bool[np.ndarray, 'N']:
+  return np.isin(rows.split, [code for code, name in enumerate(rows.splits) if name == 'train'])
+
+
+def _kept(rows: Gathered) -> Bool[np.ndarray, 'N']:
+  """All rows but those of training whose post is held out."""
+  training = _is_training(rows)
+  held_out = np.zeros(rows.post.max(initial=-1) + 1, bool)
+  held_out[rows.post[~training]] = True
+  return ~(training & held_out[rows.post])
 
 
 class _Texts:
