@@ -102,6 +102,8 @@ class Gathered(NamedTuple):
   weight: Float[np.ndarray, 'N']
   # Names of `columns.voter`'s numbers, where rows name voters.
   voters: tuple[str, ...] = ()
+  # How many of them, the first, voted in training; `training_voters_first` counts them.
+  num_training_voters: int = 0
 
 
 def gather(rows: Iterable[Row]) -> Gathered:
@@ -172,13 +174,16 @@ def training_voters_first(rows: Gathered) -> Gathered:
   if voter is None or not rows.voters:
     return rows
   training, kept = _is_training(rows), _kept(rows)
-  order = np.concatenate([voter[training & kept], voter[~training]])
+  own = voter[training & kept]
+  order = np.concatenate([own, voter[~training]])
   numbers, first = np.unique(order[order >= 0], return_index=True)
   old = numbers[np.argsort(first)]
   new = np.full(len(rows.voters), UNKNOWN, np.int32)
   new[old] = np.arange(len(old))
   columns = rows.columns._replace(voter=np.where(voter >= 0, new[voter], UNKNOWN))
-  return rows._replace(columns=columns, voters=tuple(rows.voters[n] for n in old.tolist()))
+  names = tuple(rows.voters[n] for n in old.tolist())
+  number = len(np.unique(own[own >= 0]))
+  return rows._replace(columns=columns, voters=names, num_training_voters=number)
 
 
 def merge_votes(rows: Gathered) -> Gathered:

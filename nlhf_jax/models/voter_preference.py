@@ -22,7 +22,16 @@ from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Positive
 from nlhf_jax.models import general_preference, preference_model
 from nlhf_jax.models.preference_model import PreferenceModel
 from nlhf_jax.models.rater import Rater
-from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts, Responses
+from nlhf_jax.types import (
+  Comparison,
+  Losses,
+  Params,
+  PreferenceFn,
+  PRNGKey,
+  Prompts,
+  Responses,
+  VoterNames,
+)
 
 # The table of tastes among a model's parameters.
 VOTERS = 'voters'
@@ -53,7 +62,7 @@ def from_rater(
 
   Args:
     rater: of one response, whose head gives 1 + num_features numbers, such as `rater.linear(9)`.
-    num_voters: U; voters of other numbers are unknown.
+    num_voters: U, those who voted in training (`pipeline.voters`); voters of other numbers are unknown.
     num_features: D.
     scale: standard deviation of tastes before training; with 0 none would ever learn to differ.
 
@@ -194,7 +203,7 @@ def one_voter(model: PreferenceModel, voter: CountOrZero) -> PreferenceModel:
     ValueError: the model does not tell voters apart, or does not know this one.
   """
   check(model)
-  size = jax.eval_shape(model.init, jax.random.PRNGKey(0))[VOTERS].shape[0]
+  size = _num_voters(model)
   if not 0 <= voter < size:
     raise ValueError(f'voter must be one of the {size} that the model knows, from 0, got {voter}.')
 
@@ -218,6 +227,24 @@ def voter_table_fn(model: PreferenceModel, params: Params) -> VoterTableFn:
   check(model)
   table = jax.jit(lambda *args: preference_model.exact_sigmoid(model.voter_table(*args)))
   return functools.partial(table, params)
+
+
+def check_number(model: PreferenceModel, voters: VoterNames) -> None:
+  """Raises ValueError where the model's voters are not those who voted in training.
+
+  Of too few the others would train the features and be taken for unseen; of too many, tastes at random would vote in the population.
+  """
+  check(model)
+  size = _num_voters(model)
+  if size != voters.num_training:
+    raise ValueError(
+      f'The model has {size} voters, but {voters.num_training} voted in training: set num_voters of voter_preference.from_rater to '
+      f'that (NUM_VOTERS={voters.num_training}).'
+    )
+
+
+def _num_voters(model: PreferenceModel) -> int:
+  return jax.eval_shape(model.init, jax.random.PRNGKey(0))[VOTERS].shape[0]
 
 
 def check(model: PreferenceModel) -> None:

@@ -81,7 +81,7 @@ def test_voters_of_training_rows_that_are_left_out_are_none_of_training():
     {'prompt': 'c', 'id': '2', 'split': 'train', 'voter': 'ann'},
   ]
   numbered = columns.training_voters_first(columns.gather(rows))
-  assert numbered.voters == ('ann', 'tested')
+  assert numbered.voters == ('ann', 'tested') and numbered.num_training_voters == 1
   found, num_left_out = columns.by_split(numbered)
   assert {split: x.voter.tolist() for split, x in found.items()} == {'train': [0], 'test': [1]}
   assert num_left_out == 2
