@@ -159,6 +159,18 @@ class Adapted(NamedTuple):
   adapters: Params | None
 
 
+class VoterNames(NamedTuple):
+  """Who votes, by the numbers that comparisons have."""
+
+  names: tuple[str, ...] = ()
+  # How many of them, the first, voted in training.
+  num_training: int = 0
+
+
+# Votes do not say who voted.
+NO_VOTERS = VoterNames()
+
+
 class TrainState(NamedTuple):
   """All that a resumed run needs, apart from its configuration."""
 

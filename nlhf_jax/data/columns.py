@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow
 import pyarrow.compute
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from nlhf_jax.votes.readers import Row
 from nlhf_jax.votes.table import UNKNOWN
@@ -102,6 +102,8 @@ class Gathered(NamedTuple):
   weight: Float[np.ndarray, 'N']
   # Names of `columns.voter`'s numbers, where rows name voters.
   voters: tuple[str, ...] = ()
+  # How many of them, the first, voted in training; `training_voters_first` counts them.
+  num_training_voters: int = 0
 
 
 def gather(rows: Iterable[Row]) -> Gathered:
@@ -164,18 +166,24 @@ def _voter(voter: str | int | None, numbers: dict[str, int]) -> int:
 
 
 def training_voters_first(rows: Gathered) -> Gathered:
-  """Voters numbered anew: those of training as they appear, then the others, so that a model of the former knows which they are."""
+  """Voters numbered anew: those of training as they appear, then the others, so that a model of the former knows which they are.
+
+  Rows that `by_split` leaves out make nobody a voter.
+  """
   voter = rows.columns.voter
   if voter is None or not rows.voters:
     return rows
-  training = np.isin(rows.split, [code for code, name in enumerate(rows.splits) if name == 'train'])
-  order = np.concatenate([voter[training], voter[~training]])
+  training, kept = _is_training(rows), _kept(rows)
+  own = voter[training & kept]
+  order = np.concatenate([own, voter[~training]])
   numbers, first = np.unique(order[order >= 0], return_index=True)
   old = numbers[np.argsort(first)]
   new = np.full(len(rows.voters), UNKNOWN, np.int32)
   new[old] = np.arange(len(old))
   columns = rows.columns._replace(voter=np.where(voter >= 0, new[voter], UNKNOWN))
-  return rows._replace(columns=columns, voters=tuple(rows.voters[n] for n in old.tolist()))
+  names = tuple(rows.voters[n] for n in old.tolist())
+  number = len(np.unique(own[own >= 0]))
+  return rows._replace(columns=columns, voters=names, num_training_voters=number)
 
 
 def merge_votes(rows: Gathered) -> Gathered:
@@ -200,16 +208,25 @@ def select(rows: Gathered, chosen: np.ndarray) -> Gathered:
 
 def by_split(rows: Gathered) -> tuple[dict[str, Columns], int]:
   """The rows of each split, training first; those of training whose post is held out are left out, and counted."""
-  held_out = np.zeros(rows.post.max(initial=-1) + 1, bool)
-  training = np.isin(rows.split, [code for code, name in enumerate(rows.splits) if name == 'train'])
-  held_out[rows.post[~training]] = True
-  kept = ~(training & held_out[rows.post])
+  kept = _kept(rows)
   result = {}
   for code, name in sorted(enumerate(rows.splits), key=lambda item: item[1] != 'train'):
     chosen = kept & (rows.split == code)
     if chosen.any():
       result[name] = rows.columns.select(chosen)
   return result, int(np.sum(~kept))
+
+
+def _is_training(rows: Gathered) -> Bool[np.ndarray, 'N']:
+  return np.isin(rows.split, [code for code, name in enumerate(rows.splits) if name == 'train'])
+
+
+def _kept(rows: Gathered) -> Bool[np.ndarray, 'N']:
+  """All rows but those of training whose post is held out."""
+  training = _is_training(rows)
+  held_out = np.zeros(rows.post.max(initial=-1) + 1, bool)
+  held_out[rows.post[~training]] = True
+  return ~(training & held_out[rows.post])
 
 
 class _Texts:

@@ -22,7 +22,7 @@ from nlhf_jax.judges import electorate, extracts
 from nlhf_jax.judges import headlines as headline_texts
 from nlhf_jax.judges import noted_headlines as noted
 from nlhf_jax.judges import posts as post_sources
-from nlhf_jax.types import EOS, AllPairsJudge, Enumeration, Prompts
+from nlhf_jax.types import EOS, NO_VOTERS, AllPairsJudge, Enumeration, Prompts, VoterNames
 from nlhf_jax.votes import readers
 
 # Where an endless split ends; validation follows.
@@ -281,7 +281,7 @@ def voter_comparisons(
       yield _row(corpus, number) | texts | {'preference': vote, 'voter': voter}
 
   names = tuple(f'voter {number}' for number in range(num_voters))
-  return _view(corpus, 'voter_comparisons', rows, names)
+  return _view(corpus, 'voter_comparisons', rows, VoterNames(names, num_known))
 
 
 def _pairs(
@@ -352,7 +352,7 @@ def _view(
   corpus: Corpus,
   view: str,
   rows: Callable[[int], Iterable[readers.Row]],
-  voters: tuple[str, ...] = (),
+  voters: VoterNames = NO_VOTERS,
 ) -> seqio.Task | pipeline.Stream:
   """A task where training prompts are finite, else a stream."""
   name = f'{corpus.name}_{view}'

@@ -17,7 +17,7 @@ import seqio
 from nlhf_jax.arguments import Count, CountOrZero, Seed
 from nlhf_jax.data import batching, encoded, tasks
 from nlhf_jax.data.batching import Batch
-from nlhf_jax.types import Comparison, Demonstration, Prompts, Rollout
+from nlhf_jax.types import NO_VOTERS, Comparison, Demonstration, Prompts, Rollout, VoterNames
 from nlhf_jax.votes import readers
 
 
@@ -32,7 +32,7 @@ class Stream(NamedTuple):
   # Of prompt and responses; padding is 0 and EOS 1.
   vocabulary: seqio.Vocabulary
   # Names of the voters, by number.
-  voters: tuple[str, ...] = ()
+  voters: VoterNames = NO_VOTERS
 
 
 def batches(
@@ -111,18 +111,18 @@ def shapes(
   return Comparison(prompts, response, response, array(np.float32, rows), voter=voter)
 
 
-def voters(task: seqio.Task | Stream) -> tuple[str, ...]:
-  """Names of the voters, by the numbers that batches have: what a run keeps beside what it learns of each.
+def voters(task: seqio.Task | Stream) -> VoterNames:
+  """The voters, by the numbers that batches have, and how many voted in training: what a run keeps beside what it learns of each.
 
   Raises:
     ValueError: no vote says who voted.
   """
-  names = task.voters if isinstance(task, Stream) else tasks.voters_of(task)
-  if not names:
+  found = task.voters if isinstance(task, Stream) else tasks.voters_of(task)
+  if not found.names:
     raise ValueError(
       f'{task.name} does not say who voted: it needs votes that have a voter, each a row of its own (soft_labels = False).'
     )
-  return names
+  return found
 
 
 def _fresh_batches(

@@ -16,6 +16,7 @@ import seqio
 import tensorflow as tf
 
 from nlhf_jax.data import columns, vocabularies
+from nlhf_jax.types import NO_VOTERS, VoterNames
 from nlhf_jax.votes import readers, repeats
 
 Rows = Callable[[], Iterable[readers.Row]]
@@ -36,7 +37,7 @@ class ColumnSource(seqio.FunctionDataSource):
     self,
     columns_by_split: Mapping[str, Callable[[], columns.Columns]],
     fields,
-    voters: Sequence[str] = (),
+    voters: VoterNames = NO_VOTERS,
   ):
     """Reads nothing yet.
 
@@ -45,7 +46,7 @@ class ColumnSource(seqio.FunctionDataSource):
       fields: what rows have, and of which type.
       voters: names of the voters, by number.
     """
-    self.voters = tuple(voters)
+    self.voters = voters
     self._read = {split: functools.cache(read) for split, read in columns_by_split.items()}
     signature = {field: tf.TensorSpec((), dtype) for field, dtype in fields.items()}
 
@@ -68,7 +69,7 @@ def from_rows(
   name: str,
   rows_by_split: Mapping[str, Rows],
   vocabulary: seqio.Vocabulary,
-  voters: Sequence[str] = (),
+  voters: VoterNames = NO_VOTERS,
 ) -> seqio.Task:
   """A task of rows that Python yields.
 
@@ -94,7 +95,7 @@ def _from_columns(
   columns_by_split: Mapping[str, Callable[[], columns.Columns]],
   fields: Sequence[str],
   vocabulary: seqio.Vocabulary,
-  voters: Sequence[str] = (),
+  voters: VoterNames = NO_VOTERS,
 ) -> seqio.Task:
   """A task whose rows have these fields."""
   vocabularies.check(vocabulary)
@@ -229,9 +230,9 @@ def prompts_of(task: seqio.Task) -> seqio.Task:
   return _from_columns(f'{task.name}_prompts', by_split, ('index', 'prompt'), vocabulary)
 
 
-def voters_of(task: seqio.Task) -> tuple[str, ...]:
+def voters_of(task: seqio.Task) -> VoterNames:
   """Names of a task's voters by their numbers, those of training first; none where votes do not say who voted."""
-  return task.source.voters if isinstance(task.source, ColumnSource) else ()
+  return task.source.voters if isinstance(task.source, ColumnSource) else NO_VOTERS
 
 
 def registered(task: seqio.Task) -> seqio.Task:
@@ -289,7 +290,8 @@ def _from_files(
   fields += ('preference',) if 'alternative' in fields else ()
   fields += () if gathered.columns.voter is None else ('voter',)
   by_split = {split: functools.partial(rows._replace, fit=fit) for split, rows in found.items()}
-  return _from_columns(name, by_split, fields, vocabulary, gathered.voters)
+  voters = VoterNames(gathered.voters, gathered.num_training_voters)
+  return _from_columns(name, by_split, fields, vocabulary, voters)
 
 
 def _with_split(row: readers.Row) -> readers.Row:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special, stats
 
-from nlhf_jax.arguments import Count, Seed
+from nlhf_jax.arguments import Count, CountOrZero, Seed
 from nlhf_jax.evaluation import judge_accuracy
 from nlhf_jax.models import voter_preference
 from nlhf_jax.models.preference_model import PreferenceModel
@@ -154,26 +154,34 @@ def measure_model(
   training: Iterable[Comparison],
   held_out: Comparison,
   *,
+  num_training: CountOrZero | None = None,
   sizes: Sequence[int] = SIZES,
   batch_size: Count = 64,
 ) -> dict[str, Any]:
   """The same of a trained model: its known voters by its own table, unseen ones by tastes on the features that it has learnt.
+
+  Unseen is who has no training vote: votes of a voter beyond the table who has some are of neither kind.
 
   Args:
     model: that tells voters apart (`voter_preference.from_rater`).
     params: its parameters.
     training: batches of votes of known voters, of which the population's tastes are fitted.
     held_out: votes of voters that are known, and of others, whose numbers follow.
+    num_training: voters of numbers below this voted in training, as all did whose votes are in `training`; None: the model's.
     sizes: numbers of votes of an unseen voter.
     batch_size: pairs to a call.
   """
   ask = jax.jit(functools.partial(_ask, model))
   own, of_all, votes = _answers(ask, params, [held_out], batch_size)
-  is_known = (votes.voter >= 0) & (votes.voter < len(params[voter_preference.VOTERS]))
-  known = Foretold(votes.voter[is_known], votes.share[is_known], own[is_known], of_all[is_known])
   _, _, fitted = _answers(ask, params, training, batch_size)
+  size = len(params[voter_preference.VOTERS])
+  has_taste = votes.voter < size
+  is_seen = votes.voter < (size if num_training is None else num_training)
+  is_seen |= np.isin(votes.voter, fitted.voter)
+  is_known = (votes.voter >= 0) & has_taste & is_seen
+  known = Foretold(votes.voter[is_known], votes.share[is_known], own[is_known], of_all[is_known])
   population = tastes.fit(tastes.select(fitted, fitted.voter >= 0))
-  others = ~is_known & (votes.voter >= 0)
+  others = ~is_seen & (votes.voter >= 0)
   after = few_shot(population, tastes.select(votes, others), of_all[others], sizes=sizes)
   named = ('reward', *(f'feature {n}' for n in range(votes.x.shape[1] - 1)))
   return _report(votes, known, dict(zip(sizes, after, strict=True))) | {

@@ -5,8 +5,8 @@ A rater of one response gives a vector (s, φ), a reward that all voters share a
   r_u(x, y) = s(x, y) + w_u·φ(x, y),   P_u(y ≻ y'|x) = σ(r_u(x, y) − r_u(x, y')).
 
 Each voter ranks responses by a reward of its own; the population's preference, the mean of P_u over the known voters, holds cycles
-all the same. With a prior w_u ~ N(0, 1/λ) a voter with few votes stays near the others. A voter who was not known in training is
-fitted without it: `differences` are what `votes.tastes` takes.
+all the same. With a prior w_u ~ N(0, 1/λ), which counts once for each voter whatever its number of votes, a voter with few votes
+stays near the others. A voter who was not known in training is fitted without it: `differences` are what `votes.tastes` takes.
 """
 
 import functools
@@ -22,7 +22,16 @@ from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Positive
 from nlhf_jax.models import general_preference, preference_model
 from nlhf_jax.models.preference_model import PreferenceModel
 from nlhf_jax.models.rater import Rater
-from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, Prompts, Responses
+from nlhf_jax.types import (
+  Comparison,
+  Losses,
+  Params,
+  PreferenceFn,
+  PRNGKey,
+  Prompts,
+  Responses,
+  VoterNames,
+)
 
 # The table of tastes among a model's parameters.
 VOTERS = 'voters'
@@ -38,12 +47,12 @@ class VoterTableFn(Protocol):
 
 
 class Prior(NamedTuple):
-  """−log of w_u ~ N(0, 1/λ), as part of a loss per vote."""
+  """−log of w_u ~ N(0, 1/λ) of all voters, as part of a loss per vote."""
 
-  # λ: ½λ‖w_u‖² nats for each voter, once in all its votes.
+  # N: training votes of all voters together, over which the prior is spread.
+  num_votes: Positive
+  # λ: ½λ‖w_u‖² nats for each voter, once in all N votes.
   strength: NonNegative = 1.0
-  # Over which that is spread.
-  votes_per_voter: Positive = 100.0
 
 
 def from_rater(
@@ -53,7 +62,7 @@ def from_rater(
 
   Args:
     rater: of one response, whose head gives 1 + num_features numbers, such as `rater.linear(9)`.
-    num_voters: U; voters of other numbers are unknown.
+    num_voters: U, those who voted in training (`pipeline.voters`); voters of other numbers are unknown.
     num_features: D.
     scale: standard deviation of tastes before training; with 0 none would ever learn to differ.
 
@@ -137,17 +146,15 @@ def _with_tastes(rater: Rater, num_voters: int, num_features: int, scale: float)
 
 
 def loss(model: PreferenceModel, params: Params, comparison: Comparison, prior: Prior) -> Losses:
-  """Cross-entropy of each vote under its voter's P_u, and the voter's share of the prior.
+  """Cross-entropy of each vote under its voter's P_u, and its share of the prior: −log P_u(vote) + ½λ Σ_u‖w_u‖² / N.
 
-  A vote of an unknown voter, or a share of votes, is compared with the population's preference.
+  The sum over all N votes is the posterior's: a voter with few votes is held by as much prior as one with many. A vote of an
+  unknown voter, or a share of votes, is compared with the population's preference.
   """
   check(model)
-  table = model.tastes(params)
   own, of_all = log_odds(model, params, comparison)
   result = losses.pairwise_loss(own, comparison.preference)
-  known, number = _known(comparison, len(table))
-  penalty = 0.5 * prior.strength * jnp.sum(jnp.square(table[number]), axis=-1)
-  penalty = jnp.where(known, penalty / prior.votes_per_voter, 0)
+  penalty = 0.5 * prior.strength * jnp.sum(jnp.square(model.tastes(params))) / prior.num_votes
   others = losses.pairwise_loss(of_all, comparison.preference).metrics
   metrics = result.metrics | {f'population_{name}': x for name, x in others.items()}
   return result._replace(value=result.value + penalty, metrics=metrics)
@@ -196,7 +203,7 @@ def one_voter(model: PreferenceModel, voter: CountOrZero) -> PreferenceModel:
     ValueError: the model does not tell voters apart, or does not know this one.
   """
   check(model)
-  size = jax.eval_shape(model.init, jax.random.PRNGKey(0))[VOTERS].shape[0]
+  size = _num_voters(model)
   if not 0 <= voter < size:
     raise ValueError(f'voter must be one of the {size} that the model knows, from 0, got {voter}.')
 
@@ -220,6 +227,24 @@ def voter_table_fn(model: PreferenceModel, params: Params) -> VoterTableFn:
   check(model)
   table = jax.jit(lambda *args: preference_model.exact_sigmoid(model.voter_table(*args)))
   return functools.partial(table, params)
+
+
+def check_number(model: PreferenceModel, voters: VoterNames) -> None:
+  """Raises ValueError where the model's voters are not those who voted in training.
+
+  Of too few the others would train the features and be taken for unseen; of too many, tastes at random would vote in the population.
+  """
+  check(model)
+  size = _num_voters(model)
+  if size != voters.num_training:
+    raise ValueError(
+      f'The model has {size} voters, but {voters.num_training} voted in training: set num_voters of voter_preference.from_rater to '
+      f'that (NUM_VOTERS={voters.num_training}).'
+    )
+
+
+def _num_voters(model: PreferenceModel) -> int:
+  return jax.eval_shape(model.init, jax.random.PRNGKey(0))[VOTERS].shape[0]
 
 
 def check(model: PreferenceModel) -> None:

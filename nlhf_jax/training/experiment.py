@@ -19,6 +19,7 @@ from nlhf_jax.networks.network import Network
 from nlhf_jax.runtime import checkpoints, fingerprints, metrics, partitioning
 from nlhf_jax.training import traces
 from nlhf_jax.types import (
+  NO_VOTERS,
   Adapted,
   Algorithm,
   Batch,
@@ -30,6 +31,7 @@ from nlhf_jax.types import (
   PreferenceFn,
   Prompts,
   RewardFn,
+  VoterNames,
 )
 
 Model = Policy | preference_model.PreferenceModel | reward_model.RewardModel
@@ -77,8 +79,8 @@ class Experiment(NamedTuple):
   network: Network | None = None
   # Comparisons that a judge is tested on, once it is trained.
   held_out: Callable[[], Comparison] | None = None
-  # Names of the voters, by the numbers that comparisons have: kept with the run.
-  voters: Sequence[str] = ()
+  # The voters, by the numbers that comparisons have: kept with the run, and its model has those of training.
+  voters: VoterNames = NO_VOTERS
   # All responses to their prompts, where they can be enumerated: the judge is tested on all pairs, too.
   enumeration: Callable[[Prompts], Enumeration] | None = None
   # What a policy is measured on while it trains, where its responses can be enumerated.

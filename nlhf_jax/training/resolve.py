@@ -321,7 +321,11 @@ def _test_judge(
     return result
   if model.voters is not None and held_out.voter is not None:
     training = _first_comparisons(experiment.batches(start=0))
-    result['voters'] = voter_accuracy.measure_model(model, merged, training, held_out)
+    voters = experiment.voters
+    number = voters.num_training if voters.names else None
+    result['voters'] = voter_accuracy.measure_model(
+      model, merged, training, held_out, num_training=number
+    )
   # A model that reads each response by itself has no first place.
   if model.table is None:
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)

@@ -1,19 +1,20 @@
 """Trains a run to its end, and goes on where it stopped.
 
 A run is a directory: config.gin, run.json, checkpoints/, metrics.jsonl and TensorBoard events, votes.jsonl, warnings.jsonl; of a
-model that tells voters apart, voters.json: their names, by number.
+model that tells voters apart, voters.json: their names, by number, and how many voted in training.
 """
 
 import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from nlhf_jax import untrusted
+from nlhf_jax.models import preference_model, voter_preference
 from nlhf_jax.runtime import (
   atomic,
   checkpoints,
@@ -25,7 +26,7 @@ from nlhf_jax.runtime import (
 from nlhf_jax.training import loop, reports, rollouts
 from nlhf_jax.training.experiment import Experiment, plain_fields
 from nlhf_jax.training.resolve import Run, resolve
-from nlhf_jax.types import Batch, Prompts, TrainState
+from nlhf_jax.types import Batch, Prompts, TrainState, VoterNames
 
 _JUDGE = 'judge.json'
 _VOTERS = 'voters.json'
@@ -54,9 +55,10 @@ def train(
     The state; its step is below `num_steps` if the process was asked to end.
 
   Raises:
-    ValueError: the directory holds a run of other fields, or of another reference.
+    ValueError: the directory holds a run of other fields, or of another reference; the model has other voters than the data.
     OSError: another process trains this run; its directory has been removed; a checkpoint or metrics could not be written.
   """
+  _check_number_of_voters(experiment)
   fields = plain_fields(experiment) if fields is None else fields
   run_directory.check_resumable(run_dir, fields, _has_begun(run_dir))
   layout = partitioning.Layout(partitioning.make_mesh(experiment.devices))
@@ -110,20 +112,32 @@ def _has_begun(run_dir: pathlib.Path) -> bool:
   return checkpoints.latest_step(run_dir / 'checkpoints') is not None
 
 
-def _check_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
+def _check_number_of_voters(experiment: Experiment) -> None:
+  model = experiment.model
+  if not experiment.voters.names or not isinstance(model, preference_model.PreferenceModel):
+    return
+  if model.voters is not None:
+    voter_preference.check_number(model, experiment.voters)
+
+
+def _check_voters(run_dir: pathlib.Path, voters: VoterNames) -> None:
   """Raises ValueError where the run has learnt of others by the same numbers."""
   path = run_dir / _VOTERS
   known = path.exists() and _has_begun(run_dir)
-  if voters and known and untrusted.read_json(path) != list(voters):
+  if voters.names and known and untrusted.read_json(path) != _as_json(voters):
     raise ValueError(
       f'The data have other voters, or in another order, than {path}: what the run has learnt of each would be of another. Give it the '
       'votes that it was started with, or name another run_dir.'
     )
 
 
-def _keep_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
-  if voters and not ((run_dir / _VOTERS).exists() and _has_begun(run_dir)):
-    atomic.write_json(run_dir / _VOTERS, list(voters))
+def _keep_voters(run_dir: pathlib.Path, voters: VoterNames) -> None:
+  if voters.names and not ((run_dir / _VOTERS).exists() and _has_begun(run_dir)):
+    atomic.write_json(run_dir / _VOTERS, _as_json(voters))
+
+
+def _as_json(voters: VoterNames) -> dict[str, Any]:
+  return {'names': list(voters.names), 'num_training': voters.num_training}
 
 
 def _start_reading(run: Run, start: int, experiment: Experiment) -> Iterator[Batch]:

@@ -72,6 +72,21 @@ def test_training_rows_whose_post_is_held_out_are_left_out():
   assert num_left_out == 1
 
 
+def test_voters_of_training_rows_that_are_left_out_are_none_of_training():
+  """Who voted on held-out posts alone is numbered after those of training, whatever split those votes were meant for."""
+  rows = [
+    {'prompt': 'b', 'id': '1', 'split': 'train', 'voter': 'gone'},
+    {'prompt': 'b', 'id': '1', 'split': 'train', 'voter': 'tested'},
+    {'prompt': 'a', 'id': '1', 'split': 'test', 'voter': 'tested'},
+    {'prompt': 'c', 'id': '2', 'split': 'train', 'voter': 'ann'},
+  ]
+  numbered = columns.training_voters_first(columns.gather(rows))
+  assert numbered.voters == ('ann', 'tested') and numbered.num_training_voters == 1
+  found, num_left_out = columns.by_split(numbered)
+  assert {split: x.voter.tolist() for split, x in found.items()} == {'train': [0], 'test': [1]}
+  assert num_left_out == 2
+
+
 def test_num_bytes_are_those_of_utf8():
   prompts, responses = columns.gather(ROWS).columns.num_bytes()
   assert prompts.tolist() == [2] * 8

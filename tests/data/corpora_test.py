@@ -135,7 +135,8 @@ def test_voters_vote_by_their_own_mixture():
   """Sure voters, of whom the first three are the readers; those after the known ones vote on held-out days alone."""
   corpus = corpora.headlines(num_test=60)
   task = corpora.voter_comparisons(corpus, num_known=5, num_unseen=4, noise=0.0)
-  assert len(pipeline.voters(task)) == 9
+  voters = pipeline.voters(task)
+  assert len(voters.names) == 9 and voters.num_training == 5
   sizes = {'prompt_length': 6, 'response_length': 3}
   test = pipeline.load_split(task, split='test', **sizes)
   assert set(test.voter.tolist()) == set(range(9))

@@ -10,7 +10,7 @@ import pytest
 import seqio
 
 from nlhf_jax.data import pipeline, tasks, vocabularies
-from nlhf_jax.types import Demonstration, Prompts
+from nlhf_jax.types import Demonstration, Prompts, VoterNames
 
 
 @pytest.mark.parametrize(('soft', 'sizes'), [(False, (630, 135)), (True, (210, 45))])
@@ -217,7 +217,7 @@ def test_voters_stay_with_their_votes(tmp_path):
   _votes(tmp_path / 'a_test.jsonl', held_out)
   _votes(tmp_path / 'train.jsonl', train)
   task = tasks.comparisons(str(tmp_path), vocabularies.byte(), soft_labels=False)
-  assert pipeline.voters(task) == ('ann', 'bo', 'new')
+  assert pipeline.voters(task) == VoterNames(('ann', 'bo', 'new'), num_training=2)
   load = lambda split: pipeline.load_split(task, split=split, prompt_length=8, response_length=8)
   found = load('train')
   assert found.voter.tolist() == [0, 1, -1, 0]

@@ -150,5 +150,11 @@ def test_of_a_trained_model():
   assert known['own']['mean'] == pytest.approx(best, abs=0.05)
   assert known['gain']['mean'] > 0.1
   assert found['num_unseen'] == 4 and found['num_votes'] == 1000
+  # Voters 6 and 7 voted in training without a taste in the table, 5 has one and never voted.
+  beyond = votes(600, (0, 5))[0], votes(200, (6, 8))[0]
+  found = voter_accuracy.measure_model(
+    model, params, beyond, held_out[0], num_training=5, batch_size=500
+  )
+  assert found['num_known'] == 5 and found['num_unseen'] == 3
   losses = [found['unseen'][str(n)]['log_loss']['own']['mean'] for n in (0, 16)]
   assert losses[1] < losses[0] - 0.05

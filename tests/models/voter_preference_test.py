@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import special
+from scipy import optimize, special
 
 from nlhf_jax.models import lora, preference_model, rater, voter_preference
 from nlhf_jax.models.rater import Rater, as_written
@@ -81,16 +81,36 @@ def test_unknown_voters_are_the_population(model, params):
   np.testing.assert_array_equal(nobody, of_all)
 
 
-def test_prior_is_once_in_all_votes_of_a_voter(model, params):
-  """Of voters who cast their number of votes, the penalties add up to ½λ‖w‖²; unknown ones have none."""
-  prior = voter_preference.Prior(strength=0.7, votes_per_voter=2)
+def test_prior_is_once_in_all_votes(model, params):
+  """Of N votes the penalties add up to ½λ Σ_u‖w_u‖², whoever cast them."""
+  prior = voter_preference.Prior(num_votes=6, strength=0.7)
   value = lambda prior: (
     voter_preference.loss(model, params, comparison([0, 0, 3, 3, -1, -1]), prior).value
   )
-  added = np.asarray(value(prior) - value(voter_preference.Prior(strength=0.0)))
-  w = np.asarray(params[voter_preference.VOTERS])[[0, 3]]
+  added = np.asarray(value(prior) - value(prior._replace(strength=0.0)))
+  w = np.asarray(params[voter_preference.VOTERS])
   assert added.sum() == pytest.approx(0.35 * np.sum(w**2), rel=1e-3)
-  np.testing.assert_allclose(added[4:], 0, atol=1e-6)
+
+
+def test_voters_of_one_vote_and_of_a_hundred_are_at_their_modes():
+  """All votes are for y, |φ − φ'| = 1, s = 0: voter u of n votes has n σ(−w_u) = λ w_u, whatever the other's number."""
+  table = jnp.array([[0.0, 0.0], [0.0, 1.0]])
+  one = Rater(lambda rng: {}, lambda p, prompts, y: table[y[:, 0]], dict, as_written, 1)
+  model = voter_preference.from_rater(one, num_voters=2, num_features=1)
+  counts = np.array([1, 100])
+  voter = np.repeat([0, 1], counts)
+  side = lambda token: Rollout(jnp.full((101, 1), token), jnp.ones((101, 1), bool))
+  prompts = Prompts(jnp.array([[2]]), jnp.arange(1))
+  batch = Comparison(prompts, side(1), side(0), jnp.ones(101), voter=jnp.asarray(voter))
+  prior = voter_preference.Prior(num_votes=101, strength=1.0)
+  params_of = lambda w: {voter_preference.VOTERS: jnp.asarray(w, jnp.float32)[:, None]}
+  sum_of = lambda w: voter_preference.loss(model, params_of(w), batch, prior).value.sum()
+  value_and_gradient = jax.jit(jax.value_and_grad(sum_of))
+  numbers = lambda w: [np.asarray(x, np.float64) for x in value_and_gradient(jnp.asarray(w))]
+  found = optimize.minimize(numbers, np.zeros(2), jac=True, tol=1e-6).x
+  modes = [optimize.brentq(lambda w, n=n: n * special.expit(-w) - w, 0, 50) for n in counts]
+  np.testing.assert_allclose(modes, [0.401, 3.359], atol=1e-3)
+  np.testing.assert_allclose(found, modes, atol=2e-3)
 
 
 def test_learnt_from_votes_of_two_who_disagree():
@@ -109,7 +129,7 @@ def test_learnt_from_votes_of_two_who_disagree():
   batch = batch._replace(**{
     name: Rollout(x, x != 0) for name, x in zip(('response', 'alternative'), one_pair, strict=True)
   })  # fmt: skip
-  prior = voter_preference.Prior(strength=0.1, votes_per_voter=3)
+  prior = voter_preference.Prior(num_votes=6, strength=0.1)
   optimizer = optax.adam(0.1)
 
   @jax.jit
@@ -134,7 +154,7 @@ def test_adapters_train_tastes_in_full(model, params):
   shapes = jax.eval_shape(adapted.init, jax.random.PRNGKey(0))
   assert shapes['voters']['change'].shape == (4, 2)
   fresh = jax.jit(adapted.init)(jax.random.PRNGKey(1))
-  prior = voter_preference.Prior(strength=0.7, votes_per_voter=2)
+  prior = voter_preference.Prior(num_votes=6, strength=0.7)
   batch = comparison([0, 1, 2, 3, 0, -1])
   same = voter_preference.loss(adapted, Adapted(params, fresh), batch, prior)
   plain = voter_preference.loss(model, params, batch, prior)

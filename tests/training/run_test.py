@@ -1,6 +1,7 @@
 """What a run refuses before it writes anything, whose weights it takes, and what ends it on its way."""
 
 import functools
+import json
 import os
 import shutil
 
@@ -11,11 +12,11 @@ import pytest
 
 from nlhf_jax import algorithms
 from nlhf_jax.evaluation import distance
-from nlhf_jax.models import lora, policy, preference_model, rater
+from nlhf_jax.models import lora, policy, preference_model, rater, voter_preference
 from nlhf_jax.networks import decoding
 from nlhf_jax.runtime import checkpoint_files, checkpoints, metrics, run_lock
 from nlhf_jax.training import experiment, resolve, run, weights
-from nlhf_jax.types import EOS, PAD, Demonstration, Prompts, Rollout
+from nlhf_jax.types import EOS, PAD, Demonstration, Prompts, Rollout, VoterNames
 from tests.tiny import t5_network
 
 
@@ -50,6 +51,20 @@ def test_tokens_beyond_the_embedding(tmp_path, where):
   ):
     run.train(described, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('size', [1, 3])
+def test_voters_of_the_model_are_those_of_training(tmp_path, size):
+  """Three have names, of whom two voted in training: any other number is refused before anything is read."""
+  one = rater.in_decoder(t5_network(vocab_size=12), ((7,), (8,), (9,)), head=rater.linear(2))
+  model = voter_preference.from_rater(one, size, num_features=1)
+  described = imitation(model=model, voters=VoterNames(('Ada', 'Bo', 'Cy'), num_training=2))
+  with pytest.raises(
+    ValueError, match=rf'The model has {size} voters, but 2 voted in training: .*NUM_VOTERS=2\)'
+  ):
+    run.train(described, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+  voter_preference.check_number(voter_preference.from_rater(one, 2, 1), described.voters)
 
 
 def test_adapters_on_weights_that_have_changed_since(tmp_path):
@@ -148,14 +163,15 @@ def test_checkpoints_without_their_configuration(two_runs, tmp_path):
 def test_a_run_that_failed_before_its_first_checkpoint(tmp_path):
   """Its directory, and what it logged, belong to the next one."""
   run_dir = tmp_path / 'run'
-  settings = {'num_steps': 3, 'log_every': 1, 'voters': ('Ada',)}
+  settings = {'num_steps': 3, 'log_every': 1, 'voters': VoterNames(('Ada',), 1)}
   wild = imitation(optimizer=optax.sgd(jnp.inf), **settings)
   with pytest.raises(FloatingPointError, match='There is no checkpoint before: lower the learning'):
     run.train(wild, run_dir, {'a.b': 1}, 'wild')
   assert (run_dir / 'config.gin').read_text() == 'wild'
-  tame = imitation(**settings | {'num_steps': 2, 'voters': ('Bo',)})
+  tame = imitation(**settings | {'num_steps': 2, 'voters': VoterNames(('Bo',), 1)})
   run.train(tame, run_dir, {'a.b': 2}, 'tame')
-  assert (run_dir / 'voters.json').read_text().split() == ['[', '"Bo"', ']']
+  kept = json.loads((run_dir / 'voters.json').read_text())
+  assert kept == {'names': ['Bo'], 'num_training': 1}
   assert (run_dir / 'config.gin').read_text() == 'tame'
   rows = metrics.read_rows(run_dir / metrics.METRICS)
   assert [row['step'] for row in rows] == [1, 2] and rows[1]['loss'] is not None
