@@ -1,7 +1,7 @@
 """What a configuration that was kept in a run's directory may call. It is code, and the directory may be a stranger's.
 
 It may import this package, optax, and packages that the user trusts: with --trust, or because gin files that the user named import
-them. Of this package it may call what describes runs, not what writes files or runs commands.
+them. Of this package it may call what describes runs, which is listed here; all else is refused, and methods are.
 """
 
 import re
@@ -12,8 +12,21 @@ from nlhf_jax import untrusted
 _ALWAYS = ('nlhf_jax', 'optax')
 # Of gin itself; its parsers would read further configurations.
 _GIN = ('gin.macro', 'gin.constant', 'gin.singleton')
-# They run commands, read further configurations, or write whatever they are given to wherever they are told.
-_NEVER = ('nlhf_jax.cli', 'nlhf_jax.runtime.atomic', 'nlhf_jax.runtime.run_directory', 'nlhf_jax.runtime.processes', 'nlhf_jax.votes.vote_file', 'nlhf_jax.votes.annotation')  # fmt: skip
+# What describes runs: modules, and names of modules that do other things as well. What one of them does when it is called must not
+# write, run, send or import anything (tests/cli/trusted_calls_test.py).
+_DESCRIBING = tuple(f'nlhf_jax.{name}' for name in (
+  'algorithms', 'losses', 'models', 'networks',
+  'data.chat_raters', 'data.corpora', 'data.pipeline', 'data.prompts', 'data.tasks', 'data.token_files', 'data.vocabularies',
+  'data.written',
+  'evaluation.collection.Collection', 'evaluation.distance.Measured', 'evaluation.tournament.Evaluation',
+  'formats.hf.Ids', 'formats.hf.network', 'formats.hf.weights', 'formats.t5x.weights',
+  'judges.annotators', 'judges.rules',
+  'judges.llm.FailureLimit', 'judges.llm.Panel', 'judges.llm_settings.Budget', 'judges.llm_settings.Server',
+  'runtime.checkpoints.Keep', 'runtime.partitioning.Devices',
+  'runtime.trackers.mlflow', 'runtime.trackers.trackio', 'runtime.trackers.wandb',
+  't5x_bridge.model.Model', 't5x_bridge.model.StartFrom', 't5x_bridge.network.in_place_of',
+  'training.experiment', 'training.optimizers', 'training.parameter_sets', 'training.traces.Traces',
+))  # fmt: skip
 _WRITING = re.compile(
   r'(^|\.)(_|(write|save|convert|export|render|from_run_dir|drop_later|train|diagnose|compare|collect)(_|$))'
 )
@@ -84,11 +97,20 @@ def check_calls(name: str) -> None:
     module = getattr(described, '__module__', None) or type(described).__module__
     if not _is_trusted(module):
       raise ValueError(_refusal(f'{name}: names {selector}, which is of {module}', module))
-    writes = _is_within(module, *_NEVER) or _WRITING.search(described.__qualname__)
-    if writes and _is_within(module, 'nlhf_jax'):
+    if _is_within(module, *_ALWAYS) and not _is_description(module, described.__qualname__):
       raise ValueError(
-        f'{name}: names {selector}, which no kept configuration may call: it could write files or run commands.'
+        f'{name}: names {selector}, which no kept configuration may call: it is not among what describes runs, and could write '
+        'files or run commands.'
       )
+
+
+def _is_description(module: str, name: str) -> bool:
+  """Of a function or class of what may always be imported; methods are none."""
+  if '.' in name:
+    return False
+  if not _is_within(module, 'nlhf_jax'):
+    return True
+  return _is_within(f'{module}.{name}', *_DESCRIBING) and not _WRITING.search(name)
 
 
 def _is_trusted(module: str) -> bool:

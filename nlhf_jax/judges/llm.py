@@ -81,7 +81,7 @@ class Panel:
     failures: FailureLimit = FailureLimit(),  # noqa: B008
     sleep: llm_client.Sleep = asyncio.sleep,
   ):
-    """A panel; nothing is asked yet.
+    """A panel; nothing is asked or written yet.
 
     Args:
       models: names, each a judge of its own.
@@ -153,6 +153,7 @@ class Panel:
     return collections.Counter(self._counts.failed)
 
   async def _judge(self, questions, on_judgement) -> list[Judgement]:
+    self._cache.prepare()
     results: list[Judgement | None] = [None] * len(questions)
     numbered = enumerate(questions)
     stops: list[ValueError | OSError] = []

@@ -7,9 +7,10 @@ which is passed over. Neither keys nor the texts that were asked are stored.
 import hashlib
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from nlhf_jax import untrusted
 from nlhf_jax.judges.llm_answers import Answer, Position
@@ -27,20 +28,17 @@ class AnswerCache:
   """Answers by `content_key`, in memory or in one file of a directory. Only their places in the file are in memory."""
 
   def __init__(self, directory: str | pathlib.Path | None = None):
-    """Opens the cache.
+    """Reads what is there, and writes nothing.
 
     Args:
-      directory: made if need be; None: answers are kept in memory, and end with the process.
+      directory: made by `prepare`, if need be; None: answers are kept in memory, and end with the process.
     """
     self._answers: dict[str, bytes] = {}
     self._places: dict[str, int] = {}
-    self._file = None
-    if directory is not None:
-      directory = pathlib.Path(directory)
-      directory.mkdir(parents=True, exist_ok=True)
-      self._path = directory / _NAME
-      self._file = self._path.open('ab', buffering=0)
-      self._index()
+    self._path = None if directory is None else pathlib.Path(directory) / _NAME
+    self._file: BinaryIO | None = None
+    if self._path is not None and self._path.exists():
+      self._index(self._path)
 
   def __len__(self) -> int:
     return len(self._answers) + len(self._places)
@@ -48,19 +46,29 @@ class AnswerCache:
   def get(self, key: str) -> Answer | None:
     """The answer, if there is one."""
     line = self._answers.get(key)
-    if line is None and key in self._places:
+    if self._path is not None and key in self._places:
       with self._path.open('rb') as file:
         file.seek(self._places[key])
         line = file.readline()
     found = None if line is None else _parse(line)
     return None if found is None else found[1]
 
+  def prepare(self) -> None:
+    """Opens the file to append to: before anything is asked, so that what cannot be written costs no call.
+
+    Raises:
+      OSError: the directory or file cannot be made, or not be written to.
+    """
+    if self._path is not None and self._file is None:
+      self._file = _opened(self._path)
+
   def put(self, key: str, answer: Answer) -> None:
     """Keeps an answer.
 
     Raises:
-      OSError: the disk is full.
+      OSError: the disk is full, or as of `prepare`.
     """
+    self.prepare()
     line = json.dumps({'key': key, **answer._asdict()}).encode() + b'\n'
     if self._file is None:
       self._answers[key] = line
@@ -69,15 +77,25 @@ class AnswerCache:
       raise OSError(f'{self._path}: an answer could not be written; is the disk full?')
     self._places[key] = self._file.tell() - len(line)
 
-  def _index(self) -> None:
-    place, line = 0, b'\n'
-    with self._path.open('rb') as file:
+  def _index(self, path: pathlib.Path) -> None:
+    place = 0
+    with path.open('rb') as file:
       for line in file:
         if found := _parse(line):
           self._places[found[0]] = place
         place += len(line)
-    if not line.endswith(b'\n'):
-      self._file.write(b'\n')
+
+
+def _opened(path: pathlib.Path) -> BinaryIO:
+  """To append lines to; a last line that was torn has an end."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file = path.open('a+b', buffering=0)
+  size = file.seek(0, os.SEEK_END)
+  if size:
+    file.seek(size - 1)
+    if file.read(1) != b'\n':
+      file.write(b'\n')
+  return file
 
 
 def _parse(line: bytes) -> tuple[str, Answer] | None:

@@ -62,7 +62,8 @@ def check_installed(writers: Sequence[MakeWriter]) -> None:
     ValueError: a tracker's package is not installed.
   """
   for writer in writers:
-    package = writer.package if isinstance(writer, Tracker) else None
+    # Of a.b, a: to look for b would import a.
+    package = writer.package.partition('.')[0] if isinstance(writer, Tracker) else None
     if package and package not in sys.modules and importlib.util.find_spec(package) is None:
       raise ValueError(
         f"trackers.{package} needs the package {package}, which is not installed: pip install 'nlhf_jax[{package}]', or take it "

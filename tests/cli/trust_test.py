@@ -101,6 +101,31 @@ REFUSED = {
     'from nlhf_jax.evaluation import report\nX = @report._page()\n',
     'names .*_page, which no kept configuration may call',
   ),
+  'our rows': (
+    'from nlhf_jax.formats import t5x\nfrom nlhf_jax.runtime import metrics\nt5x.locate.path = "x"\n'
+    "metrics.append_rows.path = @t5x.locate()\nmetrics.append_rows.rows = [{'$(x)': 1}]\nX = @metrics.append_rows()\n",
+    'names .*(append_rows|locate), which no kept configuration may call',
+  ),
+  'our importer of a package by its name': (
+    'from nlhf_jax.runtime import metrics\nmetrics.Tracker.package = "a.b"\n',
+    'names .*Tracker, which no kept configuration may call',
+  ),
+  'our class that writes': (
+    'from nlhf_jax.training import traces\nX = @traces.Writer()\n',
+    'names .*Writer, which no kept configuration may call',
+  ),
+  'a method of our judge': (
+    'from nlhf_jax.judges import llm\nllm.Panel.judge.self = @llm.Panel()\nX = @llm.Panel.judge()\n',
+    r'names .*Panel\.judge, which no kept configuration may call',
+  ),
+  'a method of our struct': (
+    'from nlhf_jax.runtime import checkpoints\nX = @checkpoints.Keep._make()\n',
+    'names .*_make, which is of collections',
+  ),
+  'our client': (
+    'from nlhf_jax.judges import llm\nX = @llm.llm_client.Client()\n',
+    'names .*Client, which no kept configuration may call',
+  ),
   'our exporter': (
     'from nlhf_jax.formats import hf\nX = @hf.save()\n',
     'names .*save, which no kept configuration may call',
@@ -121,6 +146,32 @@ def test_nothing_is_imported_before_it_is_refused(module):
   with pytest.raises(ValueError, match=r'run/config\.gin, line 5: imports their_package'):
     gin_config.from_text(tournament.Evaluation, text, name='run/config.gin')
   assert not module.exists() and 'their_package' not in sys.modules
+
+
+@pytest.mark.parametrize('command', ['sample', 'export'])
+def test_a_strangers_run_writes_and_asks_nothing(command, tmp_path, capsys, monkeypatch):
+  """What it would append to is as it was, and no server is asked by a judge that it calls; a judge that it only describes is fine."""
+  monkeypatch.setattr('nlhf_jax.judges.llm_client.Client.ask', lambda *args: pytest.fail('asked'))
+  (tmp_path / 'victim').write_text('as it was')
+  head = f'{HEAD}from nlhf_jax.formats import t5x\nfrom nlhf_jax.judges import llm\nfrom nlhf_jax.runtime import metrics\n'
+  head += 'from nlhf_jax.training import experiment\n'
+  writes = f"""t5x.locate.path = '{tmp_path / 'victim'}'
+metrics.append_rows.path = @t5x.locate()
+metrics.append_rows.rows = [{{'$(x)': 1}}]
+experiment.Experiment.sets = {{'x': @metrics.append_rows()}}
+"""
+  asks = """llm.Panel.models = ('m',)
+llm.Panel.judge.self = @llm.Panel()
+llm.Panel.judge.questions = ['q']
+experiment.Experiment.sets = {'x': @llm.Panel.judge()}
+"""
+  for text in (writes, asks):
+    run_dir = kept(tmp_path, head + text)
+    where = [f'--output_dir={tmp_path / "out"}'] if command == 'export' else []
+    assert main.main([command, f'--run_dir={run_dir}', *where]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'which no kept configuration may call' in line
+  assert (tmp_path / 'victim').read_text() == 'as it was' and not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('command', ['sample', 'export', 'win-rates', 'diagnose'])

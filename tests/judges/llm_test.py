@@ -366,6 +366,17 @@ def test_cache_outlives_the_panel(tmp_path):
   assert stub.calls == 8 + 2
 
 
+def test_a_panel_that_is_not_asked_writes_nothing(tmp_path):
+  """A configuration that is only read makes one; once it is asked, what cannot be written costs no call."""
+  with Stub(lambda number, body: Reply('A')) as stub:
+    panel = make_panel(stub, cache_dir=tmp_path / 'cache')
+    assert stub.calls == 0 and not (tmp_path / 'cache').exists()
+    (tmp_path / 'cache').write_text('')
+    with pytest.raises(FileExistsError):
+      panel.judge_pairs(pairs(1))
+    assert stub.calls == 0
+
+
 def test_torn_line_of_a_cache_is_passed_over(tmp_path):
   """The next answer does not end up on the same line."""
   cache = llm_cache.AnswerCache(tmp_path)

@@ -26,6 +26,15 @@ def test_package_that_is_missing_is_refused(name, monkeypatch):
   metrics.check_installed([tracker, lambda about: None])
 
 
+def test_package_that_is_looked_for_is_not_imported(tmp_path, monkeypatch):
+  """As it would be to look for a module within it."""
+  monkeypatch.syspath_prepend(str(tmp_path))
+  (tmp_path / 'a_package').mkdir()
+  (tmp_path / 'a_package' / '__init__.py').write_text('raise AssertionError')
+  metrics.check_installed([metrics.Tracker('a_package.part', lambda about: None)])
+  assert 'a_package' not in sys.modules
+
+
 class Fake(types.ModuleType):
   """A package that keeps the calls of its functions, and of the objects that they give."""
 
