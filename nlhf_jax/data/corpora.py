@@ -95,22 +95,25 @@ def noted_headlines(
   num_test: Count = 400,
   *,
   num_unseen: CountOrZero = noted.NUM_UNSEEN,
+  about_anybody: bool = False,
   known_share: Share = 0.75,
   seed: Seed = 0,
 ) -> Corpus:
-  """Stories of a day with notes on a person, whoever of the known people she is (`judges.noted_headlines`).
+  """Stories of a day with notes on a person, whoever of those who vote she is (`judges.noted_headlines`).
 
   Args:
     num_train: prompts to train on; None: without end.
     num_test: prompts held out.
-    num_unseen: people whom no prompt is about.
+    num_unseen: people who neither vote nor demonstrate.
+    about_anybody: whether prompts are about them too, and their exact electorate has them. For a policy, which learns from what a
+      judge makes of notes: of these people it is told no preference.
     known_share: of the person's tastes that a prompt notes.
     seed: of all.
   """
   ids = {word: noted_vocabulary().encode(word)[0] for word in headline_texts.word_list()}
   stories = functools.partial(headline_texts.prompt, seed=seed)
   unseen = noted.unseen(num_unseen)
-  known = [person for person in noted.people() if person not in unseen]
+  known = [x for x in noted.people() if about_anybody or x not in unseen]
 
   @functools.lru_cache(maxsize=2**12)
   def notes(number):

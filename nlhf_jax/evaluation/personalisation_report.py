@@ -117,7 +117,7 @@ def _shopping_tables(results: dict[str, Any]):
 
 def _headline_tables(results: dict[str, Any]):
   lives = (
-    f'{results["num_lives"]} lives of {results["num_users"]} people, 95 % half-width over lives'
+    f'{results["num_lives"]} lives of {results["num_users"]} people, 95 % half-width over people'
   )
   for change, found in results['changes'].items():
     columns = ['agent', 'learning, 1', 'test, 2', 'learning, 3', 'test, 4']
@@ -157,7 +157,7 @@ def _headline_pictures(results: dict[str, Any]) -> list[dict[str, str]]:
       after = x['cumulative_errors_after']
       lines[x['title']] = (range(1, len(after) + 1), after)
     changed = 'one taste has changed' if change == 'one' else 'all tastes have changed'
-    title = f'Errors since {changed}, mean over lives'
+    title = f'Errors since {changed}, mean over people'
     pictures.append({'title': title, 'image': _plot(lines, 'day of phase 3', 'errors', 5)})
   return pictures
 

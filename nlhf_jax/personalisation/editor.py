@@ -158,7 +158,7 @@ def draw_lives(
   """Lives of each of some people.
 
   Args:
-    who: before the change; after it they are anybody who differs as much.
+    who: before the change; after it they are another of these who differs as much, or, where none does, anybody.
     change: 'one': of one taste; 'all': of every one.
     num_days: that there are.
     num_lives: of each person.
@@ -176,7 +176,7 @@ def draw_lives(
   wanted = 1 if change == 'one' else len(TOPICS)
   result = []
   for person in [person for person in who for _ in range(num_lives)]:
-    others = [x for x in people.people() if _num_different(x, person) == wanted]
+    others = _who_differ(who, person, wanted) or _who_differ(people.people(), person, wanted)
     after = others[rng.integers(len(others))]
     days: dict[int, Int[np.ndarray, 'rounds']] = {}
     for learning, test in zip(protocol.LEARNING, protocol.TESTS, strict=True):
@@ -187,8 +187,9 @@ def draw_lives(
   return result
 
 
-def _num_different(one: Person, other: Person) -> int:
-  return sum(a != b for a, b in zip(one, other, strict=True))
+def _who_differ(among: Sequence[Person], person: Person, number: int) -> list[Person]:
+  """Those who differ from a person in that many tastes."""
+  return [x for x in among if sum(a != b for a, b in zip(x, person, strict=True)) == number]
 
 
 def serve(tables: Tables, agent: Agent, lives: Sequence[Life]) -> protocol.Outcome:
@@ -210,7 +211,7 @@ def serve(tables: Tables, agent: Agent, lives: Sequence[Life]) -> protocol.Outco
         time += 1
       phases[phase].append(protocol.Phase(*found))
     num_notes.append(len(editor.notes))
-  names = tuple(f'life {number}' for number in range(len(lives)))
+  names = tuple(' '.join(life.before) for life in lives)
   return protocol.Outcome(names, phases, num_notes)
 
 

@@ -6,10 +6,10 @@ ACPE_t the mean of PE_1 … PE_t. People are independent of each other, and inte
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from nlhf_jax.personalisation import shopping
 from nlhf_jax.personalisation.agents import Agent
@@ -31,10 +31,11 @@ class Phase(NamedTuple):
 class Outcome(NamedTuple):
   """What an agent did with all people."""
 
+  # Whose life each is; a person may have several.
   users: tuple[str, ...]
-  # Phase -> one of each user; without tasks where a user has none in that phase.
+  # Phase -> one of each life; without tasks where it has none in that phase.
   phases: dict[int, list[Phase]]
-  # Notes per user at the end, doubtful ones too.
+  # Notes of each life at the end, doubtful ones too.
   num_notes: list[int]
 
 
@@ -103,34 +104,44 @@ def _run_phase(
   return Phase(error, asked, corrected), time
 
 
-def success_rates(outcome: Outcome, phase: int) -> Float[np.ndarray, 'users']:
-  """Share of right actions of each user who has tasks in a phase; of a learning phase, in its last pass."""
-  return np.array([1 - x.error[-1].mean() for x in outcome.phases[phase] if x.error.size])
+def success_rates(outcome: Outcome, phase: int) -> Float[np.ndarray, 'people']:
+  """Share of right actions of each person who has tasks in a phase; of a learning phase, in its last pass."""
+  return _of_people(outcome, phase, lambda x: 1 - x.error[-1].mean())
 
 
-def feedback_shares(outcome: Outcome, phase: int) -> dict[str, Float[np.ndarray, 'users']]:
-  """FF of each user in a phase: 'pre' (questions), 'post' (corrections), 'any'."""
-  found = [x for x in outcome.phases[phase] if x.error.size]
-  return {
-    'pre': np.array([x.asked.mean() for x in found]),
-    'post': np.array([x.corrected.mean() for x in found]),
-    'any': np.array([(x.asked | x.corrected).mean() for x in found]),
+def feedback_shares(outcome: Outcome, phase: int) -> dict[str, Float[np.ndarray, 'people']]:
+  """FF of each person in a phase: 'pre' (questions), 'post' (corrections), 'any'."""
+  kinds = {
+    'pre': lambda x: x.asked.mean(),
+    'post': lambda x: x.corrected.mean(),
+    'any': lambda x: (x.asked | x.corrected).mean(),
   }
+  return {name: _of_people(outcome, phase, measure) for name, measure in kinds.items()}
 
 
-def pass_errors(outcome: Outcome, phase: int) -> Float[np.ndarray, 'users passes']:
-  """PE_t of each user in a learning phase."""
-  return np.array([x.error.mean(axis=1) for x in outcome.phases[phase] if x.error.size])
+def pass_errors(outcome: Outcome, phase: int) -> Float[np.ndarray, 'people passes']:
+  """PE_t of each person in a learning phase."""
+  return _of_people(outcome, phase, lambda x: x.error.mean(axis=1))
 
 
-def average_cumulative_errors(outcome: Outcome, phase: int) -> Float[np.ndarray, 'users passes']:
-  """ACPE_t of each user: the mean of PE_1 … PE_t."""
+def average_cumulative_errors(outcome: Outcome, phase: int) -> Float[np.ndarray, 'people passes']:
+  """ACPE_t of each person: the mean of PE_1 … PE_t."""
   errors = pass_errors(outcome, phase)
   return np.cumsum(errors, axis=1) / np.arange(1, errors.shape[1] + 1)
 
 
-def cumulative_errors(outcome: Outcome, phase: int) -> Int[np.ndarray, 'users rounds']:
-  """Errors up to each round of a learning phase, over all passes; of users with more tasks, as many as the others have."""
-  rows = [x.error.ravel() for x in outcome.phases[phase] if x.error.size]
-  size = min(map(len, rows))
-  return np.cumsum([row[:size] for row in rows], axis=1)
+def cumulative_errors(outcome: Outcome, phase: int) -> Float[np.ndarray, 'people rounds']:
+  """Errors up to each round of a learning phase, over all passes; of people with more tasks, as many as the others have."""
+  size = min(x.error.size for x in outcome.phases[phase] if x.error.size)
+  return _of_people(outcome, phase, lambda x: np.cumsum(x.error.ravel()[:size]))
+
+
+def _of_people(
+  outcome: Outcome, phase: int, measure: Callable[[Phase], Any]
+) -> Float[np.ndarray, 'people *measured']:
+  """A measure of each person who has tasks, the mean of her lives: lives of one person are not independent of each other."""
+  lives: dict[str, list[Any]] = {}
+  for user, found in zip(outcome.users, outcome.phases[phase], strict=True):
+    if found.error.size:
+      lives.setdefault(user, []).append(measure(found))
+  return np.array([np.mean(rows, axis=0) for rows in lives.values()], float)

@@ -91,6 +91,23 @@ def test_wrong_lives_are_refused():
     editor.draw_lives(people.unseen(1), 'one', 59)
 
 
+def test_people_stay_unseen_when_all_their_tastes_change():
+  unseen = people.unseen(6)
+  lives = editor.draw_lives(unseen, 'all', 60, num_lives=20)
+  assert {x.after for x in lives} <= set(unseen)
+
+
+def test_lives_of_one_person_count_as_one(tables):
+  """They are not independent: intervals are over people."""
+  lives = editor.draw_lives(people.unseen(2), 'all', NUM_DAYS, num_lives=3)
+  outcome = editor.serve(tables, agents.AGENTS['both'], lives)
+  rates = protocol.success_rates(outcome, 4)
+  each = [1 - x.error.mean() for x in outcome.phases[4]]
+  np.testing.assert_allclose(rates, np.reshape(each, (2, 3)).mean(axis=1))
+  assert protocol.cumulative_errors(outcome, 3).shape == (2, 20)
+  assert protocol.feedback_shares(outcome, 1)['any'].shape == (2,)
+
+
 def test_lives_change_as_much_as_asked():
   for change, wanted in (('one', 1), ('all', 4)):
     for life in editor.draw_lives(people.unseen(6), change, 60, num_lives=3):
