@@ -21,7 +21,7 @@ _TWIN = {
 }
 _SHOPPING = {'num_passes': (int, 3, 'over the tasks of a learning phase (default: 3)')}
 _HEADLINES = {
-  'num_lives': (int, 5, 'of each of six people, whom no training prompt was about (default: 5)'),
+  'num_lives': (int, 20, 'of each of six people who never voted (default: 20)'),
   'num_days': (int, 120, 'held out, of which each life sees 120 at most (default: 120)'),
 }
 # Flag of what is served -> its own flags.

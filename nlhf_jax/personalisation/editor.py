@@ -23,10 +23,14 @@ from nlhf_jax.personalisation.notes import Note, Notes, overwrite
 
 # An agent asks where what is not noted could change its headline with at least this probability.
 AMBIGUITY = 0.05
-# How likely a taste becomes any other from one round to the next, to agents that know that tastes change.
+# How likely a taste becomes any other from one round to the next, to agents that know that tastes change, and how likely all do to
+# those that doubt.
 HAZARD = 0.01
 # What is noted is at least as likely, and forgotten where it is less likely than the rest.
 CONFIDENCE = 0.9
+# Share of days on which a headline that is liked may have come from anybody: a policy with true notes misses as often, and what is
+# read off it must not outweigh what the person has said.
+SLIPS = 0.1
 _VALUES = tuple(tuple(values) for values in TOPICS.values())
 # What can be noted of a person: a value of each topic, or nothing.
 STATES = tuple(itertools.product(*((None, *values) for values in _VALUES)))
@@ -70,9 +74,8 @@ class Editor:
     self._chances = _EVERYBODY
 
   def noted(self) -> dict[str, str]:
-    """What it goes by: notes that are not doubtful."""
-    found = self.notes.retrieve('')
-    return {str(note.topic): note.content for note in found if not note.is_doubtful}
+    """What it goes by; what is doubtful is still more likely than not."""
+    return {str(note.topic): note.content for note in self.notes.retrieve('')}
 
   def act(self, log_probs: Float[np.ndarray, 'states Y'], person: Person) -> int:
     """The headline that the policy gives the most probability."""
@@ -80,10 +83,11 @@ class Editor:
     return int(np.argmax(log_probs[number_of(noted)]))
 
   def question(self, log_probs: Float[np.ndarray, 'states Y']) -> str | None:
-    """The topic without a note that could change the headline most; None: none could, or it does not ask."""
+    """The topic without a sure note that could change the headline most; None: none could, or it does not ask."""
     if not self.agent.asks:
       return None
-    noted = self.noted()
+    sure = [note for note in self.notes.retrieve('') if not note.is_doubtful]
+    noted = {str(note.topic): note.content for note in sure}
     missing = [topic for topic in TOPICS if topic not in noted]
     changes = {topic: self._chance_of_change(log_probs, noted, topic) for topic in missing}
     best = max(missing, key=changes.__getitem__, default=None)
@@ -100,23 +104,22 @@ class Editor:
   def hear_feedback(self, log_probs: Float[np.ndarray, 'states Y'], liked: int, time: int) -> None:
     """Learns from a headline that the person likes best: it would likely have been picked, had her tastes been noted."""
     if self.agent.is_corrected:
-      self._learn(np.exp(log_probs[_COMPLETE, liked]).reshape(_SHAPE), time)
+      likelihood = np.exp(log_probs[_COMPLETE, liked]).reshape(_SHAPE)
+      self._learn((1 - SLIPS) * likelihood + SLIPS * np.sum(_EVERYBODY * likelihood), time)
 
   def _learn(self, likelihood: Float[np.ndarray, '...'], time: int) -> None:
-    """Bayes' rule, after a round in which tastes may have changed; where what is heard is a surprise, doubts the rest."""
+    """Bayes' rule, after a round in which one taste may have changed, and, to agents that doubt, all of them at once."""
     before = self._chances
     if self.agent.remembers != 'everything':
       before = _drift(before)
-    expected, by_chance = (np.sum(x * likelihood) for x in (before, _EVERYBODY))
-    if self.agent.doubt and expected * (1 - HAZARD) < by_chance * HAZARD * len(TOPICS):
-      before = (1 - self.agent.doubt) * before + self.agent.doubt * _EVERYBODY
-      self.notes.doubt(before=time)
+    changed = HAZARD * self.agent.doubt
+    before = (1 - changed) * before + changed * _EVERYBODY
     chances = before * np.maximum(likelihood, 1e-6)
     self._chances = chances / chances.sum()
     self._note(time)
 
   def _note(self, time: int) -> None:
-    """Writes down what it is sure of, and forgets what is unlikely by now."""
+    """Writes down what it is sure of, and forgets what is unlikely by now; an agent that doubts asks again about what is between."""
     for column, (topic, values) in enumerate(TOPICS.items()):
       chances = self._of_topic(column)
       best = int(np.argmax(chances))
@@ -126,6 +129,8 @@ class Editor:
           self.notes.write(Note(topic, values[best], time))
       elif old is not None and chances[values.index(old.content)] < 0.5:
         self.notes.forget([old])
+      elif old is not None and self.agent.doubt:
+        self.notes.write(old._replace(time=time, is_doubtful=True))
 
   def _of_topic(self, column: int) -> Float[np.ndarray, 'values']:
     """How likely each value of one topic is."""
@@ -151,7 +156,7 @@ def draw_lives(
   change: str,
   num_days: int,
   *,
-  num_lives: int = 5,
+  num_lives: int = 20,
   num_rounds: tuple[int, int] = (20, 40),
   seed: int = 0,
 ) -> list[Life]:

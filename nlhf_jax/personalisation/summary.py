@@ -86,7 +86,7 @@ def _has_tasks(outcome: protocol.Outcome, phase: int) -> bool:
 def _differences(
   agents: Mapping[str, Agent], outcomes: Mapping[str, protocol.Outcome]
 ) -> list[dict[str, Any]]:
-  """Success of each agent that learns less that of each reference before it, user by user."""
+  """Success of each agent that learns less that of each reference before it, person by person; also while they learn."""
   names = list(outcomes)
   return [
     {
@@ -95,7 +95,7 @@ def _differences(
       'phase': phase,
       **_interval(_success_difference(outcomes, name, other, phase)),
     }
-    for phase in protocol.TESTS
+    for phase in sorted(protocol.LEARNING + protocol.TESTS)
     for place, name in enumerate(names)
     for other in names[:place]
     if other in _REFERENCES
@@ -114,7 +114,7 @@ def of_headlines(
   agents: Mapping[str, Agent],
   *,
   num_unseen: int = noted_headlines.NUM_UNSEEN,
-  num_lives: int = 5,
+  num_lives: int = 20,
   seed: int = 0,
   advance: Callable[[int], None] = lambda simulations: None,
 ) -> dict[str, Any]:
