@@ -22,7 +22,7 @@ def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     'no vote, and is counted. A run that ended early goes on where it stopped, and repeats no call that was answered.',
   )
   responses.add(parser)
-  parser.add_argument('--output', required=True, help='file for the votes, such as votes.jsonl')
+  parser.add_argument('--output', required=True, help='JSONL file of votes')
   _add_server(parser.add_argument_group('server'))
   group = parser.add_argument_group('limits')
   group.add_argument('--max_calls', type=int, help='requests, retries among them')
@@ -67,19 +67,22 @@ def _add_server(group) -> None:
 def judge(args: argparse.Namespace) -> None:
   """Runs `nlhf judge`."""
   from nlhf_jax.runtime import run_lock
+  from nlhf_jax.votes import vote_file
 
-  panel, pairs, output = _panel(args), responses.pairs(args), pathlib.Path(args.output)
+  output = pathlib.Path(args.output)
+  vote_file.check_name(output)
+  panel, pairs = _panel(args), responses.pairs(args)
   with run_lock.file_held(output):
     _judge(panel, pairs, output)
 
 
 def _judge(panel, pairs, output: pathlib.Path) -> None:
   """Asks what is not in the file yet, and appends the votes."""
-  from nlhf_jax.votes import vote_file
+  from nlhf_jax.votes import table, vote_file
 
-  _check_settings(panel, output)
   failures: collections.Counter[str] = collections.Counter()
-  with contextlib.closing(vote_file.VoteFile(output)) as file:
+  with contextlib.closing(vote_file.VoteFile(output, table.checked)) as file:
+    _check_settings(panel, output)
     stopped = _add_votes(panel, pairs, file, failures)
   num_votes = _print_summary(output, failures, panel.spending)
   if stopped is not None:
@@ -166,8 +169,7 @@ def _check_settings(panel, output: pathlib.Path) -> None:
     'answers': list(template.answers),
     'parameters': panel.parameters,
   }
-  output.parent.mkdir(parents=True, exist_ok=True)
-  if output.exists() and path.exists():
+  if output.stat().st_size and path.exists():
     before = untrusted.read_json(path)
     for name, value in settings.items():
       if not isinstance(before, dict) or before.get(name) != value:
