@@ -139,10 +139,7 @@ def _wanted(panel, pairs, done) -> tuple[dict[Any, list[tuple[str, str]]], int]:
 def _panel(args: argparse.Namespace):
   from nlhf_jax.judges import llm, llm_settings
 
-  try:
-    given = dict(untrusted.parse_json(args.parameters.encode()))
-  except (ValueError, TypeError):
-    raise ValueError(f'--parameters must be a JSON object, got {args.parameters!r}.') from None
+  given = _parameters(args.parameters)
   parameters = {k: v for k, v in (llm.PARAMETERS | given).items() if v is not None}
   server = llm_settings.Server(
     args.base_url, args.key_variable, args.concurrency, args.timeout, args.num_retries
@@ -156,6 +153,20 @@ def _panel(args: argparse.Namespace):
     cache_dir=args.cache_dir or str(pathlib.Path(args.output).parent / 'judge_cache'),
     failures=llm.FailureLimit(args.max_failed_share),
   )
+
+
+def _parameters(text: str) -> dict[str, Any]:
+  from nlhf_jax.judges import llm_settings
+
+  try:
+    given = untrusted.parse_json(text.encode())
+  except ValueError:
+    given = None
+  if not isinstance(given, dict):
+    raise ValueError(f'--parameters must be a JSON object, got {untrusted.quoted(text)}.')
+  # A null is one too, before it leaves a field out.
+  llm_settings.validate_parameters(given)
+  return given
 
 
 def _check_settings(panel, output: pathlib.Path) -> None:
