@@ -332,7 +332,7 @@ def _read_prompts(path: pathlib.Path) -> list[str]:
   """One a line, as it stands; blank lines are none."""
   from nlhf_jax.cli import experiments
 
-  prompts = [line for line in experiments.read_text(path).splitlines() if line.strip()]
+  prompts = [line for line in experiments.split_lines(path) if line.strip()]
   if not prompts:
     raise ValueError(f'{path} holds no prompt: write one a line, or leave --prompts_file out.')
   return prompts

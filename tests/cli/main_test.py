@@ -243,6 +243,15 @@ def test_every_line_of_a_prompts_file_is_a_prompt(tmp_path):
   assert main._read_prompts(path) == ['# a heading', '  indented']
 
 
+def test_prompts_end_with_their_line_alone(tmp_path):
+  """Texts from the web and from PDF hold separators that Python takes for ends of lines too."""
+  path = tmp_path / 'prompts.txt'
+  prompts = ['one\u2028two', 'three\x85four', 'five\x0csix\x0b\x1c', 'seven\reight', 'nine ']
+  for end in ('\n', '\r\n'):
+    path.write_bytes(end.join([*prompts, '\t', '']).encode())
+    assert main._read_prompts(path) == prompts
+
+
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
