@@ -115,6 +115,11 @@ def _taste_votes(args: argparse.Namespace):
   rows = readers.votes_of_files(args.votes, args.format, skip_malformed=args.skip_malformed)
   votes = table.columns(rows)
   names = votes.x_names
+  if args.features and (args.alternatives or not names):
+    reason = (
+      '--alternatives asks for none' if args.alternatives else 'the votes have none (field x)'
+    )
+    raise ValueError(f'--features {" ".join(args.features)}: {reason}: leave --features out.')
   if args.alternatives or not names:
     votes, names = votes._replace(x=votes.x[:, :0]), votes.labels
   elif args.features:
