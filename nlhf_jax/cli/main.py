@@ -257,6 +257,9 @@ def _diagnose(args: argparse.Namespace) -> None:
     result = diagnosis.diagnose(
       configured.value, run_dir, output_dir, algorithms.sft, configured.fields, configured.text
     )
+  if result is None:
+    print(f'Stopped: {output_dir}; run again to go on.')
+    return
   table, sentences = diagnosis.report(result)
   report.console().print(table)
   print(*sentences, f'Written: {output_dir / "diagnosis.json"}', sep='\n')

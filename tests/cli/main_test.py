@@ -1,10 +1,12 @@
 """The command line: a user's mistake is one line with a remedy, and leaves nothing behind."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 
 import flax.traverse_util
 import jax
@@ -16,6 +18,8 @@ from nlhf_jax.cli import gin_config, main
 from nlhf_jax.formats import hf, t5x
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
+from nlhf_jax.runtime import run_directory
+from nlhf_jax.training import diagnosis
 from tests.formats import golden_models
 from tests.judges.llm_stub import Stub, longer
 
@@ -491,6 +495,16 @@ def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, llm
     'LLM',
   )
   assert (llm_stub.calls > calls) == (judge == 'llm')
+
+
+def test_stopped_diagnosis_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+  configured = types.SimpleNamespace(value=None, fields={}, text='')
+  monkeypatch.setattr(run_directory, 'read_config', lambda run_dir: '')
+  monkeypatch.setattr(gin_config, 'from_text', lambda *args: configured)
+  monkeypatch.setattr(gin_config, 'naming_flags', lambda configured: contextlib.nullcontext())
+  monkeypatch.setattr(diagnosis, 'diagnose', lambda *args: None)
+  status, output = run(capsys, 'diagnose', f'--run_dir={tmp_path}')
+  assert (status, output.out) == (0, f'Stopped: {tmp_path / "diagnosis"}; run again to go on.\n')
 
 
 def test_run_of_version_0_1_is_refused_by_name(runs, capsys, tmp_path):
