@@ -35,6 +35,8 @@ import numpy as np
 from rich import console, table
 from scipy import stats
 
+from nlhf_jax.arguments import Count, CountOrZero, NonNegative
+from nlhf_jax.cli import ranges
 from nlhf_jax.runtime import atomic, run_lock
 
 # gin bindings, and under RUN a run of the experiment.
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the sweep; its exit status."""
   args = _parse(argv)
   try:
+    ranges.check(args)
     with _RUNNING.listening():
       status = _sweep(args)
     if not _RUNNING.ended_by:
@@ -99,18 +102,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--list', help='a file with a JSON object of bindings a line, in place of --grid'
   )
   parser.add_argument('--engine', choices=sorted(ENGINES), default='local')
-  parser.add_argument('--jobs', type=int, default=1, help='concurrent runs (local)')
+  ranges.add(parser, '--jobs', Count, default=1, help='concurrent runs (local)')
   parser.add_argument(
     '--sbatch', default='', help='more flags of sbatch, such as "--gpus=1 --time=8:00:00"'
   )
-  parser.add_argument('--gpus', type=float, default=0, help='of a run (ray)')
+  ranges.add(parser, '--gpus', NonNegative, default=0, help='of a run (ray)')
   parser.add_argument('--evaluation', help='gin file that compares the runs')
   parser.add_argument('--reference', help='run that the policies start from; it plays too, as SFT')
   parser.add_argument(
     '--baseline', help='a setting without its seed: worst cases are compared with its, seed by seed'
   )
   parser.add_argument('--gather', action='store_true', help='compare what is done, run nothing')
-  parser.add_argument('--only', type=int, help='run only the setting of this number')
+  ranges.add(parser, '--only', CountOrZero, help='run only the setting of this number')
   parser.add_argument('flags', nargs='*', help='after --: flags of every `nlhf train`')
   return parser.parse_args(argv)
 

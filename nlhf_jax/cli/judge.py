@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nlhf_jax import untrusted
-from nlhf_jax.cli import responses
+from nlhf_jax.arguments import Count, CountOrZero, Positive, Share
+from nlhf_jax.cli import ranges, responses
 
 
 def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -25,11 +26,12 @@ def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None
   parser.add_argument('--output', required=True, help='JSONL file of votes')
   _add_server(parser.add_argument_group('server'))
   group = parser.add_argument_group('limits')
-  group.add_argument('--max_calls', type=int, help='requests, retries among them')
-  group.add_argument('--max_tokens_total', type=int, help='tokens of questions and answers')
-  group.add_argument(
+  ranges.add(group, '--max_calls', Count, help='requests, retries among them')
+  ranges.add(group, '--max_tokens_total', Count, help='tokens of questions and answers')
+  ranges.add(
+    group,
     '--max_failed_share',
-    type=float,
+    Share,
     default=0.1,
     help='of judgements, once there are 20; more end the run (default: 0.1)',
   )
@@ -56,9 +58,9 @@ def _add_server(group) -> None:
     metavar='JSON',
     help='fields of the requests, such as {"max_tokens": 1, "top_logprobs": 5}; null leaves one out',
   )
-  group.add_argument('--concurrency', type=int, default=8, help='calls at a time (default: 8)')
-  group.add_argument('--timeout', type=float, default=60.0, help='seconds a call (default: 60)')
-  group.add_argument('--num_retries', type=int, default=5, help='of a call (default: 5)')
+  ranges.add(group, '--concurrency', Count, default=8, help='calls at a time (default: 8)')
+  ranges.add(group, '--timeout', Positive, default=60.0, help='seconds a call (default: 60)')
+  ranges.add(group, '--num_retries', CountOrZero, default=5, help='of a call (default: 5)')
   group.add_argument(
     '--cache_dir', help='directory of answers (default: judge_cache beside the output)'
   )

@@ -45,6 +45,7 @@ from nlhf_jax.cli import (
   judge,
   personalise,
   quiet,
+  ranges,
   trust,
   votes,
 )
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
       processes.remember_interrupts()
     keep_compiled()
+    ranges.check(args)
     trust.reset(args.trust)
     _COMMANDS[args.command](args)
   except (Exception, KeyboardInterrupt) as error:

@@ -406,9 +406,9 @@ def test_mistake_is_one_line(change, message, answered, capsys, tmp_path):
     (['--parameters={"n": null}'], "parameters must not have 'n'"),
     (['--parameters={'], '--parameters must be a JSON object'),
     (['--template=nothing'], "No template 'nothing'"),
-    (['--concurrency=0'], 'concurrency must be at least 1'),
+    (['--concurrency=0'], '--concurrency must be a whole number of at least 1, got 0.'),
     (['--model=m', '--model=m'], 'models must be one or several different names'),
-    (['--max_failed_share=2'], r'max_share must be within [0, 1]'),
+    (['--max_failed_share=2'], '--max_failed_share must be a number from 0 to 1, got 2.0.'),
   ],
 )
 def test_wrong_flag_is_one_line(flags, message, answered, capsys, tmp_path):
