@@ -195,12 +195,14 @@ def _unsafe(directory: pathlib.Path) -> str | None:
 
 def _demo(args: argparse.Namespace) -> None:
   from nlhf_jax.cli import experiments
-  from nlhf_jax.evaluation import report
+  from nlhf_jax.evaluation import report, tournament
 
   directory, root = experiments.locate(args.experiment), pathlib.Path(args.run_dir)
   contestants, evaluation = experiments.contestants(directory), directory / 'evaluation.gin'
   if not evaluation.is_file():
     raise FileNotFoundError(f'No file {evaluation}: run the stages of {directory} with nlhf train.')
+  # Not only once all is trained.
+  tournament.check_replaceable(root)
   for stage in experiments.stages(directory):
     configure = functools.partial(described.configure_stage, args, stage, root)
     if stage.command == 'collect':
@@ -399,6 +401,7 @@ def _compare(
     gin_files,
     ignore_unknown_macros=ignore_unknown_macros,
   )
+  tournament.check_replaceable(output_dir)
   tournament.check_reference(configure().value, list(runs))
   contestants = {label: described.contestant(run) for label, run in runs.items()}
   configured = configure()

@@ -497,6 +497,23 @@ def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, llm
   assert (llm_stub.calls > calls) == (judge == 'llm')
 
 
+@pytest.mark.parametrize(
+  'argv',
+  [
+    ['demo', '--run_dir={}'],
+    ['win-rates', EVALUATION, '--output_dir={}', '--run_dirs', '{}/none'],
+    ['exploit', '--experiment=builtin/rlhf', '--output_dir={}', '--run_dirs', '{}/none'],
+  ],
+)
+def test_votes_of_others_are_found_before_anything_is_trained(argv, capsys, tmp_path):
+  path = tmp_path / 'votes.jsonl'
+  path.write_text('{"a": "x", "b": "y", "verdict": "a", "voter": "Ada"}\n')
+  status, output = run(capsys, *(x.format(tmp_path) for x in argv))
+  assert status == 2
+  assert f'{path}:1: no vote of an earlier comparison, which this one would' in output.err
+  assert list(tmp_path.iterdir()) == [path]
+
+
 def test_stopped_diagnosis_says_how_to_go_on(capsys, monkeypatch, tmp_path):
   configured = types.SimpleNamespace(value=None, fields={}, text='')
   monkeypatch.setattr(run_directory, 'read_config', lambda run_dir: '')
