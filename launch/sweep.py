@@ -35,6 +35,9 @@ import numpy as np
 from rich import console, table
 from scipy import stats
 
+from nlhf_jax import untrusted
+from nlhf_jax.arguments import Count, CountOrZero, NonNegative
+from nlhf_jax.cli import ranges
 from nlhf_jax.runtime import atomic, run_lock
 
 # gin bindings, and under RUN a run of the experiment.
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the sweep; its exit status."""
   args = _parse(argv)
   try:
+    ranges.check(args)
     with _RUNNING.listening():
       status = _sweep(args)
     if not _RUNNING.ended_by:
@@ -66,6 +70,8 @@ def _sweep(args: argparse.Namespace) -> int:
   output_dir = pathlib.Path(args.output_dir)
   if args.only is not None:  # A task of a job array, beside others of the same sweep.
     _claim(output_dir, args)
+    if args.only >= len(settings):
+      raise ValueError(f'--only={args.only}: there are {len(settings)} settings, from 0.')
     return run(args, settings[args.only])
   with run_lock.held(output_dir):
     _claim(output_dir, args)
@@ -99,18 +105,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--list', help='a file with a JSON object of bindings a line, in place of --grid'
   )
   parser.add_argument('--engine', choices=sorted(ENGINES), default='local')
-  parser.add_argument('--jobs', type=int, default=1, help='concurrent runs (local)')
+  ranges.add(parser, '--jobs', Count, default=1, help='concurrent runs (local)')
   parser.add_argument(
     '--sbatch', default='', help='more flags of sbatch, such as "--gpus=1 --time=8:00:00"'
   )
-  parser.add_argument('--gpus', type=float, default=0, help='of a run (ray)')
+  ranges.add(parser, '--gpus', NonNegative, default=0, help='of a run (ray)')
   parser.add_argument('--evaluation', help='gin file that compares the runs')
   parser.add_argument('--reference', help='run that the policies start from; it plays too, as SFT')
   parser.add_argument(
     '--baseline', help='a setting without its seed: worst cases are compared with its, seed by seed'
   )
   parser.add_argument('--gather', action='store_true', help='compare what is done, run nothing')
-  parser.add_argument('--only', type=int, help='run only the setting of this number')
+  ranges.add(parser, '--only', CountOrZero, help='run only the setting of this number')
   parser.add_argument('flags', nargs='*', help='after --: flags of every `nlhf train`')
   return parser.parse_args(argv)
 
@@ -128,10 +134,7 @@ def parse_settings(grid: Sequence[str], file: str | None) -> list[Setting]:
   if bool(grid) == bool(file):
     raise ValueError('Name the settings with --grid NAME=VALUE,VALUE, or with --list FILE.')
   if file:
-    lines = pathlib.Path(file).read_text().splitlines()
-    settings = [
-      {k: _as_gin(v) for k, v in json.loads(line).items()} for line in lines if line.strip()
-    ]
+    settings = _listed(pathlib.Path(file))
   else:
     axes = [_axis(text) for text in grid]
     settings = [
@@ -144,6 +147,22 @@ def parse_settings(grid: Sequence[str], file: str | None) -> list[Setting]:
     raise ValueError(
       f'Two settings are the same: {twice[0]}.' if twice else 'There are no settings.'
     )
+  return settings
+
+
+def _listed(path: pathlib.Path) -> list[Setting]:
+  settings = []
+  for number, line in enumerate(untrusted.read_text(path).split('\n'), start=1):
+    if line.strip():
+      try:
+        found = untrusted.parse_json(line.encode())
+      except ValueError as error:
+        raise ValueError(f'{path}:{number}: {error}.') from None
+      if not isinstance(found, dict):
+        raise ValueError(
+          f'{path}:{number}: write a JSON object of bindings, got {untrusted.quoted(found)}.'
+        )
+      settings.append({name: _as_gin(value) for name, value in found.items()})
   return settings
 
 
@@ -168,19 +187,28 @@ def _claim(output_dir: pathlib.Path, args: argparse.Namespace) -> None:
   """Refuses a directory of another sweep; its settings may be others."""
   mine = {'experiment': args.experiment, 'gin_file': args.gin_file, 'flags': args.flags}
   path = output_dir / 'sweep.json'
-  if path.is_file() and json.loads(path.read_text()) != mine:
+  if path.is_file() and (before := untrusted.read_json(path)) != mine:
     raise ValueError(
-      f'{output_dir} holds another sweep ({path.read_text().strip()}): name another --output_dir.'
+      f'{output_dir} holds another sweep ({untrusted.quoted(before)}): name another --output_dir.'
     )
   atomic.write_text(path, json.dumps(mine) + '\n')
 
 
 def is_done(run_dir: pathlib.Path) -> bool:
-  """Whether a checkpoint is that of the last step, by the fields that the run resolved."""
+  """Whether a checkpoint is that of the last step, by the fields that the run resolved.
+
+  Raises:
+    ValueError: its run.json cannot be read, or has no fields; names the file.
+  """
   path, saved = run_dir / 'run.json', run_dir / 'checkpoints'
   if not path.is_file() or not saved.is_dir():
     return False
-  fields = json.loads(path.read_text())['fields']
+  content = untrusted.read_json(path)
+  fields = content.get('fields') if isinstance(content, dict) else None
+  if not isinstance(fields, dict):
+    raise ValueError(
+      f'{path}:1: no "fields" of a run in it: put the file back, or delete {run_dir}.'
+    )
   num_steps = [
     value for name, value in fields.items() if re.fullmatch(r'(.*[./])?Experiment\.num_steps', name)
   ]
@@ -282,7 +310,10 @@ def _local(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, s
       if _RUNNING.ended_by:
         break  # The pool waits for those that run; no other one begins.
       setting = queue[future]
-      reason = _reason(args, setting, future.result())
+      try:
+        reason = _reason(args, setting, future.result())
+      except ValueError as error:  # Of a run that is damaged; the others go on.
+        reason = str(error)
       if reason:
         failed[run_name(setting)] = reason
       print(f'[{number}/{len(settings)}] {run_name(setting)}: {reason or "done"}', flush=True)
@@ -304,8 +335,19 @@ def _slurm(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, s
     f'exec {shlex.join(command)} --only="$SLURM_ARRAY_TASK_ID" '
     f'{shlex.join(_without_engine(sys.argv[1:]))}\n'
   )
-  subprocess.run(['sbatch', *shlex.split(args.sbatch), str(script)], check=True)
+  _submit(['sbatch', *shlex.split(args.sbatch), str(script)])
   return {}
+
+
+def _submit(command: Sequence[str]) -> None:
+  """Raises ValueError where the cluster refuses the job."""
+  done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+  if done.returncode:
+    told = (done.stderr.strip() or 'no output').splitlines()[-1]
+    raise ValueError(
+      f'sbatch refused {command[-1]} (exit status {done.returncode}, {told}): correct --sbatch, and start again.'
+    )
+  print(done.stderr, end='', file=sys.stderr)
 
 
 def _without_engine(argv: Sequence[str]) -> list[str]:

@@ -39,6 +39,8 @@ class Range(NamedTuple):
 Count = Annotated[int, Range(lambda n: n >= 1, 'a whole number of at least 1')]
 # What may be none at all.
 CountOrZero = Annotated[int, Range(lambda n: n >= 0, 'a whole number of at least 0')]
+# What one alone makes no sense of.
+Several = Annotated[int, Range(lambda n: n >= 2, 'a whole number of at least 2')]
 # Of a mesh axis: −1 is what is left.
 AxisSize = Annotated[int, Range(lambda n: n >= 1 or n == -1, 'a whole number of at least 1, or -1')]
 # What JAX's generators take without folding it.

@@ -14,9 +14,10 @@ import socket
 import sys
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from nlhf_jax.cli import responses
+from nlhf_jax.arguments import Range, Seed
+from nlhf_jax.cli import ranges, responses
 from nlhf_jax.runtime import run_lock
 from nlhf_jax.votes import annotation
 from nlhf_jax.votes.responses import Pair
@@ -24,6 +25,7 @@ from nlhf_jax.votes.responses import Pair
 _VERDICTS = ('first', 'second', 'tie', 'both_bad', 'skip')
 # A vote is a name, a token and a verdict.
 _MAX_BODY = 4096
+_Port = Annotated[int, Range(lambda n: 0 <= n < 2**16, 'a whole number from 0 to 65535')]
 _LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
 
@@ -39,8 +41,8 @@ def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   responses.add(parser)
   parser.add_argument('--output', required=True, help='JSONL file of votes')
   parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: here)')
-  parser.add_argument('--port', type=int, default=8000, help='0: any that is free')
-  parser.add_argument('--seed', type=int, default=0, help='of the orders')
+  ranges.add(parser, '--port', _Port, default=8000, help='0: any that is free')
+  ranges.add(parser, '--seed', Seed, default=0, help='of the orders')
 
 
 def annotate(args: argparse.Namespace) -> None:

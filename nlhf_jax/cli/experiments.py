@@ -45,8 +45,23 @@ def locate(name: str) -> pathlib.Path:
 
 
 def stages(directory: pathlib.Path) -> list[Stage]:
-  """The runs of an experiment, in the order in which they can be run."""
-  return [_stage(directory, line) for line in read_lines(directory / 'stages.txt')]
+  """The runs of an experiment, in the order in which they can be run.
+
+  Raises:
+    ValueError: a line is none of a stage, or two stages have one name; names file and line.
+  """
+  path, found = directory / 'stages.txt', {}
+  for number, line in _numbered_lines(path):
+    try:
+      stage = _stage(directory, line)
+    except ValueError as error:
+      raise ValueError(f'{path}:{number}: {error}: write RUN [FILE …] [NAME=VALUE …].') from None
+    if stage.name in found:
+      raise ValueError(
+        f'{path}:{number}: the run {stage.name!r} stands in an earlier line too: name one of them otherwise.'
+      )
+    found[stage.name] = stage
+  return list(found.values())
 
 
 def stage(name: str) -> Stage:
@@ -78,20 +93,33 @@ def evaluation(name: str) -> pathlib.Path:
 
 
 def contestants(directory: pathlib.Path) -> dict[str, str]:
-  """Label -> RUN or RUN:SET."""
-  pairs = (line.split(None, 1) for line in read_lines(directory / 'contestants.txt'))
-  return {label: run for run, label in pairs}
-
-
-def read_lines(path: pathlib.Path) -> list[str]:
-  """Lines of a text file, without blank ones and comments.
+  """Label -> RUN or RUN:SET.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is not UTF-8.
+    ValueError: a line has no label, or two lines have one; names file and line.
   """
-  lines = (line.strip() for line in read_text(path).splitlines())
-  return [line for line in lines if line and not line.startswith('#')]
+  path, found = directory / 'contestants.txt', {}
+  for number, line in _numbered_lines(path):
+    run, *rest = line.split(None, 1)
+    if not rest:
+      raise ValueError(f'{path}:{number}: {run!r} has no label: write RUN[:SET] LABEL.')
+    if rest[0] in found:
+      raise ValueError(
+        f'{path}:{number}: the label {rest[0]!r} stands in an earlier line too: give each contestant its own.'
+      )
+    found[rest[0]] = run
+  return found
+
+
+def _numbered_lines(path: pathlib.Path) -> list[tuple[int, str]]:
+  """Numbers and lines of a text file, without blank ones and comments; raises as `read_text`."""
+  lines = ((number, line.strip()) for number, line in enumerate(split_lines(path), start=1))
+  return [(number, line) for number, line in lines if line and not line.startswith('#')]
+
+
+def split_lines(path: pathlib.Path) -> list[str]:
+  """Lines of a text file as editors count them: separators of Unicode and form feeds belong to a line. Raises as `read_text`."""
+  return [line.removesuffix('\r') for line in read_text(path).split('\n')]
 
 
 def read_text(path: pathlib.Path) -> str:

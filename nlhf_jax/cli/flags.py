@@ -3,7 +3,8 @@
 import argparse
 import re
 
-from nlhf_jax.cli import annotate, collect, exploit, games, judge, personalise, votes
+from nlhf_jax.arguments import Count, CountOrZero, Seed
+from nlhf_jax.cli import annotate, collect, exploit, games, judge, personalise, ranges, votes
 
 # The experiment that `nlhf demo` runs if none is named.
 DEMO = 'builtin'
@@ -17,6 +18,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """
   bindings = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
   rest = [a for a in argv if not a.startswith('--gin.')]
+  # Flags may be written with hyphens or underscores.
+  args = make_parser().parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
+  args.bindings = bindings
+  return args
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """The program's, with every sub-command."""
   parser = argparse.ArgumentParser(
     prog='nlhf',
     description='Nash learning from human feedback, in JAX.',
@@ -36,10 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   annotate.add(commands, _command)
   judge.add_judge(commands, _command)
   personalise.add(commands, _command)
-  # Flags may be written with hyphens or underscores.
-  args = parser.parse_args([re.sub(r'^--[\w-]+', _underscored, a) for a in rest])
-  args.bindings = bindings
-  return args
+  return parser
 
 
 def _underscored(match: re.Match) -> str:
@@ -84,8 +90,8 @@ def _add_train(commands) -> None:
     help='join the others by what the cluster tells (TPU pods, SLURM, Open MPI, GKE)',
   )
   group.add_argument('--coordinator_address', help='HOST:PORT of the first process')
-  group.add_argument('--process_count', type=int)
-  group.add_argument('--process_index', type=int, help='from 0')
+  ranges.add(group, '--process_count', Count)
+  ranges.add(group, '--process_index', CountOrZero, help='from 0')
 
 
 def _add_diagnose(commands) -> None:
@@ -157,8 +163,8 @@ def _add_sample(commands) -> None:
   parser.add_argument('--run_dir', help='the run; without it, the pre-trained model')
   parser.add_argument('--prompt', action='append', help='a prompt (repeatable)')
   parser.add_argument('--prompts_file', help='a file with one prompt a line')
-  parser.add_argument('--num_samples', type=int, default=1, help='responses to a prompt')
-  parser.add_argument('--seed', type=int, default=0)
+  ranges.add(parser, '--num_samples', Count, default=1, help='responses to a prompt')
+  ranges.add(parser, '--seed', Seed, default=0)
 
 
 def _add_report(commands) -> None:

@@ -4,6 +4,9 @@ import argparse
 import pathlib
 from collections.abc import Callable
 
+from nlhf_jax.arguments import Count, Decay, NonNegative, Positive, Seed
+from nlhf_jax.cli import ranges
+
 
 def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
   """Adds `nlhf solve`."""
@@ -31,8 +34,8 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     metavar='NAME',
     help='mean, maximin, egalitarian, proportional, personalised, mixture: solved exactly, in place of --algorithm',
   )
-  parser.add_argument(
-    '--tau_opponent', type=float, help="τ' of maximin's opponent (default: that of --tau)"
+  ranges.add(
+    parser, '--tau_opponent', Positive, help="τ' of maximin's opponent (default: that of --tau)"
   )
   parser.add_argument(
     '--voter_weights', help='CSV of voter,weight (default: those of the file, or all alike)'
@@ -45,23 +48,27 @@ def add_solve(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     help='nash_md, self_play, magnetic, mixed, best_response, nash_ema, egpo, nash_mp, omwu, fictitious_play, '
     'reset_magnet, mnpo, onpo, rspo, stackelberg (default: nash_md)',
   )
-  parser.add_argument('--tau', type=float, default=0.1, help='τ, 0: none (default: 0.1)')
+  ranges.add(parser, '--tau', NonNegative, default=0.1, help='τ, 0: none (default: 0.1)')
   parser.add_argument('--reference', help='CSV of label,probability: μ (default: uniform)')
-  parser.add_argument('--num_steps', type=int, default=10_000, help='steps (default: 10000)')
-  parser.add_argument('--eta', type=float, help='step size η (default: what theory allows)')
-  parser.add_argument(
+  ranges.add(parser, '--num_steps', Count, default=10_000, help='steps (default: 10000)')
+  ranges.add(parser, '--eta', Positive, help='step size η (default: what theory allows)')
+  ranges.add(
+    parser,
     '--beta',
-    type=float,
+    NonNegative,
     help='weight of μ in the opponent of `mixed`; or β of `proportional` (default: 0)',
   )
-  parser.add_argument('--decay', type=float, help='of the average of `nash_ema` (default: 0.9)')
-  parser.add_argument(
-    '--num_samples', type=int, help='estimate payoffs from this many alternatives (default: exact)'
+  ranges.add(parser, '--decay', Decay, help='of the average of `nash_ema` (default: 0.9)')
+  ranges.add(
+    parser,
+    '--num_samples',
+    Count,
+    help='estimate payoffs from this many alternatives (default: exact)',
   )
   parser.add_argument(
     '--votes', action='store_true', help='with --num_samples: votes of 0 or 1 in place of P'
   )
-  parser.add_argument('--seed', type=int, default=0, help='of the estimates')
+  ranges.add(parser, '--seed', Seed, default=0, help='of the estimates')
   parser.add_argument('--output', help='JSON file for policies and curves')
   parser.add_argument('--plot', help='image of the convergence curves')
 
@@ -76,8 +83,6 @@ def solve(args: argparse.Namespace) -> None:
 
   if args.votes and args.num_samples is None:
     raise ValueError('--votes needs --num_samples.')
-  if args.num_samples is not None and args.num_samples < 1:
-    raise ValueError(f'--num_samples must be at least 1, got {args.num_samples}.')
   population = _population(args)
   if args.aggregation:
     _aggregate(args, population)

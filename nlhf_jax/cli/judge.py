@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nlhf_jax import untrusted
-from nlhf_jax.cli import responses
+from nlhf_jax.arguments import Count, CountOrZero, Positive, Share
+from nlhf_jax.cli import ranges, responses
 
 
 def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -22,14 +23,15 @@ def add_judge(commands, command: Callable[..., argparse.ArgumentParser]) -> None
     'no vote, and is counted. A run that ended early goes on where it stopped, and repeats no call that was answered.',
   )
   responses.add(parser)
-  parser.add_argument('--output', required=True, help='file for the votes, such as votes.jsonl')
+  parser.add_argument('--output', required=True, help='JSONL file of votes')
   _add_server(parser.add_argument_group('server'))
   group = parser.add_argument_group('limits')
-  group.add_argument('--max_calls', type=int, help='requests, retries among them')
-  group.add_argument('--max_tokens_total', type=int, help='tokens of questions and answers')
-  group.add_argument(
+  ranges.add(group, '--max_calls', Count, help='requests, retries among them')
+  ranges.add(group, '--max_tokens_total', Count, help='tokens of questions and answers')
+  ranges.add(
+    group,
     '--max_failed_share',
-    type=float,
+    Share,
     default=0.1,
     help='of judgements, once there are 20; more end the run (default: 0.1)',
   )
@@ -56,9 +58,9 @@ def _add_server(group) -> None:
     metavar='JSON',
     help='fields of the requests, such as {"max_tokens": 1, "top_logprobs": 5}; null leaves one out',
   )
-  group.add_argument('--concurrency', type=int, default=8, help='calls at a time (default: 8)')
-  group.add_argument('--timeout', type=float, default=60.0, help='seconds a call (default: 60)')
-  group.add_argument('--num_retries', type=int, default=5, help='of a call (default: 5)')
+  ranges.add(group, '--concurrency', Count, default=8, help='calls at a time (default: 8)')
+  ranges.add(group, '--timeout', Positive, default=60.0, help='seconds a call (default: 60)')
+  ranges.add(group, '--num_retries', CountOrZero, default=5, help='of a call (default: 5)')
   group.add_argument(
     '--cache_dir', help='directory of answers (default: judge_cache beside the output)'
   )
@@ -67,19 +69,22 @@ def _add_server(group) -> None:
 def judge(args: argparse.Namespace) -> None:
   """Runs `nlhf judge`."""
   from nlhf_jax.runtime import run_lock
+  from nlhf_jax.votes import vote_file
 
-  panel, pairs, output = _panel(args), responses.pairs(args), pathlib.Path(args.output)
+  output = pathlib.Path(args.output)
+  vote_file.check_name(output)
+  panel, pairs = _panel(args), responses.pairs(args)
   with run_lock.file_held(output):
     _judge(panel, pairs, output)
 
 
 def _judge(panel, pairs, output: pathlib.Path) -> None:
   """Asks what is not in the file yet, and appends the votes."""
-  from nlhf_jax.votes import vote_file
+  from nlhf_jax.votes import table, vote_file
 
-  _check_settings(panel, output)
   failures: collections.Counter[str] = collections.Counter()
-  with contextlib.closing(vote_file.VoteFile(output)) as file:
+  with contextlib.closing(vote_file.VoteFile(output, table.checked)) as file:
+    _check_settings(panel, output)
     stopped = _add_votes(panel, pairs, file, failures)
   num_votes = _print_summary(output, failures, panel.spending)
   if stopped is not None:
@@ -136,10 +141,7 @@ def _wanted(panel, pairs, done) -> tuple[dict[Any, list[tuple[str, str]]], int]:
 def _panel(args: argparse.Namespace):
   from nlhf_jax.judges import llm, llm_settings
 
-  try:
-    given = dict(untrusted.parse_json(args.parameters.encode()))
-  except (ValueError, TypeError):
-    raise ValueError(f'--parameters must be a JSON object, got {args.parameters!r}.') from None
+  given = _parameters(args.parameters)
   parameters = {k: v for k, v in (llm.PARAMETERS | given).items() if v is not None}
   server = llm_settings.Server(
     args.base_url, args.key_variable, args.concurrency, args.timeout, args.num_retries
@@ -155,6 +157,20 @@ def _panel(args: argparse.Namespace):
   )
 
 
+def _parameters(text: str) -> dict[str, Any]:
+  from nlhf_jax.judges import llm_settings
+
+  try:
+    given = untrusted.parse_json(text.encode())
+  except ValueError:
+    given = None
+  if not isinstance(given, dict):
+    raise ValueError(f'--parameters must be a JSON object, got {untrusted.quoted(text)}.')
+  # A null is one too, before it leaves a field out.
+  llm_settings.validate_parameters(given)
+  return given
+
+
 def _check_settings(panel, output: pathlib.Path) -> None:
   """Votes of one file are answers to one question: its template and parameters stand beside it."""
   from nlhf_jax.runtime import atomic
@@ -166,8 +182,7 @@ def _check_settings(panel, output: pathlib.Path) -> None:
     'answers': list(template.answers),
     'parameters': panel.parameters,
   }
-  output.parent.mkdir(parents=True, exist_ok=True)
-  if output.exists() and path.exists():
+  if output.stat().st_size and path.exists():
     before = untrusted.read_json(path)
     for name, value in settings.items():
       if not isinstance(before, dict) or before.get(name) != value:

@@ -45,6 +45,7 @@ from nlhf_jax.cli import (
   judge,
   personalise,
   quiet,
+  ranges,
   trust,
   votes,
 )
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
       processes.remember_interrupts()
     keep_compiled()
+    ranges.check(args)
     trust.reset(args.trust)
     _COMMANDS[args.command](args)
   except (Exception, KeyboardInterrupt) as error:
@@ -193,12 +195,14 @@ def _unsafe(directory: pathlib.Path) -> str | None:
 
 def _demo(args: argparse.Namespace) -> None:
   from nlhf_jax.cli import experiments
-  from nlhf_jax.evaluation import report
+  from nlhf_jax.evaluation import report, tournament
 
   directory, root = experiments.locate(args.experiment), pathlib.Path(args.run_dir)
   contestants, evaluation = experiments.contestants(directory), directory / 'evaluation.gin'
   if not evaluation.is_file():
     raise FileNotFoundError(f'No file {evaluation}: run the stages of {directory} with nlhf train.')
+  # Not only once all is trained.
+  tournament.check_replaceable(root)
   for stage in experiments.stages(directory):
     configure = functools.partial(described.configure_stage, args, stage, root)
     if stage.command == 'collect':
@@ -257,6 +261,9 @@ def _diagnose(args: argparse.Namespace) -> None:
     result = diagnosis.diagnose(
       configured.value, run_dir, output_dir, algorithms.sft, configured.fields, configured.text
     )
+  if result is None:
+    print(f'Stopped: {output_dir}; run again to go on.')
+    return
   table, sentences = diagnosis.report(result)
   report.console().print(table)
   print(*sentences, f'Written: {output_dir / "diagnosis.json"}', sep='\n')
@@ -332,7 +339,7 @@ def _read_prompts(path: pathlib.Path) -> list[str]:
   """One a line, as it stands; blank lines are none."""
   from nlhf_jax.cli import experiments
 
-  prompts = [line for line in experiments.read_text(path).splitlines() if line.strip()]
+  prompts = [line for line in experiments.split_lines(path) if line.strip()]
   if not prompts:
     raise ValueError(f'{path} holds no prompt: write one a line, or leave --prompts_file out.')
   return prompts
@@ -394,6 +401,7 @@ def _compare(
     gin_files,
     ignore_unknown_macros=ignore_unknown_macros,
   )
+  tournament.check_replaceable(output_dir)
   tournament.check_reference(configure().value, list(runs))
   contestants = {label: described.contestant(run) for label, run in runs.items()}
   configured = configure()

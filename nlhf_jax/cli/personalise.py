@@ -6,23 +6,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nlhf_jax import untrusted
+from nlhf_jax.arguments import Count, CountOrZero, Seed, Several, Share
+from nlhf_jax.cli import ranges
 
-# Flags of the twin: name -> (type, default, help).
+# Flags of the twin: name -> (range, default, help).
 _TWIN = {
-  'num_slots': (int, 6, 'S, contexts that return (default: 6)'),
-  'num_values': (int, 6, 'N, values of a slot (default: 6)'),
-  'num_rounds': (int, 2000, 'T; a quarter, half and double of it are run too (default: 2000)'),
-  'num_switches': (int, 10, 'K, of one slot and of all (default: 10)'),
-  'num_answers': (int, 6, 'm, to a question (default: 6)'),
-  'num_questions': (int, 1, 'k, the most in a round (default: 1)'),
-  'noise': (float, 0.0, 'p, share of corrections that say anything (default: 0)'),
-  'fresh_share': (float, 0.0, 'γ, share of rounds about what comes up once (default: 0)'),
-  'num_runs': (int, 40, 'people, independent of each other (default: 40)'),
+  'num_slots': (Count, 6, 'S, contexts that return (default: 6)'),
+  'num_values': (Several, 6, 'N, values of a slot (default: 6)'),
+  'num_rounds': (Count, 2000, 'T; a quarter, half and double of it are run too (default: 2000)'),
+  'num_switches': (CountOrZero, 10, 'K, of one slot and of all (default: 10)'),
+  'num_answers': (Several, 6, 'm, to a question (default: 6)'),
+  'num_questions': (CountOrZero, 1, 'k, the most in a round (default: 1)'),
+  'noise': (Share, 0.0, 'p, share of corrections that say anything (default: 0)'),
+  'fresh_share': (Share, 0.0, 'γ, share of rounds about what comes up once (default: 0)'),
+  'num_runs': (Count, 40, 'people, independent of each other (default: 40)'),
 }
-_SHOPPING = {'num_passes': (int, 3, 'over the tasks of a learning phase (default: 3)')}
+_SHOPPING = {'num_passes': (Count, 3, 'over the tasks of a learning phase (default: 3)')}
 _HEADLINES = {
-  'num_lives': (int, 20, 'of each of six people who never voted (default: 20)'),
-  'num_days': (int, 120, 'held out, of which each life sees 120 at most (default: 120)'),
+  'num_lives': (Count, 20, 'of each of six people who never voted (default: 20)'),
+  'num_days': (Count, 120, 'held out, of which each life sees 120 at most (default: 120)'),
 }
 # Flag of what is served -> its own flags.
 _KINDS: dict[str, dict[str, Any]] = {
@@ -58,11 +60,11 @@ def add(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     metavar='NAME',
     help='none, constant (shopping), questions, corrections, both, history, doubt, curious (shopping), ours, oracle (default: all)',
   )
-  parser.add_argument('--seed', type=int, default=0, help='of what is drawn')
+  ranges.add(parser, '--seed', Seed, default=0, help='of what is drawn')
   for kind, flags in _KINDS.items():
     group = parser.add_argument_group(f'with --{kind}')
-    for name, (kind, _, text) in flags.items():
-      group.add_argument(f'--{name}', type=kind, help=text)
+    for name, (hint, _, text) in flags.items():
+      ranges.add(group, f'--{name}', hint, help=text)
 
 
 def personalise(args: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Callable
 
 from nlhf_jax import untrusted
+from nlhf_jax.arguments import Count, CountOrZero, Seed, Several
+from nlhf_jax.cli import ranges
 
 
 def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -48,11 +50,15 @@ def add_rank(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     action='store_true',
     help='do not hold constant who was shown first, as where a judge always prefers the same side',
   )
-  parser.add_argument('--num_resamples', type=int, default=200, help='of the bootstrap')
-  parser.add_argument(
-    '--num_simulations', type=int, default=199, help='of the test for circles; 0: no test'
+  ranges.add(parser, '--num_resamples', Count, default=200, help='of the bootstrap')
+  ranges.add(
+    parser,
+    '--num_simulations',
+    CountOrZero,
+    default=199,
+    help='of the test for circles; 0: no test',
   )
-  parser.add_argument('--seed', type=int, default=0, help='of both')
+  ranges.add(parser, '--seed', Seed, default=0, help='of both')
   parser.add_argument('--output', help='JSON file for all of it')
   parser.add_argument('--report', help='HTML file for a page with plots')
 
@@ -83,11 +89,11 @@ def add_voters(commands, command: Callable[..., argparse.ArgumentParser]) -> Non
     action='store_true',
     help='tastes are for whose responses are compared, though the votes have features',
   )
-  parser.add_argument(
-    '--max_voters', type=int, help='keep those with the most votes only, as of very many'
+  ranges.add(
+    parser, '--max_voters', Count, help='keep those with the most votes only, as of very many'
   )
-  parser.add_argument('--num_folds', type=int, default=5, help='of voters')
-  parser.add_argument('--seed', type=int, default=0, help='of folds and of the order of votes')
+  ranges.add(parser, '--num_folds', Several, default=5, help='of voters')
+  ranges.add(parser, '--seed', Seed, default=0, help='of folds and of the order of votes')
   parser.add_argument('--output', help='JSON file for all of it, with every voter')
 
 
@@ -115,6 +121,11 @@ def _taste_votes(args: argparse.Namespace):
   rows = readers.votes_of_files(args.votes, args.format, skip_malformed=args.skip_malformed)
   votes = table.columns(rows)
   names = votes.x_names
+  if args.features and (args.alternatives or not names):
+    reason = (
+      '--alternatives asks for none' if args.alternatives else 'the votes have none (field x)'
+    )
+    raise ValueError(f'--features {" ".join(args.features)}: {reason}: leave --features out.')
   if args.alternatives or not names:
     votes, names = votes._replace(x=votes.x[:, :0]), votes.labels
   elif args.features:

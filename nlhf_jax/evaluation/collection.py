@@ -78,7 +78,7 @@ def collect(
     raise ValueError('One response has nothing to be compared with: set num_samples to 2 or more.')
   policies = [fingerprints.fingerprint_tree(one.params) for one in contestants]
   fields = {**fields, 'collection.policies': policies}
-  run_directory.check_resumable(output_dir, fields)
+  run_directory.check_resumable(output_dir, fields, _has_begun(output_dir))
   k, seed = collection.num_samples, collection.seed
   samplers = [sampler(one, k, seed, stream) for stream, one in enumerate(contestants)]
   written = {}
@@ -88,9 +88,14 @@ def collect(
       if path.exists():
         continue
       prompts = load()
-      run_directory.create(output_dir, config, fields)
+      run_directory.create(output_dir, config, fields, _has_begun(output_dir))
       written[split] = _collect_split(collection, samplers, prompts, split, path, check_directory)
   return written
+
+
+def _has_begun(output_dir: pathlib.Path) -> bool:
+  """A collection that failed before its first votes does not stand in the way of a better one."""
+  return any(output_dir.glob('*.jsonl')) or any(output_dir.glob('*.parts/*.jsonl'))
 
 
 def _collect_split(

@@ -15,8 +15,14 @@ from nlhf_jax.evaluation import exact, report, win_rates
 from nlhf_jax.evaluation.contestants import Contestant, as_text, draw
 from nlhf_jax.runtime import atomic, progress, run_lock
 from nlhf_jax.types import Enumeration, FixedPoint, PreferenceFn, Prompts
+from nlhf_jax.votes import files
+from nlhf_jax.votes.table import FieldError, Row
 
 Advance = Callable[[int], None]
+
+_VOTES = 'votes.jsonl'
+# Of a comparison's votes. Those of people and of `nlhf judge` have a time, collected ones a split, rollouts have `rollout`.
+_FIELDS = ('prompt', 'a', 'b', 'probability', 'order', 'judge', 'response_a', 'response_b', 'seed')
 
 
 class Evaluation(NamedTuple):
@@ -74,15 +80,17 @@ def compare(
     What was played.
 
   Raises:
-    ValueError: the judge is no PreferenceFn, or has answered outside [0, 1]; the reference does not play.
-    OSError: another process writes to the directory; it has been removed, or cannot be written to.
+    ValueError: the judge is no PreferenceFn, or has answered outside [0, 1]; the reference does not play; votes.jsonl holds votes that
+      are of no comparison.
+    OSError: another process writes to the directory, or to votes.jsonl; it has been removed, or cannot be written to.
   """
   if not callable(evaluation.judge):
     raise ValueError(
       f'A tournament asks a PreferenceFn, got {type(evaluation.judge).__name__}: resolve it first.'
     )
   check_reference(evaluation, list(contestants))
-  with run_lock.held(output_dir):
+  with run_lock.held(output_dir), run_lock.file_held(output_dir / _VOTES):
+    check_replaceable(output_dir)
     return _play(evaluation, contestants, output_dir)
 
 
@@ -95,7 +103,7 @@ def _play(
     players = enumerate(contestants.values())
     responses = [_respond(evaluation, one, prompts, stream, advance) for stream, one in players]
   missing: collections.Counter[tuple[str, str]] = collections.Counter()
-  votes = atomic.replaced(output_dir / 'votes.jsonl', encoding='utf-8')
+  votes = atomic.replaced(output_dir / _VOTES, encoding='utf-8')
   with progress.bar('win rates', num_pairs) as advance, votes as file:
     per_prompt = win_rates.judge_all(
       evaluation.judge,
@@ -121,6 +129,21 @@ def _play(
   atomic.write_text(output_dir / 'samples.jsonl', ''.join(lines))
   report.from_run_dir(output_dir)
   return Played(rates, prompts, dict(zip(labels, responses, strict=True)))
+
+
+def check_replaceable(output_dir: pathlib.Path) -> None:
+  """Raises ValueError where a comparison would replace votes that others have written to its votes.jsonl."""
+  path = output_dir / _VOTES
+  if path.exists():
+    for _ in files.read(path, _check_own):
+      pass
+
+
+def _check_own(row: Row) -> None:
+  if set(row) != set(_FIELDS):
+    raise FieldError(
+      'no vote of an earlier comparison, which this one would replace: move the file, or name another directory'
+    )
 
 
 def check_reference(evaluation: Evaluation, labels: Sequence[str]) -> None:
@@ -150,18 +173,10 @@ def _recorder(
       for lane, probability in enumerate(p.ravel().tolist()):
         if math.isnan(probability):
           continue
-        vote = {
-          'prompt': asked[lane // evaluation.num_samples],
-          'a': labels[i],
-          'b': labels[j],
-          'probability': probability,
-          'order': order,
-          'judge': evaluation.judge_name,
-          'response_a': answered[i][lane],
-          'response_b': answered[j][lane],
-          'seed': evaluation.seed,
-        }
-        file.write(json.dumps(vote) + '\n')
+        prompt, pair = asked[lane // evaluation.num_samples], (labels[i], labels[j])
+        texts = answered[i][lane], answered[j][lane]
+        vote = (prompt, *pair, probability, order, evaluation.judge_name, *texts, evaluation.seed)
+        file.write(json.dumps(dict(zip(_FIELDS, vote, strict=True))) + '\n')
 
   return observe
 

@@ -104,6 +104,7 @@ class Panel:
     if failures.window < 1:
       raise ValueError(f'window must be at least 1, got {failures.window}.')
     llm_settings.validate(server)
+    llm_settings.validate_parameters(parameters)
     self.models = tuple(models)
     self.template = llm_prompts.load(template) if isinstance(template, str) else template
     self.parameters = dict(parameters)

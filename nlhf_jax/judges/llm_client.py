@@ -138,7 +138,8 @@ class Client:
     return answer
 
   async def _try(self, model: str, text: str, parameters: Mapping[str, Any]) -> Answer:
-    body = {'model': model, 'messages': [{'role': 'user', 'content': text}], **parameters}
+    body = {'model': model, 'messages': [{'role': 'user', 'content': text}]}
+    body = {**parameters, **body}
     for number in range(self._server.num_retries + 1):
       await self._until_resumed()
       try:

@@ -3,10 +3,14 @@
 import math
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from nlhf_jax import untrusted
 from nlhf_jax.arguments import Count, CountOrZero, Positive
 
+# Fields of a request that are not the caller's to set: who is asked what, and how the answer comes.
+_RESERVED = ('model', 'messages', 'stream', 'n')
 _HOST = r'(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)'
 
 
@@ -53,6 +57,20 @@ def validate(server: Server) -> None:
     raise ValueError(f'timeout must be a positive number of seconds, got {server.timeout}.')
   if server.num_retries < 0:
     raise ValueError(f'num_retries must be 0 or more, got {server.num_retries}.')
+
+
+def validate_parameters(parameters: Mapping[str, Any]) -> None:
+  """Checks further fields of the requests.
+
+  Raises:
+    ValueError: one of them would ask another model, another question, or for another kind of answer.
+  """
+  for name in _RESERVED:
+    if name in parameters:
+      raise ValueError(
+        f'parameters must not have {name!r}, got {untrusted.quoted(parameters[name])}: models are named by themselves, and an answer '
+        'is one message in one piece. Leave it out.'
+      )
 
 
 def read_key(variable: str) -> str:

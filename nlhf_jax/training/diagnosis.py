@@ -76,7 +76,7 @@ def diagnose(
   imitate: Imitate,
   fields: Mapping[str, Any] | None = None,
   config: str = '',
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """Trains a run again with obstacles out of its way, and tells what each costs.
 
   Args:
@@ -88,6 +88,7 @@ def diagnose(
 
   Returns:
     What `summary` gives, and `last_quarter`: how much of the gap the last quarter of the steps took off with everything away.
+    None where the process was asked to end before: the trials have saved where they are, and nothing is written of them.
 
   Raises:
     ValueError: the run trains no policy, measures nothing, its method has no fixed point, or fresh prompts are its own.
@@ -122,6 +123,8 @@ def diagnose(
       found[trial.name] = measure(weights.trained_params(experiment, run_dir))
       continue
     state = run.train(trial.experiment, directory, own, config, runs=runs)
+    if int(state.step) < trial.experiment.num_steps:
+      return None
     found[trial.name] = measure(resolve.merged_params(experiment.adapters, state.params))
   result = summary(found) | {'last_quarter': _last_quarter(_directory(output_dir, ALL_AWAY))}
   atomic.write_json(output_dir / 'diagnosis.json', result)

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nlhf_jax.votes import readers, table, vote_file
+from nlhf_jax.votes import readers, schemas, table, vote_file
 from nlhf_jax.votes.responses import Pair
 from nlhf_jax.votes.table import Row
 
@@ -74,14 +74,13 @@ class Annotations:
     Raises:
       ValueError: the file is no JSONL of votes.
     """
-    if path.suffix != '.jsonl':
-      raise ValueError(f'Votes are appended to JSONL, got {path}: name a file that ends in .jsonl.')
     self._seed = seed
     self._hashes = {task: table.stable_hash(json.dumps(task)) for task in tasks}
     self._order: dict[str, list[Pair]] = {}
     # Of an annotator: tasks voted on or skipped, the last at the end; the verdict as it was shown, or 'skip'.
     self._done: dict[str, dict[Pair, str]] = {}
-    self._file = vote_file.VoteFile(path)
+    own = schemas.SCHEMAS['votes']
+    self._file = vote_file.VoteFile(path, functools.partial(schemas.votes_of, own))
     self._resume()
 
   def close(self) -> None:

@@ -37,8 +37,22 @@ def read(path: str | pathlib.Path, parse: Parse, *, skip_malformed: bool = False
     ValueError: a row is malformed; names file, line and field.
   """
   path = pathlib.Path(path)
+  yield from _parsed(path, _rows(path), parse, skip_malformed)
+
+
+def read_lines(path: pathlib.Path, lines: Iterable[bytes], parse: Parse) -> Iterator[Any]:
+  """Yields what `parse` makes of lines of a JSONL file, its first ones, that have been read; raises as `read` does."""
+  return _parsed(path, _numbered_lines(lines), parse, skip_malformed=False)
+
+
+def _parsed(
+  path: pathlib.Path,
+  rows: Iterable[tuple[int, Row | FieldError]],
+  parse: Parse,
+  skip_malformed: bool,
+) -> Iterator[Any]:
   skipped = 0
-  for place, row in _rows(path):
+  for place, row in rows:
     try:
       if isinstance(row, FieldError):
         raise row
@@ -75,9 +89,13 @@ def _binary(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
 
 def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, Row | FieldError]]:
   with _binary(path) as file:
-    for number, line in enumerate(file, start=1):
-      if line.strip():
-        yield number, _parse_line(line)
+    yield from _numbered_lines(file)
+
+
+def _numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Row | FieldError]]:
+  for number, line in enumerate(lines, start=1):
+    if line.strip():
+      yield number, _parse_line(line)
 
 
 def _parse_line(line: bytes) -> Row | FieldError:

@@ -4,26 +4,57 @@ Plain lines: what they hold is the caller's, and so is the lock, `run_lock.file_
 one after it.
 """
 
+import codecs
 import contextlib
 import io
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
+
+from nlhf_jax.votes import files
+
+# What a line that ends within a number, a word or an escape has left where JSON stops understanding it.
+_BEGUN = re.compile(
+  r'\s*|-|t|tr|tru|f|fa|fal|fals|n|nu|nul|\.(\d+[eE][+-]?)?|[eE][+-]?|\\?(u[0-9a-fA-F]{0,4})?'
+)
+
+
+def check_name(path: pathlib.Path) -> None:
+  """Raises ValueError where a file is none that votes can be appended to, by its name."""
+  if path.suffix != '.jsonl':
+    raise ValueError(f'Votes are appended to JSONL, got {path}: name a file that ends in .jsonl.')
 
 
 class VoteFile:
   """A JSONL file that nobody else writes."""
 
-  def __init__(self, path: pathlib.Path):
-    """Opens it, made if need be; half a line that a crash left goes."""
+  def __init__(self, path: pathlib.Path, parse: files.Parse):
+    """Opens it, made if need be; half a line that a crash left goes.
+
+    Args:
+      path: of the file.
+      parse: raises FieldError where a row is none of the caller's; all are read before the file is changed.
+
+    Raises:
+      ValueError: it is no JSONL of such rows; it is as before.
+    """
+    check_name(path)
     # A link stays one.
     self.path = path.resolve()
-    self.path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not self.path.exists()
+    content = b'' if is_new else self.path.read_bytes()
+    intact = _without_half(content)
+    for _ in files.read_lines(path, io.BytesIO(intact), parse):
+      pass
+    self.path.parent.mkdir(parents=True, exist_ok=True)
     self._file = _opened(self.path)
-    _mend(self.path, self._file)
+    if len(intact) < len(content):
+      self._file.truncate(len(intact))
+    elif intact and not intact.endswith(b'\n'):
+      _write(self._file, b'\n')
     if is_new:
       _sync_directory(self.path.parent)
 
@@ -98,18 +129,30 @@ def _write(file: io.FileIO, content: bytes) -> None:
   os.fsync(file.fileno())
 
 
-def _mend(path: pathlib.Path, file: io.FileIO) -> None:
-  """Ends the last line. Where a crash left half of one, it goes: its annotator was not told that it counts."""
-  content = path.read_bytes()
-  last = content[content.rfind(b'\n') + 1 :]
-  if not last:
-    return
+def _without_half(content: bytes) -> bytes:
+  """Without the half of a line that a crash left: whoever voted was not told that it counts."""
+  end = content.rfind(b'\n') + 1
+  return content[:end] if _is_half(content[end:]) else content
+
+
+def _is_half(line: bytes) -> bool:
+  """Whether a JSON object begins so, and is not at its end."""
+  if not line.startswith(b'{'):
+    return False
   try:
-    json.loads(last)
-    file.write(b'\n')
-  except ValueError:
-    if last.startswith(b'{'):
-      file.truncate(len(content) - len(last))
+    # Without the half of a character.
+    text = codecs.getincrementaldecoder('utf-8')().decode(line)
+    json.loads(text)
+  except json.JSONDecodeError as error:
+    if error.msg.startswith('Unterminated string'):
+      return True
+    rest = text[error.pos :]
+    if 'escape' in error.msg:
+      rest = text[text.rfind('\\') :]
+    return _BEGUN.fullmatch(rest) is not None
+  except (UnicodeDecodeError, RecursionError, ValueError):
+    pass
+  return False
 
 
 def _sync_directory(path: pathlib.Path) -> None:

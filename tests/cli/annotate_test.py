@@ -216,7 +216,10 @@ def write(path, responses):
     (['--responses', 'm=one.jsonl', 'm=one.jsonl'], "label 'm' is in one.jsonl and in one.jsonl"),
     (['--responses', 'm=one.jsonl', 'n=none.jsonl'], 'No file none.jsonl'),
     (['--run_dirs', 'runs'], 'No file runs/samples.jsonl: write'),
-    (['--responses', 'm=one.jsonl', 'n=two.jsonl', '--port=-1'], 'choose others with --host'),
+    (
+      ['--responses', 'm=one.jsonl', 'n=two.jsonl', '--port=-1'],
+      '--port must be a whole number from 0',
+    ),
     (
       ['--responses', 'm=one.jsonl', 'n=two.jsonl', '--host=192.0.2.1'],
       'Cannot listen on 192.0.2.1',

@@ -65,8 +65,11 @@ def test_without_regularisation_several_equilibria_are_said(capsys):
     (['--game=nowhere.csv'], 'No file nowhere.csv'),
     (['--game=cyclic', '--algorithm', 'nash_mdd'], 'Did you mean nash_md?'),
     (['--game=cyclic', '--eta=20'], 'eta * tau must be in (0, 1]'),
-    (['--game=cyclic', '--tau=-1'], 'tau must be 0'),
-    (['--game=cyclic', '--num_steps=0'], 'num_steps must be at least 1'),
+    (['--game=cyclic', '--tau=-1'], '--tau must be a number of at least 0, got -1.0.'),
+    (
+      ['--game=cyclic', '--num_steps=0'],
+      '--num_steps must be a whole number of at least 1, got 0.',
+    ),
     (['--game=cyclic', '--votes'], '--votes needs --num_samples'),
     (['--game=cyclic', '--algorithm=mixed', '--beta=2'], 'beta must be in [0, 1]'),
   ],

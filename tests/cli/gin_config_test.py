@@ -1,5 +1,7 @@
 """Resolved fields, flags and experiments by name; what gin makes of files is gin's."""
 
+import re
+
 import pytest
 
 from nlhf_jax.cli import experiments, gin_config
@@ -71,6 +73,23 @@ def test_stages_of_an_experiment():
   stage = experiments.stage('tldr/nash_md_3')
   assert [file.name for file in stage.files] == ['nash_md_pg.gin']
   assert stage.bindings == ('algorithms.nash_md_pg.beta=0.375',)
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'message'),
+  [
+    ('contestants', 'sft SFT\n# beside\nnash Nash\nsft:average SFT\n', "4: the label 'SFT' stands"),
+    ('contestants', 'sft SFT\n\nnash\n', "3: 'nash' has no label: write"),
+    ('stages', 'sft\npreference\nsft TAU=1\n', "3: the run 'sft' stands"),
+    ('stages', 'sft\ncollect sft\n', "2: the run 'sft' stands"),
+    ('stages', 'sft\npreference "x\n', '2: No closing quotation: write RUN'),
+  ],
+)
+def test_line_that_would_be_lost_is_refused(name, text, message, tmp_path):
+  path = tmp_path / f'{name}.txt'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=re.escape(f'{path}:{message}')):
+    getattr(experiments, name)(tmp_path)
 
 
 def test_unknown_experiment_lists_those_that_there_are():

@@ -75,6 +75,30 @@ def test_second_writer_to_the_same_votes_is_refused(capsys, tmp_path, answered):
   assert len([x for x in lines if f'{output} is in use: process {os.getpid()}' in x]) == 2
 
 
+@pytest.mark.parametrize('name', ['votes.csv', 'votes.json', 'votes'])
+def test_output_that_is_no_jsonl_is_refused_before_anything_is_asked(
+  answered, capsys, name, tmp_path
+):
+  with Stub(ALWAYS_FIRST) as stub:
+    argv = arguments(stub, tmp_path, answered, '--model=m')
+    assert main.main([*argv, f'--output={tmp_path / "out" / name}']) == 2
+  assert 'name a file that ends in .jsonl' in capsys.readouterr().err
+  assert not stub.calls and not (tmp_path / 'out').exists()
+
+
+def test_file_of_another_kind_is_refused_and_left(answered, capsys, tmp_path):
+  """Votes as a JSON array, of which a vote a line: none is lost."""
+  (tmp_path / 'out').mkdir()
+  output = tmp_path / 'out' / 'votes.jsonl'
+  content = '[{"a": "x", "b": "y", "verdict": "a"},\n{"a": "x", "b": "y", "verdict": "b"}]'
+  output.write_text(content)
+  with Stub(ALWAYS_FIRST) as stub:
+    assert main.main(arguments(stub, tmp_path, answered, '--model=m')) == 2
+  assert 'votes.jsonl:1: not JSON' in capsys.readouterr().err
+  assert not stub.calls and output.read_text() == content
+  assert [x.name for x in (tmp_path / 'out').iterdir() if x.is_file()] == ['votes.jsonl']
+
+
 def test_full_disk_costs_no_vote_that_was_counted(answered, capsys, monkeypatch, tmp_path):
   """It ends in one line, no half of a vote stays, and the same command goes on."""
   write, count = vote_file._write, itertools.count(1)
@@ -372,11 +396,19 @@ def test_mistake_is_one_line(change, message, answered, capsys, tmp_path):
   ('flags', 'message'),
   [
     (['--parameters=[1]'], '--parameters must be a JSON object'),
+    (['--parameters=[]'], '--parameters must be a JSON object'),
+    (['--parameters=[["model", "B"]]'], '--parameters must be a JSON object'),
+    (['--parameters=null'], '--parameters must be a JSON object'),
+    (['--parameters={"model": "B"}'], "parameters must not have 'model', got 'B'"),
+    (['--parameters={"messages": []}'], "parameters must not have 'messages'"),
+    (['--parameters={"stream": true}'], "parameters must not have 'stream'"),
+    (['--parameters={"n": 2}'], "parameters must not have 'n'"),
+    (['--parameters={"n": null}'], "parameters must not have 'n'"),
     (['--parameters={'], '--parameters must be a JSON object'),
     (['--template=nothing'], "No template 'nothing'"),
-    (['--concurrency=0'], 'concurrency must be at least 1'),
+    (['--concurrency=0'], '--concurrency must be a whole number of at least 1, got 0.'),
     (['--model=m', '--model=m'], 'models must be one or several different names'),
-    (['--max_failed_share=2'], r'max_share must be within [0, 1]'),
+    (['--max_failed_share=2'], '--max_failed_share must be a number from 0 to 1, got 2.0.'),
   ],
 )
 def test_wrong_flag_is_one_line(flags, message, answered, capsys, tmp_path):

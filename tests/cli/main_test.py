@@ -1,10 +1,12 @@
 """The command line: a user's mistake is one line with a remedy, and leaves nothing behind."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 
 import flax.traverse_util
 import jax
@@ -16,6 +18,8 @@ from nlhf_jax.cli import gin_config, main
 from nlhf_jax.formats import hf, t5x
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
+from nlhf_jax.runtime import run_directory
+from nlhf_jax.training import diagnosis
 from tests.formats import golden_models
 from tests.judges.llm_stub import Stub, longer
 
@@ -241,6 +245,15 @@ def test_every_line_of_a_prompts_file_is_a_prompt(tmp_path):
   path = tmp_path / 'prompts.txt'
   path.write_bytes('\ufeff# a heading\n\n  indented\n'.encode())
   assert main._read_prompts(path) == ['# a heading', '  indented']
+
+
+def test_prompts_end_with_their_line_alone(tmp_path):
+  """Texts from the web and from PDF hold separators that Python takes for ends of lines too."""
+  path = tmp_path / 'prompts.txt'
+  prompts = ['one\u2028two', 'three\x85four', 'five\x0csix\x0b\x1c', 'seven\reight', 'nine ']
+  for end in ('\n', '\r\n'):
+    path.write_bytes(end.join([*prompts, '\t', '']).encode())
+    assert main._read_prompts(path) == prompts
 
 
 @pytest.mark.parametrize(
@@ -482,6 +495,33 @@ def test_judge_of_a_gin_file_in_training_and_evaluation(judge, runs, capsys, llm
     'LLM',
   )
   assert (llm_stub.calls > calls) == (judge == 'llm')
+
+
+@pytest.mark.parametrize(
+  'argv',
+  [
+    ['demo', '--run_dir={}'],
+    ['win-rates', EVALUATION, '--output_dir={}', '--run_dirs', '{}/none'],
+    ['exploit', '--experiment=builtin/rlhf', '--output_dir={}', '--run_dirs', '{}/none'],
+  ],
+)
+def test_votes_of_others_are_found_before_anything_is_trained(argv, capsys, tmp_path):
+  path = tmp_path / 'votes.jsonl'
+  path.write_text('{"a": "x", "b": "y", "verdict": "a", "voter": "Ada"}\n')
+  status, output = run(capsys, *(x.format(tmp_path) for x in argv))
+  assert status == 2
+  assert f'{path}:1: no vote of an earlier comparison, which this one would' in output.err
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_stopped_diagnosis_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+  configured = types.SimpleNamespace(value=None, fields={}, text='')
+  monkeypatch.setattr(run_directory, 'read_config', lambda run_dir: '')
+  monkeypatch.setattr(gin_config, 'from_text', lambda *args: configured)
+  monkeypatch.setattr(gin_config, 'naming_flags', lambda configured: contextlib.nullcontext())
+  monkeypatch.setattr(diagnosis, 'diagnose', lambda *args: None)
+  status, output = run(capsys, 'diagnose', f'--run_dir={tmp_path}')
+  assert (status, output.out) == (0, f'Stopped: {tmp_path / "diagnosis"}; run again to go on.\n')
 
 
 def test_run_of_version_0_1_is_refused_by_name(runs, capsys, tmp_path):

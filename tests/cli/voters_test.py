@@ -38,6 +38,8 @@ def test_who_differs_by_what(tmp_path, capsys):
     ({'voters': False}, [], 'No vote says who voted'),
     ({'num_voters': 2}, [], '5 folds of voters need as many voters'),
     ({}, ['--features', 'odd'], "The votes have no feature 'odd', only: long."),
+    ({'x': False}, ['--features', 'long'], '--features long: the votes have none (field x)'),
+    ({}, ['--features', 'long', '--alternatives'], '--features long: --alternatives asks for none'),
   ],
 )
 def test_mistakes_are_one_line(kind, flags, message, tmp_path, capsys):

@@ -115,6 +115,27 @@ def test_other_policies_and_settings_are_refused(tmp_path):
     collected(tmp_path, contestants=(always(0, 1, 2),))
 
 
+def test_collection_that_failed_before_its_first_batch_gives_way(tmp_path):
+  """What was wrong is set right, and the directory is the corrected one's; from its first batch on it is kept."""
+  calls = []
+
+  def failing(prompts, response, alternative):
+    calls.append(1)
+    if len(calls) == 3:
+      raise ValueError('The judge is gone.')
+    return np.full(len(response), 1.5 if len(calls) == 1 else 0.5)
+
+  with pytest.raises(ValueError, match=r'outside \[0, 1\]'):
+    collected(tmp_path, judge=failing, seed=1)
+  assert (tmp_path / 'config.gin').exists()
+  with pytest.raises(ValueError, match='gone'):
+    collected(tmp_path, judge=failing)
+  with pytest.raises(ValueError, match='seed was 0, now 1'):
+    collected(tmp_path, seed=1)
+  written, _ = collected(tmp_path)
+  assert written['train'] and not list(tmp_path.glob('*.parts'))
+
+
 def test_second_writer_is_refused(tmp_path):
   with (
     run_lock.held(tmp_path),

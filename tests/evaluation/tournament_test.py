@@ -245,3 +245,61 @@ def test_second_writer_is_refused(tmp_path):
   assert refused and len(list(readers.votes(tmp_path / 'out' / 'votes.jsonl'))) == 12
   names = 'report.html', 'samples.jsonl', 'votes.jsonl', 'win_rates.csv', 'win_rates.json'
   assert tuple(sorted(path.name for path in (tmp_path / 'out').iterdir())) == names
+
+
+OTHERS = {
+  'annotate': {
+    'verdict': 'a',
+    'voter': 'Ada',
+    'judge': 'human',
+    'order': 'ab',
+    'time': 1.0,
+    'seed': 0,
+  },
+  'judge': {'verdict': 'a', 'judge': 'm', 'order': 'ab', 'time': 1.0},
+  'judge with log-probs': {'probability': 0.7, 'judge': 'rule', 'order': 'ab', 'time': 1.0},
+  'rollout': {'probability': 0.7, 'seed': 0, 'rollout': {'step': 1}},
+  'import': {'verdict': 'b'},
+}
+
+
+@pytest.mark.parametrize('other', OTHERS)
+def test_votes_of_others_are_not_replaced(other, tmp_path):
+  """Whoever has appended one to the file of a comparison; before anything is drawn."""
+  contestants = {'a': always(0, 0, 0), 'b': always(1, 2, 2)}
+  tournament.compare(evaluation(), contestants, tmp_path)
+  path = tmp_path / 'votes.jsonl'
+  texts = {'prompt': 'p', 'a': 'a', 'b': 'b', 'response_a': 'x', 'response_b': 'y'}
+  with path.open('a') as file:
+    file.write(json.dumps(texts | OTHERS[other]) + '\n')
+  before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}
+  number = before['votes.jsonl'].count(b'\n')
+
+  def prompts():
+    raise AssertionError
+
+  message = (
+    rf'votes\.jsonl:{number}: no vote of an earlier comparison.*: move the file, or name another'
+  )
+  with pytest.raises(ValueError, match=message):
+    tournament.compare(evaluation(prompts=prompts), contestants, tmp_path)
+  assert {x.name: x.read_bytes() for x in tmp_path.iterdir()} == before
+
+
+def test_votes_of_earlier_comparisons_are_replaced(tmp_path):
+  """By another judge, of other contestants and another seed too."""
+  tournament.compare(evaluation(), {'a': always(0, 0, 0), 'b': always(1, 2, 2)}, tmp_path)
+  changed = evaluation(judge_name='another', seed=3)
+  tournament.compare(changed, {'c': always(0, 0, 0), 'b': always(1, 2, 2)}, tmp_path)
+  votes = list(readers.votes(tmp_path / 'votes.jsonl'))
+  assert {(x['judge'], x['seed'], x['a']) for x in votes} == {('another', 3, 'c')}
+
+
+def test_votes_that_are_just_written_to_are_not_replaced(tmp_path):
+  path = tmp_path / 'votes.jsonl'
+  with (
+    run_lock.file_held(path),
+    pytest.raises(run_lock.InUseError, match=r'votes\.jsonl is in use'),
+  ):
+    tournament.compare(evaluation(), {'a': UNIFORM, 'b': UNIFORM}, tmp_path)
+  assert not list(tmp_path.iterdir())

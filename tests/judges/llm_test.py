@@ -52,6 +52,13 @@ def preferences(judgements):
   return [x.preference for x in judgements]
 
 
+@pytest.mark.parametrize('name', ['model', 'messages', 'stream', 'n'])
+def test_parameters_that_ask_something_else_are_refused(name):
+  """Votes would be recorded as another model's, or of another question, than was asked."""
+  with pytest.raises(ValueError, match=f"parameters must not have '{name}'"):
+    llm.Panel(['A'], parameters={name: 'B', 'temperature': 0})
+
+
 # Answers.
 
 

@@ -162,6 +162,82 @@ def test_file_of_settings(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"A": 1}\n\n[1]\n', '3: write a JSON object of bindings, got [1].'),
+    ('{"A": 1}\n"A"\n', "2: write a JSON object of bindings, got 'A'."),
+    ('{"A": 1}\n{"A": \n', '2: not JSON ('),
+    ('{"A": 1, "A": 2}\n', "1: the key 'A' stands twice"),
+  ],
+)
+def test_error_of_a_line_that_is_no_setting(text, message, capsys, tmp_path):
+  path = tmp_path / 'list'
+  path.write_text(text)
+  argv = ['--gin_file=a.gin', f'--output_dir={tmp_path / "runs"}', f'--list={path}']
+  assert one_line(capsys, argv).startswith(f'{path}:{message}')
+  assert not (tmp_path / 'runs').exists()
+
+
+def one_line(capsys, argv):
+  """What the sweep says of a mistake."""
+  assert sweep.main(argv) == 2
+  line, nothing = capsys.readouterr().err.split('\n')
+  assert line.startswith('sweep: ') and not nothing
+  return line.removeprefix('sweep: ')
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--only=99'], '--only=99: there are 2 settings, from 0.'),
+    (['--only=2'], '--only=2: there are 2 settings, from 0.'),
+    (['--only=-1'], '--only must be a whole number of at least 0, got -1.'),
+    (['--jobs=0'], '--jobs must be a whole number of at least 1, got 0.'),
+  ],
+)
+def test_error_of_a_number_out_of_range(flags, message, capsys, tmp_path):
+  argv = ['--gin_file=a.gin', f'--output_dir={tmp_path / "runs"}', '--grid', 'A=1,2', *flags]
+  assert one_line(capsys, argv) == message
+
+
+@pytest.mark.parametrize('engine', ['local', 'slurm'])
+def test_error_of_a_damaged_record_of_the_sweep(capsys, engine, tmp_path):
+  (tmp_path / 'sweep.json').write_text('{"experiment": null,\n"gin_')
+  argv = ['--gin_file=a.gin', f'--output_dir={tmp_path}', '--grid', 'A=1', f'--engine={engine}']
+  assert f'{tmp_path / "sweep.json"}:2: not JSON (' in one_line(capsys, argv)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"fields": {', '1: not JSON ('),
+    ('{}', '1: no "fields"'),
+    ('[]', '1: no "fields"'),
+    ('{"fields": 3}', '1: no "fields"'),
+  ],
+)
+def test_damaged_run_is_named_while_the_others_go_on(message, start, text):
+  (start.dir / 'BETA=0' / 'checkpoints' / '7').mkdir(parents=True)
+  (start.dir / 'BETA=0' / 'run.json').write_text(text)
+  shown = start('--grid', 'BETA=0,1')
+  assert (shown.returncode, shown.stderr.count('\n')) == (1, 1), shown.stderr
+  assert f'BETA=0 failed: {start.dir / "BETA=0" / "run.json"}:{message}' in shown.stderr
+  assert sweep.is_done(start.dir / 'BETA=1')
+  shown = start('--grid', 'BETA=0,1', '--engine=slurm')
+  assert (shown.returncode, shown.stderr.count('\n')) == (2, 1), shown.stderr
+
+
+def test_error_of_a_job_that_is_refused(start, tmp_path):
+  refusing = (
+    '#!/usr/bin/env bash\necho odd >&2; echo "sbatch: error: no such partition" >&2; exit 1\n'
+  )
+  programs(tmp_path / 'bin', sbatch=refusing)
+  shown = start('--engine=slurm', '--grid', 'BETA=0')
+  assert shown.returncode == 2 and shown.stderr.count('\n') == 1, shown.stderr
+  assert 'sweep.sbatch (exit status 1, sbatch: error: no such partition): correct' in shown.stderr
+
+
 def test_commas_within_values():
   settings = sweep.parse_settings(["A=(1, 2),'b,c',3"], None)
   assert [s['A'] for s in settings] == ['(1, 2)', "'b,c'", '3']

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import numpy as np
 import optax
@@ -52,6 +53,22 @@ def test_obstacle_is_found(experiment, tmp_path):
   again = diagnosis.diagnose(experiment, tmp_path / 'self_play', tmp_path / 'out', algorithms.sft)
   assert again == result == json.loads((tmp_path / 'out' / 'diagnosis.json').read_text())
   assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_diagnosis_that_is_asked_to_end_measures_no_half_trained_trial(
+  experiment, monkeypatch, tmp_path
+):
+  """No other trial begins, and nothing is written; run again, it goes on."""
+  trained = []
+
+  def stopping(trial, directory, *args, **settings):
+    trained.append(directory.name)
+    return types.SimpleNamespace(step=3, params=None)
+
+  monkeypatch.setattr(diagnosis.run, 'train', stopping)
+  found = diagnosis.diagnose(experiment, tmp_path / 'run', tmp_path / 'out', algorithms.sft)
+  assert found is None and trained == ['as_it_is']
+  assert not (tmp_path / 'out' / 'diagnosis.json').exists()
 
 
 def test_run_that_is_not_measured(experiment, tmp_path):
