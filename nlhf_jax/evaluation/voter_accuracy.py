@@ -1,7 +1,8 @@
 """How well voters are known: accuracy and log-loss of P_u for known voters, and for unseen ones after a few of their votes.
 
 Beside each stands the population's model, which does not ask who votes. All voters count the same, however many votes they
-have; intervals are Student's t over voters, since votes of one voter are not independent.
+have; intervals are Student's t over voters, since votes of one voter are not independent. A vote of weight n is n equal votes
+throughout: of what is held out and of what is seen, too.
 """
 
 import functools
@@ -65,8 +66,9 @@ def measure(
     their shares and their largest features.
 
   Raises:
-    ValueError: there are fewer voters than folds.
+    ValueError: there are fewer voters than folds, or weights are not as `tastes.repeated` needs them.
   """
+  votes, _ = tastes.repeated(votes)
   rng = np.random.default_rng(seed)
   numbers = np.unique(votes.voter)
   if len(numbers) < num_folds or num_folds < 2:
@@ -108,7 +110,12 @@ def few_shot(
     baseline: the population's model on each vote.
     sizes: numbers of votes.
     seed: of the order of votes.
+
+  Raises:
+    ValueError: weights are not as `tastes.repeated` needs them.
   """
+  votes, which = tastes.repeated(votes)
+  baseline = baseline[which]
   rank, counts = _ranks(votes.voter, np.random.default_rng(seed))
   test = (rank >= max(sizes)) & (votes.voter >= 0)
   kept = counts > max(sizes)

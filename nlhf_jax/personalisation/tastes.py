@@ -68,15 +68,15 @@ def all_tastes(
 
 def letters(tastes: Tastes, options: Sequence[Sequence[str]]) -> Int[np.ndarray, '*grid']:
   """The right answer by every taste: 0, 1, 2 for A, B, C, and 3 for D."""
-  # Something disliked outweighs all that is liked.
-  disliked = np.int8(-MOST * len(tastes.features) - 1)
-  best = np.zeros(tastes.weights.shape, np.int8)
+  # Something disliked outweighs all that is liked. Eight features disliked add up to less than an int8 holds.
+  disliked = np.int16(-MOST * len(tastes.features) - 1)
+  best = np.zeros(tastes.weights.shape, np.int16)
   result = np.full(tastes.weights.shape, len(LETTERS), np.int8)
   for number, option in enumerate(options):
-    total = np.zeros([1] * best.ndim, np.int8)
+    total = np.zeros([1] * best.ndim, np.int16)
     for value in option:
       axis, column = _place(tastes.features, value)
-      tier = tastes.tiers[axis][:, column].astype(np.int8)
+      tier = tastes.tiers[axis][:, column].astype(np.int16)
       total = total + _along(np.where(tier == 0, disliked, tier), axis, best.ndim)
     better = total > best
     result[better] = number

@@ -67,11 +67,17 @@ def list_of(row: Mapping[str, Any], field: str) -> list:
 
 
 def name_of(row: Mapping[str, Any], *fields: str) -> str | None:
-  """The first of them that is there, as a string."""
+  """The first of them that is there, as a string; a column of numbers has NaN where there is none."""
   for field in fields:
-    if row.get(field) is not None:
+    if not table.is_missing(row.get(field)):
       return str(row[field])
   return None
+
+
+def voter_of(row: Mapping[str, Any], *fields: str) -> str | None:
+  """The first of them that says who voted: a blank says nobody."""
+  names = (name_of(row, field) for field in fields)
+  return next((name for name in names if name and name.strip()), None)
 
 
 def signed(value: float) -> str:

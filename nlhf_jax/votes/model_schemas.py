@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nlhf_jax.votes.fields import list_of, name_of, number_of, one_of, text
+from nlhf_jax.votes.fields import list_of, name_of, number_of, one_of, text, voter_of
 from nlhf_jax.votes.table import FieldError, Row
 
 _WINNERS = {
@@ -20,7 +20,7 @@ def arena(row: Row) -> list[Row]:
     'a': text(row, 'model_a'),
     'b': text(row, 'model_b'),
     'verdict': one_of(row, 'winner', _WINNERS),
-    'voter': name_of(row, 'evaluation_session_id', 'judge_hash', 'judge'),
+    'voter': voter_of(row, 'evaluation_session_id', 'judge_hash', 'judge'),
     'judge': 'human',
     'prompt': name_of(row, 'question_id'),
     'time': number_of(row, 'tstamp') if row.get('tstamp') is not None else None,
@@ -123,12 +123,12 @@ def mt_bench(row: Row) -> list[Row]:
   winners = {'model_1': 'a', 'model_2': 'b', 'tie': 'tie', 'error': None}
   judge = row.get('judge')
   judge = '/'.join(map(str, judge)) if isinstance(judge, list) else name_of(row, 'judge')
-  turn = f' turn {row["turn"]}' if row.get('turn') is not None else ''
+  question, turn = name_of(row, 'question_id'), name_of(row, 'turn')
+  prompt = f'{question} turn {turn}' if question and turn else question
   found = []
   for field, order in (('g1_winner', 'ab'), ('g2_winner', 'ba')):
     verdict = one_of(row, field, winners)
     if verdict is not None:
       names = {'a': text(row, 'model_1'), 'b': text(row, 'model_2')}
-      prompt = f'{row.get("question_id")}{turn}'
       found.append(names | {'verdict': verdict, 'order': order, 'judge': judge, 'prompt': prompt})
   return found

@@ -18,7 +18,7 @@ one JSON object a line:
 | split                  | 'train' or another: what the vote is meant for                                             |
 
 A verdict or a probability is needed, and what it is about: `a` and `b`, both responses, or all four. The rest is null or
-absent where unknown. A judgement that failed is no row; but pairs of responses that training kept (`training.traces`), which
+absent where unknown; a voter that is blank, or NaN, is unknown, and no one voter. A judgement that failed is no row; but pairs of responses that training kept (`training.traces`), which
 have a field `rollout` of their own in the file, stay there without a vote.
 """
 
@@ -100,6 +100,7 @@ def checked(row: Mapping[str, Any]) -> Row:
     if name not in FIELDS:
       raise FieldError(f'field {untrusted.quoted(name)} is none of a vote: {", ".join(FIELDS)}')
   result = {name: row.get(name) for name in FIELDS}
+  result['voter'] = _known_voter(result['voter'])
   for name in _TEXTS:
     if result[name] is not None and not isinstance(result[name], str):
       raise FieldError(f'field {name!r} must be a string, got {type(result[name]).__name__}')
@@ -118,6 +119,17 @@ def checked(row: Mapping[str, Any]) -> Row:
   if result['messages'] is not None:
     result['messages'] = messages_of(result['messages'], 'messages')
   return result
+
+
+def is_missing(value: Any) -> bool:
+  """Whether a field holds nothing: null, or NaN, as a column of numbers has it in Parquet."""
+  return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
+
+
+def _known_voter(value: Any) -> Any:
+  """None for all that names nobody, lest the votes of all who are unknown be one voter's."""
+  blank = isinstance(value, str) and not value.strip()
+  return None if blank or is_missing(value) else value
 
 
 def messages_of(value: Any, field: str) -> list[dict[str, str]]:

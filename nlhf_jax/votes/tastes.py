@@ -38,6 +38,8 @@ _FLAT = 1e-12
 _RIDGE = 1e-3
 # Numbers of an array of features of several voters.
 _CHUNK = 2**22
+# The same of weighted votes, each as many times as it counts.
+_MAX_REPEATED = 2**25
 _MAX_HALVINGS = 40
 
 
@@ -143,7 +145,8 @@ def from_table(votes: table.Votes, max_voters: int | None = None) -> TasteVotes:
       'No vote says who voted: the field voter is needed to tell voters apart (docs/votes.md#public-formats).'
     )
   if max_voters is not None:
-    counts = np.bincount(votes.voter[votes.voter >= 0])
+    known = table.select(votes, votes.voter >= 0)
+    counts = np.bincount(known.voter, known.counts)
     most = np.argsort(-counts, kind='stable')[:max_voters]
     votes = table.select(votes, np.isin(votes.voter, most))
   x = votes.x if votes.x.shape[1] else incidence(votes)
@@ -164,8 +167,32 @@ def incidence(votes: table.Votes) -> Float[np.ndarray, 'N labels']:
 
 def scaled(votes: TasteVotes) -> TasteVotes:
   """Features divided by their root mean squares, so that they may be of any unit."""
-  size = np.sqrt(np.mean(votes.x**2, axis=0))
+  total = max(float(votes.weight.sum()), np.finfo(float).tiny)
+  size = np.sqrt(votes.weight @ votes.x**2 / total)
   return votes._replace(x=votes.x / np.where(size > 0, size, 1))
+
+
+def repeated(votes: TasteVotes) -> tuple[TasteVotes, Int[np.ndarray, 'M']]:
+  """Each vote as many times as it counts, all of weight 1, and which vote each was.
+
+  Raises:
+    ValueError: a weight is no whole number, or there are more votes than memory should hold.
+  """
+  whole = np.rint(votes.weight)
+  broken = np.flatnonzero((np.abs(votes.weight - whole) > 1e-9) | (whole < 0))
+  if broken.size:
+    raise ValueError(
+      f'Of votes with a voter, number {broken[0] + 1} has weight {votes.weight[broken[0]]:g}: weights must be whole numbers here, '
+      'of how many equal votes each is; leave the field weight out, or round it.'
+    )
+  num_features, most = votes.x.shape[1], max(_MAX_REPEATED // max(votes.x.shape[1], 1), len(whole))
+  if whole.sum() > most:
+    raise ValueError(
+      f'Weights that add up to {whole.sum():,.0f} are more than {most:,}, the most votes on {num_features} features that are '
+      'measured: divide the field weight of all votes, or keep fewer voters or features.'
+    )
+  which = np.repeat(np.arange(len(whole)), whole.astype(np.int64))
+  return select(votes, which)._replace(weight=np.ones(len(which))), which
 
 
 def select(votes: TasteVotes, chosen: np.ndarray) -> TasteVotes:

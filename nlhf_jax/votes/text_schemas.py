@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nlhf_jax.votes import table
-from nlhf_jax.votes.fields import list_of, name_of, number_of, one_of, signed, text
+from nlhf_jax.votes.fields import list_of, name_of, number_of, one_of, signed, text, voter_of
 from nlhf_jax.votes.table import FieldError, Row
 
 
@@ -189,7 +189,7 @@ def openai(row: Row) -> list[Row]:
   responses = [text(summary, 'text').strip() for summary in summaries]
   names = [name_of(summary, 'policy') for summary in summaries]
   named = dict(zip('ab', names, strict=True)) if all(names) and names[0] != names[1] else {}
-  others = {'voter': name_of(row, 'worker'), 'split': name_of(row, 'split')}
+  others = {'voter': voter_of(row, 'worker'), 'split': name_of(row, 'split')}
   return [_pair(_post(row), responses, preference, **named, **others)]
 
 

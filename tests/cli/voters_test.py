@@ -32,6 +32,27 @@ def test_who_differs_by_what(tmp_path, capsys):
   assert found['unseen']['16']['accuracy']['gain']['low'] > 0.1
 
 
+def test_a_vote_of_weight_two_is_two_lines(tmp_path):
+  path, twice, out = write(tmp_path / 'v.jsonl', num_votes=9), tmp_path / 'w.jsonl', []
+  lines = path.read_text().splitlines(keepends=True)
+  twice.write_text(''.join(x for line in lines for x in (line, line)))
+  path.write_text(''.join(line.replace('{', '{"weight": 2, ', 1) for line in lines))
+  for votes in (path, twice):
+    out.append(votes.with_suffix('.json'))
+    assert main.main(['voters', f'--votes={votes}', f'--output={out[-1]}']) == 0
+  weighted, repeated = (json.loads(x.read_text()) | {'source': None} for x in out)
+  assert weighted == repeated and weighted['num_votes'] == 144
+
+
+def test_a_weight_that_is_no_number_of_votes_is_one_line(tmp_path, capsys):
+  path = write(tmp_path / 'v.jsonl')
+  path.write_text(path.read_text().replace('{', '{"weight": 0.5, ', 1))
+  assert main.main(['voters', '--votes', str(path)]) == 2
+  error = capsys.readouterr().err
+  assert 'number 1 has weight 0.5: weights must be whole numbers' in error
+  assert error.count('\n') == 1
+
+
 @pytest.mark.parametrize(
   ('kind', 'flags', 'message'),
   [

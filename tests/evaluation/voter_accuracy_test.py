@@ -92,6 +92,47 @@ def test_few_shot_asks_all_sizes_the_same_votes_and_looks_at_none_of_them():
   assert len(found[0].voter) == 20
 
 
+def test_a_vote_of_weight_n_is_n_equal_votes():
+  """In what is held out, what is seen of the unseen, and all scores: as if each stood in a row of its own."""
+  _, votes = planted(2.0, num_voters=10, num_votes=12)
+  weighted = votes._replace(weight=np.random.default_rng(0).integers(5, size=120).astype(float))
+  rows = tastes.select(votes, np.repeat(np.arange(120), weighted.weight.astype(int)))
+  found = voter_accuracy.measure(weighted, sizes=(0, 4))
+  assert found == voter_accuracy.measure(rows, sizes=(0, 4))
+  assert found['num_votes'] == weighted.weight.sum()
+  assert found != voter_accuracy.measure(votes, sizes=(0, 4))
+  population = tastes.Taste(np.zeros(2), np.eye(2))
+  parts = [voter_accuracy.few_shot(population, x, x.share, sizes=(0, 4)) for x in (weighted, rows)]
+  for one, other in zip(*parts, strict=True):
+    for column, expected in zip(one, other, strict=True):
+      np.testing.assert_array_equal(column, expected)
+
+
+def test_who_votes_once_with_weight_is_tested():
+  """One row of weight 50 is more than 16 votes, of which a fifth is held out."""
+  _, votes = planted(1.0, num_voters=10, num_votes=1)
+  found = voter_accuracy.measure(votes._replace(weight=np.full(10, 50.0)))
+  assert (found['num_known'], found['num_unseen'], found['num_votes']) == (10, 10, 500)
+
+
+@pytest.mark.parametrize(
+  ('weight', 'message'),
+  [
+    ([1, 2.5, 0.5, 1], r'number 2 has weight 2\.5: weights must be whole numbers here'),
+    ([1, 1, 1e-3, 1], r'number 3 has weight 0\.001: weights must be whole'),
+    ([1, 1e300, 1, 1], r'Weights that add up to 1,0.* are more than 16,777,216'),
+    ([1, 2e7, 1, 1], r'up to 20,000,003 are more than 16,777,216, the most votes on 2 features'),
+  ],
+)
+def test_weights_that_are_no_numbers_of_votes_are_refused(weight, message):
+  _, votes = planted(1.0, num_voters=2, num_votes=2)
+  votes = votes._replace(weight=np.array(weight, float))
+  with pytest.raises(ValueError, match=message):
+    voter_accuracy.measure(votes)
+  with pytest.raises(ValueError, match=message):
+    voter_accuracy.few_shot(tastes.Taste(np.zeros(2), np.eye(2)), votes, votes.share)
+
+
 def test_intervals_are_over_voters():
   one = voter_accuracy.Foretold(
     np.array([0, 0, 0, 0, 1, 2]), np.ones(6), np.array([0.9] * 4 + [0.1, 0.9]), np.full(6, 0.9)

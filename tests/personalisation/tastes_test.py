@@ -41,6 +41,24 @@ def test_letters_are_those_of_the_rule():
   np.testing.assert_allclose(shares(left), letter_shares(listed()), atol=1e-6)
 
 
+def test_eight_features_of_three_values_are_added_up_as_python_does():
+  """Eight values disliked are 8 × −17, which eight bits would hold as something liked."""
+  features = tuple(Feature(f'f{i}', tuple(f'{i}{v}' for v in 'xyz'), (1, 1, 1)) for i in range(8))
+  options = [tuple(f'{i}{v}' for i in range(8)) for v in 'xyz']
+  left = tastes.all_tastes(features)
+  found = tastes.letters(left, options)
+  # The first taste of all dislikes all of an option; the others are drawn.
+  places = [(0,) * 8, *np.random.default_rng(0).integers(6, size=(500, 8))]
+  for place in map(tuple, places):
+    tiers = [table[x].tolist() for table, x in zip(left.tiers, place, strict=True)]
+    taste = {
+      value: tier
+      for feature, row in zip(features, tiers, strict=True)
+      for value, tier in zip(feature.values, row, strict=True)
+    }
+    assert 'ABCD'[found[place]] == shopping.label(options, taste)
+
+
 @pytest.mark.parametrize(
   ('statement', 'holds'),
   [

@@ -3,7 +3,10 @@
 import copy
 import gzip
 import json
+import math
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from nlhf_jax.votes import readers, schemas, table
@@ -195,6 +198,74 @@ def test_unknown_format(tmp_path):
     list(readers.votes(path))
   with pytest.raises(ValueError, match=r"No format 'arena2'.*arena_55k"):
     list(readers.votes(path, 'arena2'))
+
+
+_ARENA = {'model_a': 'm', 'model_b': 'n', 'winner': 'tie'}
+_OPENAI = {
+  'info': {'title': 'T', 'article': 'P'},
+  'summaries': [{'text': 'A', 'policy': 'm'}, {'text': 'B', 'policy': 'n'}],
+  'choice': 0,
+}
+
+
+@pytest.mark.parametrize('blank', ['', ' ', math.nan, None])
+@pytest.mark.parametrize(
+  ('name', 'row', 'field'),
+  [('arena', _ARENA, 'judge_hash'), ('arena', _ARENA, 'judge'), ('openai', _OPENAI, 'worker')],
+)
+def test_a_blank_voter_is_unknown(blank, name, row, field):
+  (vote,) = schemas.votes_of(schemas.SCHEMAS[name], row | {field: blank})
+  assert vote['voter'] is None
+
+
+@pytest.mark.parametrize('blank', ['', ' ', math.nan, None])
+def test_a_blank_session_leaves_the_judge_to_say_who_voted(blank):
+  row = _ARENA | {'evaluation_session_id': blank, 'judge': 'u'}
+  assert schemas.votes_of(schemas.SCHEMAS['arena'], row)[0]['voter'] == 'u'
+
+
+def test_nan_names_no_prompt_policy_or_split():
+  """As pandas fills a column that has gaps."""
+  nan = math.nan
+  summaries = [{'text': x, 'policy': nan} for x in 'AB']
+  rows = {
+    'arena': _ARENA | {'question_id': nan},
+    'openai': _OPENAI | {'summaries': summaries, 'split': nan},
+    'mt_bench': {'model_1': 'm', 'model_2': 'n', 'g1_winner': 'tie', 'g2_winner': 'tie'}
+    | {'question_id': nan, 'turn': nan, 'judge': nan},
+  }
+  for name, row in rows.items():
+    for vote in schemas.votes_of(schemas.SCHEMAS[name], row):
+      assert 'nan' not in vote.values() and 'None' not in vote.values()
+  assert vote['prompt'] is None and vote['judge'] is None
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'json', 'csv', 'parquet'])
+def test_anonymous_votes_of_a_file_are_nobodys(kind, tmp_path):
+  """Blanks in files of text, gaps and NaN in columns of Parquet."""
+  rows = [{'a': 'm', 'b': 'n', 'verdict': 'a', 'voter': x} for x in ('', 'u', ' ', None)]
+  path = tmp_path / f'votes.{kind}'
+  if kind == 'jsonl':
+    path.write_text(''.join(map(_line, [*rows, rows[0] | {'voter': math.nan}])))
+  elif kind == 'json':
+    path.write_text(json.dumps([*rows, rows[0] | {'voter': math.nan}]))
+  elif kind == 'csv':
+    path.write_text('a,b,verdict,voter\n' + ''.join(f'm,n,a,{x["voter"] or ""}\n' for x in rows))
+  else:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  voters = [vote['voter'] for vote in readers.votes(path)]
+  assert voters == [None, 'u', *[None] * (len(voters) - 2)] and len(voters) >= 4
+
+
+def test_a_column_of_numbers_of_voters_in_parquet(tmp_path):
+  rows = [_ARENA | {'judge_hash': x} for x in (7.0, math.nan, math.nan)]
+  path = tmp_path / 'votes.parquet'
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  assert [vote['voter'] for vote in readers.votes(path)] == ['7.0', None, None]
+
+
+def _line(row) -> str:
+  return json.dumps(row) + '\n'
 
 
 def test_gzip(tmp_path):

@@ -1,5 +1,7 @@
 """The schema of votes: what it refuses, and its columns."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,20 @@ VOTE = {'a': 'm', 'b': 'n', 'verdict': 'a'}
 def test_refused(changes, message):
   with pytest.raises(table.FieldError, match=message):
     table.checked(VOTE | changes)
+
+
+@pytest.mark.parametrize('voter', ['', ' \t\n', '\u3000', math.nan, np.float32('nan'), None])
+def test_who_is_blank_is_unknown(voter):
+  """Or all who are unknown would be one voter, the most productive of all."""
+  votes = table.columns(table.checked(VOTE | {'voter': x}) for x in (voter, 'u', voter, ' u'))
+  assert votes.voter.tolist() == [table.UNKNOWN, 0, table.UNKNOWN, 1]
+  assert votes.voters == ('u', ' u')
+
+
+@pytest.mark.parametrize('field', ['a', 'prompt', 'response_a', 'judge', 'split'])
+def test_nan_is_no_name(field):
+  with pytest.raises(table.FieldError, match=f"field '{field}' must be a string, got float"):
+    table.checked(VOTE | {'response_a': 'A', 'response_b': 'B', field: math.nan})
 
 
 def test_columns():

@@ -192,6 +192,16 @@ def test_sure_votes_stay_finite(caplog):
   assert np.mean((foretold > 0.5) == sure.share) > 0.97
 
 
+def test_features_are_scaled_by_all_equal_votes():
+  votes = tastes.votes_on(np.array([[3.0, 0], [1, 0]]), np.ones(2))._replace(
+    weight=np.array([1.0, 7])
+  )
+  rows, which = tastes.repeated(votes)
+  assert which.tolist() == [0, *[1] * 7] and rows.weight.tolist() == [1] * 8
+  np.testing.assert_allclose(tastes.scaled(votes).x, np.array([[3, 0], [1, 0]]) / [2**0.5, 1])
+  np.testing.assert_allclose(tastes.scaled(votes).x[which], tastes.scaled(rows).x)
+
+
 def test_refusals_and_unknown_voters():
   row = {'a': 'm', 'b': 'n', 'verdict': 'a', 'x': {'long': 1.0}}
   rows = lambda *more: table.columns(table.checked(row | each) for each in more)
@@ -205,6 +215,8 @@ def test_refusals_and_unknown_voters():
   found = tastes.from_table(votes)
   assert found.share.tolist() == [1, 0.5] and found.voter.tolist() == [0, 1]
   assert tastes.from_table(votes, max_voters=1).voter.tolist() == [1]
+  heavy = votes._replace(counts=np.array([9.0, 1, 1, 1]))
+  assert tastes.from_table(heavy, max_voters=1).voter.tolist() == [0]
   named = tastes.from_table(votes._replace(x=votes.x[:, :0]))
   assert named.x.tolist() == [[1, -1], [1, -1]]
   # A voter seen once is no obstacle.
