@@ -41,6 +41,8 @@ _MAY_CHANGE = (
   'mlflow.*',
   'trackio.*',
 )
+# Fields that versions before did not keep: a directory without them goes on.
+_KEPT_LATER = ('collection.judge',)
 
 
 def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any], begun: bool = True) -> None:
@@ -184,7 +186,8 @@ def _first_change(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
   """In words; None: they are the same run."""
   for name in sorted(old.keys() | new.keys()):
     before, now = old.get(name, 'not set'), new.get(name, 'not set')
-    if before != now and not _may_change(name):
+    is_new = name in _KEPT_LATER and name not in old
+    if before != now and not is_new and not _may_change(name):
       return f'{name} was {before}, now {now}'
   return None
 

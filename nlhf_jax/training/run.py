@@ -54,7 +54,7 @@ def train(
     The state; its step is below `num_steps` if the process was asked to end.
 
   Raises:
-    ValueError: the directory holds a run of other fields, or of another reference.
+    ValueError: the directory holds a run of other fields, of another reference, or under a judge that has been trained anew.
     OSError: another process trains this run; its directory has been removed; a checkpoint or metrics could not be written.
   """
   fields = plain_fields(experiment) if fields is None else fields
@@ -179,6 +179,7 @@ def _continue(
     def save(state, sums):
       check_directory()
       metadata = {'fields': dict(fields), 'model': run.kind, 'reference': run.reference}
+      metadata |= {'judged_by': run.judged_by}
       metadata |= {'next_batch': int(state.step), 'sums': sums}
       writer.save(state, metadata, latest or None, saved=run.saved)
 
@@ -227,6 +228,13 @@ def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any]
     raise ValueError(
       f'{run_dir} was trained against another reference ({metadata["reference"]}) than it would be now '
       f'({run.reference}): restore the run that it starts from, or name another run_dir.'
+    )
+  # Older versions did not keep it.
+  before = metadata.get('judged_by', run.judged_by)
+  if before != run.judged_by:
+    raise ValueError(
+      f'{run_dir} was trained under other weights of its judge or reward model ({before}) than it would be now ({run.judged_by}): '
+      'restore the run that judges it, or name another run_dir.'
     )
   return state, metadata['sums']
 

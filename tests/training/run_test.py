@@ -64,6 +64,53 @@ def test_adapters_on_weights_that_have_changed_since(tmp_path):
     weights.trained_params(adapted, tmp_path / 'adapted')
 
 
+def judged(**changes):
+  """Imitation that a run `judge` judges, whose weights alone count here."""
+  half = lambda params: lambda prompts, response, alternative: jnp.full(len(response), 0.5)
+  source = experiment.FeedbackSource(half, imitation().model, 'judge')
+  method = lambda model, judge: algorithms.sft(model)
+  return sft(algorithm=method, feedback=source, **changes)
+
+
+def test_a_judge_that_was_trained_anew(tmp_path):
+  """What resumes would go on under another judge of that name; the same weights are the same judge."""
+  run.train(imitation(), tmp_path / 'judge')
+  run.train(judged(num_steps=1), tmp_path / 'run', {'name': 'judged'})
+  shutil.copytree(tmp_path / 'judge', tmp_path / 'kept')
+  shutil.rmtree(tmp_path / 'judge')
+  run.train(imitation(seed=1), tmp_path / 'judge')
+  with pytest.raises(
+    ValueError,
+    match=r"run was trained under other weights of its judge .*'judge'.*: restore the run",
+  ):
+    run.train(judged(), tmp_path / 'run', {'name': 'judged'})
+  assert saved_steps(tmp_path / 'run') == [1]
+  shutil.rmtree(tmp_path / 'judge')
+  run.train(imitation(), tmp_path / 'judge')
+  assert int(run.train(judged(), tmp_path / 'run', {'name': 'judged'}).step) == 3
+
+
+def test_checkpoints_that_do_not_say_who_judged(tmp_path, monkeypatch):
+  """Of a version that did not keep it: they go on."""
+  run.train(imitation(), tmp_path / 'judge')
+  described = checkpoint_files.describe
+
+  def without(arrays, step, metadata):
+    return described(arrays, step, {k: x for k, x in metadata.items() if k != 'judged_by'})
+
+  monkeypatch.setattr(checkpoint_files, 'describe', without)
+  run.train(judged(num_steps=1), tmp_path / 'run', {'name': 'judged'})
+  monkeypatch.undo()
+  assert int(run.train(judged(), tmp_path / 'run', {'name': 'judged'}).step) == 3
+
+
+def test_weights_of_a_file_are_told_by_themselves(tmp_path):
+  like = {'w': jnp.ones(3)}
+  one, other = ({'w': jnp.full(3, x)} for x in (1.0, 2.0))
+  identity = functools.partial(weights.identity, lambda shapes, runs: like, runs=tmp_path)
+  assert identity(params=one) == identity(params=like) != identity(params=other)
+
+
 @pytest.mark.parametrize(('every', 'log_every'), [(25, 10), (5, 10), (0, 10)])
 def test_measurements_that_would_be_left_out(tmp_path, every, log_every):
   """The loop logs every tenth step: of each 25th it would measure every other alone."""
