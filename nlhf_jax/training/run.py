@@ -27,7 +27,6 @@ from nlhf_jax.training.experiment import Experiment, plain_fields
 from nlhf_jax.training.resolve import Run, resolve
 from nlhf_jax.types import Batch, Prompts, TrainState
 
-_JUDGE = 'judge.json'
 _VOTERS = 'voters.json'
 
 
@@ -67,7 +66,9 @@ def train(
   ):
     run = resolve(experiment, runs or run_dir.parent, layout)
     state, sums = _resume(run, run_dir)
-    untested = run.held_out is not None and not (run_dir / _JUDGE).exists()
+    # Another run's test is removed with it, once this one's directory is made.
+    tested = _has_begun(run_dir) and (run_dir / run_directory.JUDGE).exists()
+    untested = run.held_out is not None and not tested
     # All data are read before anything is written: what is missing must not cost a run, nor leave a directory.
     held_out = run.held_out() if untested else None
     _check_tokens(held_out, experiment)
@@ -241,7 +242,7 @@ def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any]
 
 def _write_judge_test(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
   if processes.is_primary():
-    atomic.write_json(run_dir / _JUDGE, result)
+    atomic.write_json(run_dir / run_directory.JUDGE, result)
 
 
 def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Path:

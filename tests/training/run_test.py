@@ -1,6 +1,7 @@
 """What a run refuses before it writes anything, whose weights it takes, and what ends it on its way."""
 
 import functools
+import json
 import os
 import shutil
 
@@ -294,3 +295,22 @@ def test_full_disk_while_logging_and_the_run_after_it(tmp_path):
   assert int(run.train(sft(), tmp_path / 'run', {'name': 'sft'}).step) == 3
   assert [row['step'] for row in metrics.read_rows(log)] == [1, 2, 3]
   assert not (tmp_path / 'run' / '.lock').exists()
+
+
+@pytest.mark.parametrize('deleted', [False, True])
+def test_a_judges_test_belongs_to_its_run(tmp_path, monkeypatch, deleted):
+  """Where checkpoints were deleted, what is trained in their place is tested itself."""
+  run_dir, tests = tmp_path / 'run', []
+
+  def test_judge(*args):
+    tests.append(len(tests))
+    return {'test': tests[-1]}
+
+  monkeypatch.setattr(resolve, '_test_judge', test_judge)
+  described = imitation(held_out=lambda: next(batches(11)))
+  run.train(described, run_dir, {'a.b': 1})
+  if deleted:
+    shutil.rmtree(run_dir / 'checkpoints')
+  run.train(described, run_dir, {'a.b': 2 if deleted else 1})
+  assert tests == ([0, 1] if deleted else [0])
+  assert json.loads((run_dir / 'judge.json').read_text()) == {'test': tests[-1]}
