@@ -336,13 +336,33 @@ def _test_judge(
     result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration)
   if not isinstance(model, preference_model.PreferenceModel):
     return result
-  if model.voters is not None and held_out.voter is not None:
+  if _tells_voters(model, held_out):
     training = _first_comparisons(experiment.batches(start=0))
     result['voters'] = voter_accuracy.measure_model(model, merged, training, held_out)
   # A model that reads each response by itself has no first place.
   if model.table is None:
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result
+
+
+def _tells_voters(model: Model, held_out: Comparison | None) -> bool:
+  tells = isinstance(model, preference_model.PreferenceModel) and model.voters is not None
+  return tells and held_out is not None and held_out.voter is not None
+
+
+def check_test(experiment: Experiment, held_out: Comparison | None) -> None:
+  """Raises ValueError where a judge can be trained, but not tested: tastes of a population are of two voters or more."""
+  if not _tells_voters(experiment.model, held_out):
+    return
+  known: set[int] = set()
+  for batch in _first_comparisons(experiment.batches(start=0)):
+    known |= set() if batch.voter is None else {x for x in np.unique(batch.voter) if x >= 0}
+    if len(known) > 1:
+      return
+  raise ValueError(
+    f'A model that tells voters apart needs training votes of at least two voters, got those of {len(known)} in the first '
+    f'{_NUM_FITTED:,}: give it votes of more, or train a preference model that does not ask who votes.'
+  )
 
 
 def _first_comparisons(batches: Iterator[Batch]) -> Iterator[Comparison]:

@@ -24,8 +24,8 @@ from nlhf_jax.runtime import (
 )
 from nlhf_jax.training import loop, reports, rollouts
 from nlhf_jax.training.experiment import Experiment, plain_fields
-from nlhf_jax.training.resolve import Run, resolve
-from nlhf_jax.types import Batch, Prompts, TrainState
+from nlhf_jax.training.resolve import Run, check_test, resolve
+from nlhf_jax.types import Batch, Comparison, Prompts, TrainState
 
 _VOTERS = 'voters.json'
 
@@ -77,7 +77,7 @@ def train(
     batches = _start_reading(run, int(state.step), experiment)
     # A run that goes on would else keep what it began with beside it, in the same memory.
     run = run._replace(state=None, make_measure=None)
-    _check_voters(run_dir, experiment.voters)
+    _check_voters(run_dir, experiment, held_out)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields, _has_begun(run_dir))
       _keep_voters(run_dir, experiment.voters)
@@ -111,9 +111,12 @@ def _has_begun(run_dir: pathlib.Path) -> bool:
   return checkpoints.latest_step(run_dir / 'checkpoints') is not None
 
 
-def _check_voters(run_dir: pathlib.Path, voters: Sequence[str]) -> None:
-  """Raises ValueError where the run has learnt of others by the same numbers."""
-  path = run_dir / _VOTERS
+def _check_voters(
+  run_dir: pathlib.Path, experiment: Experiment, held_out: Comparison | None
+) -> None:
+  """Raises ValueError where the run has learnt of others by the same numbers, or of too few to be tested on votes held out."""
+  check_test(experiment, held_out)
+  path, voters = run_dir / _VOTERS, experiment.voters
   known = path.exists() and _has_begun(run_dir)
   if voters and known and untrusted.read_json(path) != list(voters):
     raise ValueError(

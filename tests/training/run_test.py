@@ -12,11 +12,11 @@ import pytest
 
 from nlhf_jax import algorithms
 from nlhf_jax.evaluation import distance
-from nlhf_jax.models import lora, policy, preference_model, rater
+from nlhf_jax.models import lora, policy, preference_model, rater, voter_preference
 from nlhf_jax.networks import decoding
 from nlhf_jax.runtime import checkpoint_files, checkpoints, metrics, run_lock
 from nlhf_jax.training import experiment, resolve, run, weights
-from nlhf_jax.types import EOS, PAD, Demonstration, Prompts, Rollout
+from nlhf_jax.types import EOS, PAD, Comparison, Demonstration, Prompts, Rollout
 from tests.tiny import t5_network
 
 
@@ -314,3 +314,35 @@ def test_a_judges_test_belongs_to_its_run(tmp_path, monkeypatch, deleted):
   run.train(described, run_dir, {'a.b': 2 if deleted else 1})
   assert tests == ([0, 1] if deleted else [0])
   assert json.loads((run_dir / 'judge.json').read_text()) == {'test': tests[-1]}
+
+
+def votes(voters, start=0):
+  """Four on one pair."""
+  for batch in batches(11, start):
+    two = Rollout(*(np.concatenate([x, x]) for x in batch.response[:2]))
+    prompts = Prompts(*(np.concatenate([x, x]) for x in batch.prompts))
+    preference = np.array([1, 0, 1, 1], np.float32)
+    yield Comparison(prompts, two, two, preference, voter=np.array(voters, np.int32))
+
+
+def voters_model(number) -> experiment.Experiment:
+  head = rater.linear(2)
+  one = rater.in_decoder(t5_network(vocab_size=12), ((7,), (8,), (9,)), head=head)
+  return imitation(
+    model=voter_preference.from_rater(one, num_voters=number, num_features=1),
+    algorithm=functools.partial(algorithms.voter_preference, prior=voter_preference.Prior()),
+    held_out=lambda: next(votes([0, 0, number, number])),
+  )
+
+
+@pytest.mark.parametrize('voters', [[0, 0, 0, 0], [0, -1, -1, 0]])
+def test_votes_of_one_voter(tmp_path, voters):
+  """Tastes of a population cannot be fitted to them, whoever votes in the test: refused before a step is trained."""
+  described = voters_model(1)._replace(batches=functools.partial(votes, voters))
+  with pytest.raises(
+    ValueError, match='at least two voters, got those of 1 in the first 8,000: give it votes of'
+  ):
+    run.train(described, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+  two = voters_model(2)._replace(batches=functools.partial(votes, [0, 0, 1, -1]))
+  resolve.check_test(two, two.held_out())
