@@ -3,7 +3,9 @@
 Macros are followed to their values, references to what they refer to.
 """
 
+import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,6 +75,19 @@ def fields_and_flags(described: Callable[..., Any]) -> tuple[dict[str, Any], dic
   for parameter in getattr(described, '_fields', ()):
     flags.setdefault(parameter, f'--gin.{_short(full_name(described))}.{parameter}')
   return dict(sorted(fields.items())), flags
+
+
+def beneath(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """Of `fields_and_flags` this one, and all that reach it through references: what it is once it is called."""
+  found, queue = {}, [name]
+  while queue:
+    field = queue.pop()
+    if field in found or field not in fields:
+      continue
+    found[field] = fields[field]
+    for referred in re.findall(r'@([\w./]+)', json.dumps(fields[field])):
+      queue += [x for x in fields if x.rpartition('.')[0] == referred]
+  return dict(sorted(found.items()))
 
 
 def unread(described: Callable[..., Any], statements: Sequence[str]) -> tuple[str, ...]:

@@ -43,13 +43,14 @@ def collect_votes(configure: Callable[[], Any], run_dir: pathlib.Path) -> None:
   # Once more: each run was read by its own configuration.
   configured = configure()
   with gin_config.naming_flags(configured):
-    judge = resolve.bind_feedback(configured.value.judge, run_dir.parent)
+    judge, weights = resolve.bind_and_identify(configured.value.judge, run_dir.parent)
     written = collection.collect(
       configured.value._replace(judge=judge),
       contestants,
       run_dir,
       configured.fields,
       configured.text,
+      weights,
     )
   for split, number in written.items():
     print(f'Written: {run_dir / split}.jsonl, {number:,} votes')

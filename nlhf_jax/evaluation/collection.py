@@ -52,6 +52,7 @@ def collect(
   output_dir: pathlib.Path,
   fields: Mapping[str, Any],
   config: str = '',
+  judge: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
   """Writes SPLIT.jsonl for each split; one that is there is passed over, and so is a batch that is.
 
@@ -59,8 +60,9 @@ def collect(
     collection: what is collected.
     contestants: the policies of its runs.
     output_dir: made if need be.
-    fields: what identifies the collection; a directory of other ones, or of other policies, is refused.
+    fields: what identifies the collection; a directory of other ones, of other policies, or of another judge, is refused.
     config: text of the configuration, which is kept with it.
+    judge: the identity of its weights (`training.weights.identity`); None: it has none.
 
   Returns:
     The number of votes that each file has that was written.
@@ -78,6 +80,8 @@ def collect(
     raise ValueError('One response has nothing to be compared with: set num_samples to 2 or more.')
   policies = [fingerprints.fingerprint_tree(one.params) for one in contestants]
   fields = {**fields, 'collection.policies': policies}
+  if judge is not None:
+    fields['collection.judge'] = dict(judge)
   run_directory.check_resumable(output_dir, fields, _has_begun(output_dir))
   k, seed = collection.num_samples, collection.seed
   samplers = [sampler(one, k, seed, stream) for stream, one in enumerate(contestants)]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax.arguments import CountOrZero
 from nlhf_jax.judges import tables
-from nlhf_jax.types import AllPairsJudge, AnnotatorTableFn, PreferenceFn, Prompts
+from nlhf_jax.types import AllPairsJudge, AnnotatorTableFn, PreferenceFn, Prompts, Responses
 
 # P_u of the annotators to what they say together.
 Combine = Callable[[Array], Array]
@@ -39,8 +39,8 @@ def from_judges(judges: Sequence[PreferenceFn]) -> AllPairsJudge:
 def apart(
   judge: PreferenceFn,
   prompts: Prompts,
-  responses: Int[Array, 'N T'],
-  alternatives: Int[Array, 'M T'] | None = None,
+  responses: Responses,
+  alternatives: Int[Array, 'M T'] | Int[np.ndarray, 'M T'] | None = None,
 ) -> Float[Array, 'B k m U']:
   """P_u of each annotator.
 

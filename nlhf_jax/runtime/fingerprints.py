@@ -19,8 +19,12 @@ def fingerprint_arrays(tree: Any) -> dict[str, int]:
 
 def fingerprint_tree(tree: Any) -> str:
   """One for all arrays of a tree together."""
-  text = json.dumps(fingerprint_arrays(tree), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return fingerprint_json(fingerprint_arrays(tree))
+
+
+def fingerprint_json(value: Any) -> str:
+  """One of what JSON can hold, such as the numbers of a tree's arrays."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(x: jax.Array) -> jax.Array:

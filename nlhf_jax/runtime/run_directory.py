@@ -19,7 +19,9 @@ import nlhf_jax
 from nlhf_jax import untrusted
 from nlhf_jax.runtime import atomic
 
-CONFIG, _RUN = 'config.gin', 'run.json'
+CONFIG, JUDGE, _RUN = 'config.gin', 'judge.json', 'run.json'
+# By which trackers know a run (`runtime.trackers`).
+_TRACKED = '*.id'
 # Names of parameters that hold keys, and keys as their makers begin them.
 _KEY_NAMES = re.compile(
   r'(^|[._])(api_?key|key|token|secret|password|credentials?)$', re.IGNORECASE
@@ -41,6 +43,8 @@ _MAY_CHANGE = (
   'mlflow.*',
   'trackio.*',
 )
+# Fields that versions before did not keep: a directory without them goes on.
+_KEPT_LATER = ('collection.judge',)
 
 
 def check_resumable(run_dir: pathlib.Path, fields: Mapping[str, Any], begun: bool = True) -> None:
@@ -107,7 +111,8 @@ def create(
   Args:
     run_dir: made if need be.
     config: text of the configuration.
-    fields, begun: as of `check_resumable`.
+    fields, begun: as of `check_resumable`. Of a run that has not begun the directory keeps no test of a judge, and no name by which
+      trackers knew it, unless its fields are these.
 
   Raises:
     FileExistsError, ValueError: as `check_resumable`.
@@ -116,6 +121,8 @@ def create(
   if begun and (run_dir / CONFIG).is_file():
     return
   (run_dir / CONFIG).unlink(missing_ok=True)
+  if not begun:
+    _forget(run_dir, fields)
   run_dir.mkdir(parents=True, exist_ok=True)
   run = {'nlhf_jax': nlhf_jax.__version__, 'fields': dict(fields)}
   private = _may_hold_keys(fields, config)
@@ -123,6 +130,17 @@ def create(
   # The configuration comes last: a directory that has it has all.
   atomic.write_text(run_dir / _RUN, text, private=private)
   atomic.write_text(run_dir / CONFIG, config, private=private)
+
+
+def _forget(run_dir: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  """Removes what a run that never saved, or whose checkpoints are gone, has left and the next would take for its own."""
+  (run_dir / JUDGE).unlink(missing_ok=True)
+  try:
+    is_same = _first_change(_read_fields(run_dir), _as_json(fields)) is None
+  except ValueError:  # Nobody knows whose directory it was.
+    is_same = False
+  for path in () if is_same else run_dir.glob(_TRACKED):
+    path.unlink()
 
 
 def _may_hold_keys(fields: Mapping[str, Any], config: str) -> bool:
@@ -184,7 +202,8 @@ def _first_change(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
   """In words; None: they are the same run."""
   for name in sorted(old.keys() | new.keys()):
     before, now = old.get(name, 'not set'), new.get(name, 'not set')
-    if before != now and not _may_change(name):
+    is_new = name in _KEPT_LATER and name not in old
+    if before != now and not is_new and not _may_change(name):
       return f'{name} was {before}, now {now}'
   return None
 

@@ -68,6 +68,8 @@ class Run(NamedTuple):
   keep: checkpoints.Keep
   # Which reference the run is held to: where it came from, and its fingerprint. None: it has none.
   reference: dict[str, str] | None
+  # Which weights judge it: where they came from, and their fingerprint. None: no others than its configuration names.
+  judged_by: dict[str, str] | None
   # Votes that a judge is tested on; None: it is none, or is not tested.
   held_out: Callable[[], Comparison] | None
   # How well it predicts them.
@@ -98,9 +100,10 @@ def resolve(
     ValueError: the method needs a reference and the run starts from nothing; shapes differ; rollouts in parts, of a method or
       with a judge that gains nothing by them.
   """
-  feedback = []
+  feedback, judged_by = [], None
   if experiment.feedback is not None:
-    feedback = [bind_feedback(experiment.feedback, runs, layout)]
+    bound, judged_by = bind_and_identify(experiment.feedback, runs, layout)
+    feedback = [bound]
   algorithm = build_algorithm(experiment, *feedback)
   rollouts.check_method(algorithm, experiment.num_rollout_parts)
   metrics.check_installed(experiment.writers)
@@ -131,6 +134,7 @@ def resolve(
     tuple(parameter_sets.saved(algorithm.sets)),
     experiment.keep,
     _reference_of(experiment, algorithm, state),
+    judged_by,
     experiment.held_out,
     functools.partial(_test_judge, experiment),
     _measure_maker(experiment, algorithm, state.params),
@@ -173,10 +177,23 @@ def bind_feedback(
   layout: partitioning.Layout | None = None,
 ) -> Feedback:
   """A judge or a reward, with the weights that its run trained; of any kind, on any number of processes."""
-  if isinstance(feedback, FeedbackSource):
-    weights.check_kind(feedback.model, feedback.run, runs)
-    params = weights.load_params(feedback.model, feedback.run, runs, layout, feedback.dtype)
-    return feedback.feedback(params)
+  return bind_and_identify(feedback, runs, layout)[0]
+
+
+def bind_and_identify(
+  feedback: Feedback | FeedbackSource,
+  runs: pathlib.Path,
+  layout: partitioning.Layout | None = None,
+) -> tuple[Feedback, dict[str, str] | None]:
+  """The same, and the identity of its weights (`weights.identity`); None: it has none that another run trained."""
+  if not isinstance(feedback, FeedbackSource):
+    return _on_all_processes(feedback, layout), None
+  weights.check_kind(feedback.model, feedback.run, runs)
+  params = weights.load_params(feedback.model, feedback.run, runs, layout, feedback.dtype)
+  return feedback.feedback(params), weights.identity(feedback.run, params, runs)
+
+
+def _on_all_processes(feedback: Feedback, layout: partitioning.Layout | None) -> Feedback:
   if processes.is_single_process():
     return feedback
   if isinstance(feedback, AllPairsJudge) and feedback.annotators is not None:
@@ -319,7 +336,7 @@ def _test_judge(
     result['all_pairs'] = judge_accuracy.measure_all_pairs(judge, prompts, enumeration)
   if not isinstance(model, preference_model.PreferenceModel):
     return result
-  if model.voters is not None and held_out.voter is not None:
+  if _tells_voters(model, held_out):
     training = _first_comparisons(experiment.batches(start=0))
     voters = experiment.voters
     number = voters.num_training if voters.names else None
@@ -330,6 +347,26 @@ def _test_judge(
   if model.table is None:
     result['position_bias'] = judge_accuracy.position_bias(model, merged, held_out)
   return result
+
+
+def _tells_voters(model: Model, held_out: Comparison | None) -> bool:
+  tells = isinstance(model, preference_model.PreferenceModel) and model.voters is not None
+  return tells and held_out is not None and held_out.voter is not None
+
+
+def check_test(experiment: Experiment, held_out: Comparison | None) -> None:
+  """Raises ValueError where a judge can be trained, but not tested: tastes of a population are of two voters or more."""
+  if not _tells_voters(experiment.model, held_out):
+    return
+  known: set[int] = set()
+  for batch in _first_comparisons(experiment.batches(start=0)):
+    known |= set() if batch.voter is None else {x for x in np.unique(batch.voter) if x >= 0}
+    if len(known) > 1:
+      return
+  raise ValueError(
+    f'A model that tells voters apart needs training votes of at least two voters, got those of {len(known)} in the first '
+    f'{_NUM_FITTED:,}: give it votes of more, or train a preference model that does not ask who votes.'
+  )
 
 
 def _first_comparisons(batches: Iterator[Batch]) -> Iterator[Comparison]:

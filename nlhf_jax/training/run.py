@@ -25,10 +25,9 @@ from nlhf_jax.runtime import (
 )
 from nlhf_jax.training import loop, reports, rollouts
 from nlhf_jax.training.experiment import Experiment, plain_fields
-from nlhf_jax.training.resolve import Run, resolve
-from nlhf_jax.types import Batch, Prompts, TrainState, VoterNames
+from nlhf_jax.training.resolve import Run, check_test, resolve
+from nlhf_jax.types import Batch, Comparison, Prompts, TrainState, VoterNames
 
-_JUDGE = 'judge.json'
 _VOTERS = 'voters.json'
 
 
@@ -55,7 +54,8 @@ def train(
     The state; its step is below `num_steps` if the process was asked to end.
 
   Raises:
-    ValueError: the directory holds a run of other fields, or of another reference; the model has other voters than the data.
+    ValueError: the directory holds a run of other fields, of another reference, or under a judge that has been trained anew; the model
+      has other voters than the data.
     OSError: another process trains this run; its directory has been removed; a checkpoint or metrics could not be written.
   """
   _check_number_of_voters(experiment)
@@ -69,7 +69,9 @@ def train(
   ):
     run = resolve(experiment, runs or run_dir.parent, layout)
     state, sums = _resume(run, run_dir)
-    untested = run.held_out is not None and not (run_dir / _JUDGE).exists()
+    # Another run's test is removed with it, once this one's directory is made.
+    tested = _has_begun(run_dir) and (run_dir / run_directory.JUDGE).exists()
+    untested = run.held_out is not None and not tested
     # All data are read before anything is written: what is missing must not cost a run, nor leave a directory.
     held_out = run.held_out() if untested else None
     _check_tokens(held_out, experiment)
@@ -78,7 +80,7 @@ def train(
     batches = _start_reading(run, int(state.step), experiment)
     # A run that goes on would else keep what it began with beside it, in the same memory.
     run = run._replace(state=None, make_measure=None)
-    _check_voters(run_dir, experiment.voters)
+    _check_voters(run_dir, experiment, held_out)
     if processes.is_primary():
       run_directory.create(run_dir, config, fields, _has_begun(run_dir))
       _keep_voters(run_dir, experiment.voters)
@@ -120,9 +122,12 @@ def _check_number_of_voters(experiment: Experiment) -> None:
     voter_preference.check_number(model, experiment.voters)
 
 
-def _check_voters(run_dir: pathlib.Path, voters: VoterNames) -> None:
-  """Raises ValueError where the run has learnt of others by the same numbers."""
-  path = run_dir / _VOTERS
+def _check_voters(
+  run_dir: pathlib.Path, experiment: Experiment, held_out: Comparison | None
+) -> None:
+  """Raises ValueError where the run has learnt of others by the same numbers, or of too few to be tested on votes held out."""
+  check_test(experiment, held_out)
+  path, voters = run_dir / _VOTERS, experiment.voters
   known = path.exists() and _has_begun(run_dir)
   if voters.names and known and untrusted.read_json(path) != _as_json(voters):
     raise ValueError(
@@ -193,6 +198,7 @@ def _continue(
     def save(state, sums):
       check_directory()
       metadata = {'fields': dict(fields), 'model': run.kind, 'reference': run.reference}
+      metadata |= {'judged_by': run.judged_by}
       metadata |= {'next_batch': int(state.step), 'sums': sums}
       writer.save(state, metadata, latest or None, saved=run.saved)
 
@@ -242,12 +248,19 @@ def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any]
       f'{run_dir} was trained against another reference ({metadata["reference"]}) than it would be now '
       f'({run.reference}): restore the run that it starts from, or name another run_dir.'
     )
+  # Older versions did not keep it.
+  before = metadata.get('judged_by', run.judged_by)
+  if before != run.judged_by:
+    raise ValueError(
+      f'{run_dir} was trained under other weights of its judge or reward model ({before}) than it would be now ({run.judged_by}): '
+      'restore the run that judges it, or name another run_dir.'
+    )
   return state, metadata['sums']
 
 
 def _write_judge_test(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
   if processes.is_primary():
-    atomic.write_json(run_dir / _JUDGE, result)
+    atomic.write_json(run_dir / run_directory.JUDGE, result)
 
 
 def _keep_batch(run_dir: pathlib.Path, error: loop.NonFiniteError) -> pathlib.Path:

@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-from nlhf_jax.runtime import checkpoints, partitioning
+from nlhf_jax.runtime import checkpoints, fingerprints, partitioning
 from nlhf_jax.training.experiment import Experiment, Model, Start, as_start, from_run
 from nlhf_jax.types import Params
 
@@ -42,6 +42,26 @@ def load_params(
   if layout is not None:
     params = partitioning.put(params, jax.tree.map(lambda x: x.sharding, like))
   return params if dtype is None else cast(params, dtype)
+
+
+def identity(start: str | Start, params: Params, runs: pathlib.Path) -> dict[str, str]:
+  """Where parameters came from, and what tells them from others of that name.
+
+  A run's are told by what its checkpoint says of its arrays: adapters that are merged on another mesh are the same, to rounding alone.
+
+  Args:
+    start: where they came from.
+    params: what it gave.
+    runs: the directory of the runs that it names.
+  """
+  name = getattr(start, 'name', start)
+  if not isinstance(name, str):
+    return {'from': 'a file', 'fingerprint': fingerprints.fingerprint_tree(params)}
+  metadata = checkpoints.newest_metadata(runs / name / 'checkpoints')
+  arrays = {x: n for x, n in metadata['fingerprints'].items() if x.startswith('params/')}
+  # Checkpoints do not hold what adapters were trained on.
+  base = (metadata.get('reference') or {}).get('fingerprint')
+  return {'from': name, 'fingerprint': fingerprints.fingerprint_json([arrays, base])}
 
 
 def kind_of(model: Model) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 from nlhf_jax import arguments
 from nlhf_jax.cli import bound, experiments, gin_config
+from nlhf_jax.evaluation import tournament
 from nlhf_jax.training.experiment import Experiment
 
 
@@ -128,3 +129,27 @@ def test_numbers_that_files_bind_have_a_range(name):
     for argument in bound.reaching(Experiment):
       hint = arguments.hints(bound.function(argument.selector)).get(argument.parameter)
       assert not {int, float} & {*arguments.members(hint)}, argument.name
+
+
+def beneath_the_judge(judge, *bindings):
+  """Fields of the judge of an evaluation."""
+  files = [experiments.evaluation('builtin'), gin_config.ROOT / 'configs' / 'judges' / judge]
+  layers = [gin_config.Layer(files), gin_config.Layer([], bindings)]
+  configured = gin_config.configure(tournament.Evaluation, gin_config.Source(layers))
+  return bound.beneath(configured.fields, 'tournament.Evaluation.judge')
+
+
+@pytest.mark.parametrize(
+  ('judge', 'given', 'other'),
+  [
+    ('llm.gin', ["llm.Panel.models=('A',)"], "llm.Panel.models=('B',)"),
+    ('rule.gin', [], 'vocabularies.text_judge.function=@rules.coverage'),
+  ],
+)
+def test_a_judge_is_told_by_all_that_is_bound_beneath_it(judge, given, other):
+  """Its name and its reference stay; what does not reach it is no part of it."""
+  found = beneath_the_judge(judge, *given)
+  changed = beneath_the_judge(judge, *given, other)
+  differing = [name for name in found if found[name] != changed[name]]
+  assert found.keys() == changed.keys() and differing == [other.partition('=')[0]]
+  assert found == beneath_the_judge(judge, *given, 'tournament.Evaluation.seed=7')

@@ -13,11 +13,11 @@ from nlhf_jax.votes import readers
 from tests.evaluation.tournament_test import PROMPTS, UNIFORM, always, decode, later_letter
 
 
-def collected(tmp_path, contestants=(UNIFORM,), **changes):
+def collected(tmp_path, contestants=(UNIFORM,), weights=None, **changes):
   settings = {'runs': ['a'], 'prompts': {'train': lambda: PROMPTS}, 'judge': later_letter}
   settings |= {'judge_name': 'rule', 'decode': decode, 'num_samples': 8, 'batch_size': 2}
   wanted = collection.Collection(**settings | changes)
-  written = collection.collect(wanted, contestants, tmp_path, {'seed': wanted.seed})
+  written = collection.collect(wanted, contestants, tmp_path, {'seed': wanted.seed}, judge=weights)
   return written, {split: list(readers.votes(tmp_path / f'{split}.jsonl')) for split in written}
 
 
@@ -134,6 +134,19 @@ def test_collection_that_failed_before_its_first_batch_gives_way(tmp_path):
     collected(tmp_path, seed=1)
   written, _ = collected(tmp_path)
   assert written['train'] and not list(tmp_path.glob('*.parts'))
+
+
+def test_a_judge_that_was_trained_anew(tmp_path):
+  """Votes of two judges are not mixed; a directory that does not say who judged goes on."""
+  prompts = {'train': lambda: PROMPTS, 'test': lambda: PROMPTS}
+  first, other = ({'from': 'preference', 'fingerprint': x} for x in 'ab')
+  collected(tmp_path / 'new', weights=first)
+  with pytest.raises(ValueError, match=r'collection\.judge was .*"a".*, now .*"b"'):
+    collected(tmp_path / 'new', weights=other, prompts=prompts)
+  collected(tmp_path / 'old')
+  for directory, judge in (('new', first), ('old', other)):
+    written, _ = collected(tmp_path / directory, weights=judge, prompts=prompts)
+    assert list(written) == ['test']
 
 
 def test_second_writer_is_refused(tmp_path):

@@ -141,6 +141,29 @@ def test_a_run_that_has_not_begun_stands_in_nobodys_way(tmp_path):
     run_directory.check_resumable(tmp_path / 'file', FIELDS, begun=False)
 
 
+@pytest.mark.parametrize(
+  ('fields', 'begun', 'left'),
+  [
+    ({'a.b': 1}, False, set()),
+    (FIELDS, False, {'wandb.id', 'mlflow.id'}),
+    (FIELDS, True, {'wandb.id', 'mlflow.id', 'judge.json'}),
+  ],
+)
+def test_what_a_run_leaves_to_the_next_in_its_place(tmp_path, fields, begun, left):
+  """Trackers' names of a run are those of its fields; the test of its judge is of what it has saved."""
+  run_directory.create(tmp_path, CONFIG, FIELDS)
+  for name in ('wandb.id', 'mlflow.id', 'judge.json'):
+    (tmp_path / name).write_text('of the first')
+  run_directory.create(tmp_path, 'another', fields, begun)
+  assert {path.name for path in tmp_path.iterdir()} == left | {'config.gin', 'run.json'}
+
+
+def test_names_of_trackers_whose_run_nobody_knows(tmp_path):
+  (tmp_path / 'wandb.id').write_text('of whom?')
+  run_directory.create(tmp_path, CONFIG, FIELDS, begun=False)
+  assert not (tmp_path / 'wandb.id').exists()
+
+
 def test_atomic_directory(tmp_path):
   with run_directory.atomic_directory(tmp_path / 'out') as directory:
     (directory / 'file').write_text('1')

@@ -16,7 +16,7 @@ from nlhf_jax.models import lora, policy, preference_model, rater, voter_prefere
 from nlhf_jax.networks import decoding
 from nlhf_jax.runtime import checkpoint_files, checkpoints, metrics, run_lock
 from nlhf_jax.training import experiment, resolve, run, weights
-from nlhf_jax.types import EOS, PAD, Demonstration, Prompts, Rollout, VoterNames
+from nlhf_jax.types import EOS, PAD, Comparison, Demonstration, Prompts, Rollout, VoterNames
 from tests.tiny import t5_network
 
 
@@ -77,6 +77,53 @@ def test_adapters_on_weights_that_have_changed_since(tmp_path):
   run.train(imitation(seed=1), tmp_path / 'base')
   with pytest.raises(ValueError, match=r"adapters on other weights than 'base' has now"):
     weights.trained_params(adapted, tmp_path / 'adapted')
+
+
+def judged(**changes):
+  """Imitation that a run `judge` judges, whose weights alone count here."""
+  half = lambda params: lambda prompts, response, alternative: jnp.full(len(response), 0.5)
+  source = experiment.FeedbackSource(half, imitation().model, 'judge')
+  method = lambda model, judge: algorithms.sft(model)
+  return sft(algorithm=method, feedback=source, **changes)
+
+
+def test_a_judge_that_was_trained_anew(tmp_path):
+  """What resumes would go on under another judge of that name; the same weights are the same judge."""
+  run.train(imitation(), tmp_path / 'judge')
+  run.train(judged(num_steps=1), tmp_path / 'run', {'name': 'judged'})
+  shutil.copytree(tmp_path / 'judge', tmp_path / 'kept')
+  shutil.rmtree(tmp_path / 'judge')
+  run.train(imitation(seed=1), tmp_path / 'judge')
+  with pytest.raises(
+    ValueError,
+    match=r"run was trained under other weights of its judge .*'judge'.*: restore the run",
+  ):
+    run.train(judged(), tmp_path / 'run', {'name': 'judged'})
+  assert saved_steps(tmp_path / 'run') == [1]
+  shutil.rmtree(tmp_path / 'judge')
+  run.train(imitation(), tmp_path / 'judge')
+  assert int(run.train(judged(), tmp_path / 'run', {'name': 'judged'}).step) == 3
+
+
+def test_checkpoints_that_do_not_say_who_judged(tmp_path, monkeypatch):
+  """Of a version that did not keep it: they go on."""
+  run.train(imitation(), tmp_path / 'judge')
+  described = checkpoint_files.describe
+
+  def without(arrays, step, metadata):
+    return described(arrays, step, {k: x for k, x in metadata.items() if k != 'judged_by'})
+
+  monkeypatch.setattr(checkpoint_files, 'describe', without)
+  run.train(judged(num_steps=1), tmp_path / 'run', {'name': 'judged'})
+  monkeypatch.undo()
+  assert int(run.train(judged(), tmp_path / 'run', {'name': 'judged'}).step) == 3
+
+
+def test_weights_of_a_file_are_told_by_themselves(tmp_path):
+  like = {'w': jnp.ones(3)}
+  one, other = ({'w': jnp.full(3, x)} for x in (1.0, 2.0))
+  identity = functools.partial(weights.identity, lambda shapes, runs: like, runs=tmp_path)
+  assert identity(params=one) == identity(params=like) != identity(params=other)
 
 
 @pytest.mark.parametrize(('every', 'log_every'), [(25, 10), (5, 10), (0, 10)])
@@ -263,3 +310,56 @@ def test_full_disk_while_logging_and_the_run_after_it(tmp_path):
   assert int(run.train(sft(), tmp_path / 'run', {'name': 'sft'}).step) == 3
   assert [row['step'] for row in metrics.read_rows(log)] == [1, 2, 3]
   assert not (tmp_path / 'run' / '.lock').exists()
+
+
+@pytest.mark.parametrize('deleted', [False, True])
+def test_a_judges_test_belongs_to_its_run(tmp_path, monkeypatch, deleted):
+  """Where checkpoints were deleted, what is trained in their place is tested itself."""
+  run_dir, tests = tmp_path / 'run', []
+
+  def test_judge(*args):
+    tests.append(len(tests))
+    return {'test': tests[-1]}
+
+  monkeypatch.setattr(resolve, '_test_judge', test_judge)
+  described = imitation(held_out=lambda: next(batches(11)))
+  run.train(described, run_dir, {'a.b': 1})
+  if deleted:
+    shutil.rmtree(run_dir / 'checkpoints')
+  run.train(described, run_dir, {'a.b': 2 if deleted else 1})
+  assert tests == ([0, 1] if deleted else [0])
+  assert json.loads((run_dir / 'judge.json').read_text()) == {'test': tests[-1]}
+
+
+def votes(voters, start=0):
+  """Four on one pair."""
+  for batch in batches(11, start):
+    two = Rollout(*(np.concatenate([x, x]) for x in batch.response[:2]))
+    prompts = Prompts(*(np.concatenate([x, x]) for x in batch.prompts))
+    preference = np.array([1, 0, 1, 1], np.float32)
+    yield Comparison(prompts, two, two, preference, voter=np.array(voters, np.int32))
+
+
+def voters_model(number) -> experiment.Experiment:
+  head = rater.linear(2)
+  one = rater.in_decoder(t5_network(vocab_size=12), ((7,), (8,), (9,)), head=head)
+  return imitation(
+    model=voter_preference.from_rater(one, num_voters=number, num_features=1),
+    algorithm=functools.partial(
+      algorithms.voter_preference, prior=voter_preference.Prior(num_votes=100)
+    ),
+    held_out=lambda: next(votes([0, 0, number, number])),
+  )
+
+
+@pytest.mark.parametrize('voters', [[0, 0, 0, 0], [0, -1, -1, 0]])
+def test_votes_of_one_voter(tmp_path, voters):
+  """Tastes of a population cannot be fitted to them, whoever votes in the test: refused before a step is trained."""
+  described = voters_model(1)._replace(batches=functools.partial(votes, voters))
+  with pytest.raises(
+    ValueError, match='at least two voters, got those of 1 in the first 8,000: give it votes of'
+  ):
+    run.train(described, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+  two = voters_model(2)._replace(batches=functools.partial(votes, [0, 0, 1, -1]))
+  resolve.check_test(two, two.held_out())
