@@ -1,6 +1,7 @@
 """The command line of agents that learn one person's taste: `nlhf personalise`."""
 
 import argparse
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -127,18 +128,45 @@ def _headlines(args: argparse.Namespace):
     raise ValueError(
       f'{args.run_dir} was not trained on prompts with notes: name a run of --experiment=personal.'
     )
-  tables = noted_tables.of_policy(described.contestant(args.run_dir), settings.pop('num_days'))
-  settings['num_unseen'] = num_unseen(checkpoints.read_metadata(run_dir / 'checkpoints')['fields'])
+  fields = checkpoints.read_metadata(run_dir / 'checkpoints')['fields']
+  num_days = settings.pop('num_days')
+  settings['num_unseen'] = num_unseen(fields)
+  _check_corpus(args.run_dir, fields, num_days)
+  contestant = described.contestant(args.run_dir)
+  tables = noted_tables.of_policy(contestant, num_days, seed=_of_corpus(fields, 'seed'))
   with progress.bar('simulations', 2 * len(chosen)) as advance:
     return summary.of_headlines(tables, chosen, seed=args.seed, advance=advance, **settings)
 
 
 def num_unseen(fields: Mapping[str, Any]) -> int:
   """Of the people, those whom a run's training prompts were not about; from its resolved fields."""
-  from nlhf_jax.judges import noted_headlines
+  return _of_corpus(fields, 'num_unseen')
 
-  bound = [x for name, x in fields.items() if name.endswith('noted_headlines.num_unseen')]
-  return bound[0] if bound else noted_headlines.NUM_UNSEEN
+
+def _of_corpus(fields: Mapping[str, Any], argument: str) -> Any:
+  """What a run's corpus was made with; from its resolved fields, which leave defaults out."""
+  from nlhf_jax.data import corpora
+
+  # That of training has no scope; those of what is measured have.
+  bound = [name for name in fields if name.endswith(f'noted_headlines.{argument}')]
+  if bound:
+    return fields[min(bound, key=lambda name: name.count('/'))]
+  return inspect.signature(corpora.noted_headlines).parameters[argument].default
+
+
+def _check_corpus(run: str, fields: Mapping[str, Any], num_days: int) -> None:
+  """Refuses a run that leaves nobody, or too few days, on which it was not trained."""
+  if not num_unseen(fields):
+    raise ValueError(
+      f'{run} was trained on prompts about everybody (num_unseen = 0): nobody is left whom it does not know; '
+      'name a run with corpora.noted_headlines.num_unseen above 0.'
+    )
+  held_out = _of_corpus(fields, 'num_test')
+  if num_days > held_out:
+    raise ValueError(
+      f'--num_days={num_days} is more than the {held_out} days that {run} held out (corpora.noted_headlines.num_test): '
+      'lower --num_days, or it is served days that it was trained on.'
+    )
 
 
 def _settings(args: argparse.Namespace, kind: str) -> dict[str, Any]:

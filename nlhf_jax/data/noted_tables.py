@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nlhf_jax.arguments import Count
+from nlhf_jax.arguments import Count, Seed
 from nlhf_jax.data import corpora
 from nlhf_jax.evaluation import exact
 from nlhf_jax.evaluation.contestants import Contestant
@@ -12,14 +12,15 @@ from nlhf_jax.personalisation import editor
 from nlhf_jax.types import Prompts
 
 
-def of_policy(contestant: Contestant, num_days: Count = 120) -> editor.Tables:
+def of_policy(contestant: Contestant, num_days: Count = 120, *, seed: Seed = 0) -> editor.Tables:
   """Tables of the first held-out days.
 
   Args:
     contestant: a policy that was trained on `corpora.noted_headlines`.
     num_days: how many.
+    seed: of that corpus, or the days are others than those that it held out.
   """
-  corpus = corpora.noted_headlines()
+  corpus = corpora.noted_headlines(seed=seed)
   encode = corpora.encoder(corpus)
   everyone = people.people()
   log_probs_of = exact.enumerator(contestant.policy)

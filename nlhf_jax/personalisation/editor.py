@@ -171,12 +171,16 @@ def draw_lives(
     seed: of changes and days.
 
   Raises:
-    ValueError: change is neither, or there are fewer days than rounds.
+    ValueError: change is neither, there are fewer days than rounds, or no life.
   """
   if change not in ('one', 'all'):
     raise ValueError(f"change must be 'one' or 'all', got {change!r}.")
   if sum(num_rounds) > num_days:
     raise ValueError(f'{sum(num_rounds)} rounds need as many days, got num_days = {num_days}.')
+  if not who or num_lives < 1:
+    raise ValueError(
+      f'{len(who)} people of num_lives = {num_lives} have no life: at least one of each is needed.'
+    )
   rng = np.random.default_rng(seed)
   wanted = 1 if change == 'one' else len(TOPICS)
   result = []

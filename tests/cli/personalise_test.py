@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from nlhf_jax.cli import main, personalise
+from nlhf_jax.cli import described, main, personalise
+from nlhf_jax.data import noted_tables
 from nlhf_jax.judges import noted_headlines
+from nlhf_jax.personalisation import editor
+from nlhf_jax.runtime import checkpoints
 from tests.personalisation import tiny_shopping
 
 
@@ -97,6 +101,77 @@ def test_a_policy_that_never_read_notes_is_refused(capsys, tmp_path):
   assert status == 2
   assert 'was not trained on prompts with notes: name a run of --experiment=personal' in shown.err
   assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture
+def noted_run(tmp_path, monkeypatch):
+  """Makes a run's directory whose checkpoint says how its corpus was made; days that are served are noted down."""
+  served = []
+
+  def tables(contestant, num_days, *, seed):
+    served.append((num_days, seed))
+    return editor.Tables(
+      np.zeros((num_days, len(editor.STATES), 3), np.float32),
+      np.zeros((num_days, len(noted_headlines.people()), 3), np.float32),
+    )
+
+  def make(fields):
+    directory = tmp_path / 'run'
+    directory.mkdir()
+    (directory / 'config.gin').write_text('CORPUS = @corpora.noted_headlines()')
+    (directory / 'run.json').write_text('{}')
+    fields = {f'corpora.noted_headlines.{name}': x for name, x in fields.items()}
+    monkeypatch.setattr(checkpoints, 'read_metadata', lambda _: {'fields': fields})
+    monkeypatch.setattr(described, 'contestant', lambda run: None)
+    monkeypatch.setattr(noted_tables, 'of_policy', tables)
+    return directory, served
+
+  return make
+
+
+@pytest.mark.parametrize(
+  ('fields', 'flags', 'message'),
+  [
+    ({'num_unseen': 0}, [], 'was trained on prompts about everybody (num_unseen = 0)'),
+    ({}, ['--num_days=401'], '--num_days=401 is more than the 400 days that'),
+    ({'num_test': 100}, [], '--num_days=120 is more than the 100 days that'),
+  ],
+)
+def test_a_run_that_knows_whom_or_what_it_is_served_is_refused(
+  fields, flags, message, noted_run, capsys, tmp_path
+):
+  """Before any table is made; its results would be those of training."""
+  directory, served = noted_run(fields)
+  status, shown = run(capsys, f'--run_dir={directory}', f'--output_dir={tmp_path / "out"}', *flags)
+  assert status == 2 and not served
+  assert message in shown.err and str(directory) in shown.err
+  assert len([x for x in shown.err.splitlines() if x.startswith('nlhf')]) == 1
+  assert 'Traceback' not in shown.err
+
+
+def test_without_lives_is_one_line(noted_run, capsys, tmp_path):
+  directory, _ = noted_run({})
+  status, shown = run(
+    capsys, f'--run_dir={directory}', f'--output_dir={tmp_path / "out"}', '--num_lives=0'
+  )
+  assert status == 2 and '6 people of num_lives = 0 have no life' in shown.err
+
+
+@pytest.mark.parametrize(('fields', 'seed'), [({}, 0), ({'seed': 7, 'num_test': 60}, 7)])
+def test_days_are_those_that_the_run_held_out(fields, seed, noted_run, capsys, tmp_path):
+  directory, served = noted_run(fields)
+  status, shown = run(
+    capsys, f'--run_dir={directory}', f'--output_dir={tmp_path / "out"}', '--num_days=60', '--agents', 'none',
+    '--num_lives=1', '--seed=5',
+  )  # fmt: skip
+  assert status == 0, shown.err
+  assert served == [(60, seed)]
+
+
+def test_the_corpus_of_training_is_the_one_without_a_scope():
+  fields = {f'{x}corpora.noted_headlines.seed': n for n, x in enumerate(('train/', '', 'test/'))}
+  assert personalise._of_corpus(fields, 'seed') == 1
+  assert personalise._of_corpus({}, 'num_test') == 400
 
 
 def test_who_is_unseen_is_the_runs_choice():
