@@ -1,11 +1,13 @@
 """What others wrote: read without believing it, and shown without obeying it.
 
 Reading: a file is text in UTF-8, JSON or arrays, or one line says where it is not. Showing: labels, prompts and responses may hold
-escape sequences that a terminal obeys, letters that turn lines around, markup of `rich` and formulas of spreadsheets.
+escape sequences that a terminal obeys, letters that turn lines around, markup of `rich` and formulas of spreadsheets. Writing: a directory may
+hold links to files that are not its own.
 """
 
 import json
 import math
+import os
 import pathlib
 import unicodedata
 import zipfile
@@ -149,6 +151,25 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
   else:
     shape, _, dtype = np.lib.format.read_array_header_2_0(file)
   return shape, dtype, file.tell()
+
+
+def check_link(path: pathlib.Path) -> None:
+  """Before something is written into a directory under a name that the user has not chosen: it must not land outside of it.
+
+  Links within the directory are followed, and so are those to devices that take what comes, such as /dev/null.
+
+  Raises:
+    OSError: there is a link that leads out of the directory, or in a circle.
+  """
+  if not path.is_symlink():
+    return
+  target = pathlib.Path(os.path.realpath(path))
+  is_inside = target.is_relative_to(os.path.realpath(path.parent)) and not target.is_symlink()
+  if not is_inside and not target.is_char_device():
+    raise OSError(
+      f'{path} is a link to {target}, outside of its directory: nothing is written through it. Delete the link, or put what it leads to '
+      'in its place.'
+    )
 
 
 def quoted(value: Any) -> str:

@@ -110,10 +110,10 @@ def solve(args: argparse.Namespace) -> None:
     console.Console().print(shown)
   if args.output:
     content = {'game': ', '.join(args.ballots or args.game), **study.to_json(found)}
-    atomic.write_json(pathlib.Path(args.output), content, indent=1)
+    atomic.write_json(pathlib.Path(args.output), content, indent=1, follow=True)
   if args.plot:
     path = pathlib.Path(args.plot)
-    with atomic.replaced(path, 'wb') as file:
+    with atomic.replaced(path, 'wb', follow=True) as file:
       study.plot(found).savefig(file, format=path.suffix[1:] or None, dpi=150)
 
 
@@ -141,7 +141,7 @@ def _aggregate(args: argparse.Namespace, population) -> None:
       'game': ', '.join(args.ballots or args.game),
       **population_study.to_json(found),
     }
-    atomic.write_json(pathlib.Path(args.output), content, indent=1)
+    atomic.write_json(pathlib.Path(args.output), content, indent=1, follow=True)
 
 
 def _population(args: argparse.Namespace):

@@ -292,7 +292,7 @@ def _plan(args: argparse.Namespace) -> None:
   for table in plan.report(result, args.chips):
     rich.print(table)
   if args.output:
-    atomic.write_json(pathlib.Path(args.output), plan.as_json(result))
+    atomic.write_json(pathlib.Path(args.output), plan.as_json(result), follow=True)
 
 
 def _mesh_sizes(text: str) -> dict[str, int]:

@@ -111,7 +111,7 @@ def voters(args: argparse.Namespace) -> None:
   out.print(voter_report.calibration_table(found))
   if args.output:
     content = {'source': ', '.join(args.votes), 'features': list(x_names)} | found
-    atomic.write_json(pathlib.Path(args.output), content, indent=1)
+    atomic.write_json(pathlib.Path(args.output), content, indent=1, follow=True)
 
 
 def _taste_votes(args: argparse.Namespace):
@@ -150,7 +150,7 @@ def rank(args: argparse.Namespace) -> None:
   source = ', '.join(args.votes)
   if args.output:
     content = ranking_report.to_json(found, source)
-    atomic.write_json(pathlib.Path(args.output), content, indent=1)
+    atomic.write_json(pathlib.Path(args.output), content, indent=1, follow=True)
   if args.report:
     ranking_report.write_page(found, source, pathlib.Path(args.report))
     out.print(untrusted.as_text(f'Report: {args.report}'))

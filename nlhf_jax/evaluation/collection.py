@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from nlhf_jax import untrusted
 from nlhf_jax.arguments import Count, Seed
 from nlhf_jax.evaluation.contestants import Contestant, as_text, batches, sampler
 from nlhf_jax.judges import tables
@@ -70,7 +71,7 @@ def collect(
   Raises:
     ValueError: nothing can be paired; the judge is no PreferenceFn, or has answered outside [0, 1]; the directory holds another
       collection.
-    OSError: another process writes to the directory; it has been removed, or cannot be written to.
+    OSError: another process writes to the directory; it has been removed, cannot be written to, or has links that lead out of it.
   """
   if not callable(collection.judge):
     raise ValueError(
@@ -112,6 +113,7 @@ def _collect_split(
 ) -> int:
   """Batch by batch, each in a file of its own until all are there."""
   parts = path.with_suffix('.parts')
+  untrusted.check_link(parts)
   parts.mkdir(exist_ok=True)
   files = []
   with progress.bar(split, len(prompts.tokens)) as advance:

@@ -369,7 +369,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_page(found: ranking.Ranking, source: str, path: pathlib.Path) -> None:
-  """One self-contained page."""
+  """One self-contained page; where there is a link, the file that it leads to is replaced."""
   columns = _columns(found)
   page = report.render(
     'ranking.html',
@@ -382,7 +382,7 @@ def write_page(found: ranking.Ranking, source: str, path: pathlib.Path) -> None:
     judges=found.judges if judges_table(found) is not None else (),
     voters=_voters_rows(found),
   )
-  atomic.write_text(path, page)
+  atomic.write_text(path, page, follow=True)
 
 
 def _scores_plot(found: ranking.Ranking) -> str | None:

@@ -5,15 +5,18 @@ arXiv:2312.03732). What an adapter holds in full (`modules_to_save`, trained bia
 """
 
 import collections
+import functools
 import math
 import pathlib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from re import _parser  # type: ignore[attr-defined]  # Nothing public tells the parts of an expression.
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from nlhf_jax import untrusted
 from nlhf_jax.formats import hf_directory
 
 _WEIGHTS = 'adapter_model.safetensors'
@@ -52,6 +55,8 @@ _KNOWN = (
 )
 # Ways to begin that leave the base as it is; others (pissa, olora, corda, loftq …) take something out of it.
 _STARTS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
+# Of the ways in which an expression may be tried on one name, and how long a name is taken to be.
+_MOST_WAYS, _NAME_LENGTH = 1e8, 30
 
 
 class Change(NamedTuple):
@@ -281,13 +286,52 @@ def _names_module(directory: pathlib.Path, key: str, value: Any, module: str) ->
   return any(module == each or module.endswith(f'.{each}') for each in value or ())
 
 
-def _matches(directory: pathlib.Path, key: str, expression: str, module: str) -> bool:
+def _matches(
+  directory: pathlib.Path, key: str, expression: str, module: str, *, ends: bool = False
+) -> bool:
+  """Whether the expression matches the name, or with `ends` its end; one that could take for ever is refused."""
+  path = directory / hf_directory.ADAPTER
   try:
-    return re.fullmatch(expression, module) is not None
-  except re.error as error:
+    if not _log_ways_of(expression) <= math.log(_MOST_WAYS):
+      raise ValueError(
+        f'{path} has {key} = {untrusted.quoted(expression)}, which could be tried on a name in too many ways: write it without *, + or ? '
+        'within a group that is repeated, and with fewer of * + ? | in all.'
+      )
+    return re.fullmatch(rf'(.*\.)?({expression})' if ends else expression, module) is not None
+  except (re.error, OverflowError, RecursionError) as error:
     raise ValueError(
-      f'{directory / hf_directory.ADAPTER} has {key} = {expression!r}, which is no regular expression ({error}): correct it.'
+      f'{path} has {key} = {untrusted.quoted(expression)}, which is no regular expression that can be read ({error}): correct it.'
     ) from None
+
+
+@functools.lru_cache
+def _log_ways_of(expression: str) -> float:
+  return _log_ways(_parser.parse(expression))
+
+
+def _log_ways(parts: Any) -> float:
+  """The logarithm of how many ways through a parsed expression there are, about: `re` may go each of them before it gives up.
+
+  Each choice is counted as one more than it is, since many small ones cost the most.
+  """
+  return sum(_log_ways_of_part(kind, value) for kind, value in parts)
+
+
+def _log_ways_of_part(kind: Any, value: Any) -> float:
+  name = str(kind)
+  if name.endswith('REPEAT'):
+    least, most, repeated = value
+    # Of what is empty, a minimum is gone through all the same.
+    times = max(least, min(most, _NAME_LENGTH))
+    return math.log(times + 2) + times * _log_ways(repeated)
+  if name == 'BRANCH':
+    return math.log(len(value[1]) + 1) + max(map(_log_ways, value[1]))
+  if name == 'GROUPREF_EXISTS':
+    return math.log(3) + max(_log_ways(part or ()) for part in value[1:])
+  if name == 'ATOMIC_GROUP':
+    return _log_ways(value)
+  # The last of what a group, or what stands ahead or behind, has.
+  return _log_ways(value[-1]) if name in ('SUBPATTERN', 'ASSERT', 'ASSERT_NOT') else 0.0
 
 
 def _scale(
@@ -318,7 +362,7 @@ def _of_module(
     raise ValueError(f'{path} has {pattern} = {special!r}, which is no object: save it again.')
   found = values.get(key, default)
   for expression, own in special.items():
-    if _matches(directory, pattern, rf'(.*\.)?({expression})', module):
+    if _matches(directory, pattern, expression, module, ends=True):
       found, key = own, f'{pattern}[{expression!r}]'
       break
   if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < abs(found) < math.inf:

@@ -57,7 +57,7 @@ class AnswerCache:
     """Opens the file to append to: before anything is asked, so that what cannot be written costs no call.
 
     Raises:
-      OSError: the directory or file cannot be made, or not be written to.
+      OSError: the directory or file cannot be made, or not be written to; the file is a link out of the directory.
     """
     if self._path is not None and self._file is None:
       self._file = _opened(self._path)
@@ -89,6 +89,7 @@ class AnswerCache:
 def _opened(path: pathlib.Path) -> BinaryIO:
   """To append lines to; a last line that was torn has an end."""
   path.parent.mkdir(parents=True, exist_ok=True)
+  untrusted.check_link(path)
   file = path.open('a+b', buffering=0)
   size = file.seek(0, os.SEEK_END)
   if size:

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
+from nlhf_jax import untrusted
+
 # Errors of writing to a file that is open; they come without its name.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
@@ -26,19 +28,31 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(
-  path: pathlib.Path, mode: str = 'w', *, private: bool = False, **settings: Any
+  path: pathlib.Path,
+  mode: str = 'w',
+  *,
+  private: bool = False,
+  follow: bool = False,
+  **settings: Any,
 ) -> Iterator[IO]:
   """A file to write into, which takes its place once all is written and on disk.
 
-  Directories above it are made if need be. A link stays one; what is no file, such as /dev/stdout, is written as it is.
+  Directories above it are made if need be. A link within its directory stays one; what is no file, such as /dev/stdout, is written as it
+  is.
 
   Args:
     path: of the file.
     mode: 'w' or 'wb'.
     private: a new file is for this user alone to read.
+    follow: a link may lead anywhere: the user has named this very file, and not a directory that has it.
     **settings: further ones of `open`.
+
+  Raises:
+    OSError: as of `untrusted.check_link`, unless `follow`; it cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
+  if not follow:
+    untrusted.check_link(path)
   if path.exists() and not path.is_file():
     with path.open(mode, **settings) as file:
       yield file
@@ -60,18 +74,21 @@ def replaced(
     partial.unlink(missing_ok=True)
 
 
-def write_text(path: pathlib.Path, text: str, *, private: bool = False) -> None:
+def write_text(
+  path: pathlib.Path, text: str, *, private: bool = False, follow: bool = False
+) -> None:
   """The text in UTF-8, in place of what was there; see `replaced`."""
-  with replaced(path, private=private, encoding='utf-8') as file:
+  with replaced(path, private=private, follow=follow, encoding='utf-8') as file:
     file.write(text)
 
 
-def write_json(path: pathlib.Path, content: Any, **settings: Any) -> None:
+def write_json(path: pathlib.Path, content: Any, *, follow: bool = False, **settings: Any) -> None:
   """A result for programs to read, in place of what was there; see `replaced`.
 
   Args:
     path: of the file.
     content: nothing that JSON does not know.
+    follow: as of `replaced`.
     **settings: further ones of `json.dumps`.
   """
-  write_text(path, json.dumps(content, **{'indent': 2, **settings}) + '\n')
+  write_text(path, json.dumps(content, **{'indent': 2, **settings}) + '\n', follow=follow)

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
+from nlhf_jax import untrusted
 from nlhf_jax.arguments import Count, CountOrZero
 from nlhf_jax.runtime import checkpoint_files, processes, run_directory
 from nlhf_jax.runtime.checkpoint_files import CorruptCheckpointError
@@ -107,8 +108,9 @@ class Writer:
       keep: which of them stay; None: the default.
 
     Raises:
-      OSError: the directory cannot be made, or not be written to.
+      OSError: the directory cannot be made, or not be written to; it is a link that leads out of the run's.
     """
+    untrusted.check_link(directory)
     self._directory, self._keep = directory, keep or Keep()
     self._worth = _read_worth(directory, self._keep) if self._keep.best else {}
     silence_threads()
@@ -268,6 +270,7 @@ def restore(
     FileNotFoundError: there is no checkpoint.
     ValueError: an array is missing, left over, or of another shape; none of the checkpoints is intact; or nlhf_jax 0.1.0
       wrote them.
+    OSError: what would be moved, or `quarantine/`, is a link that leads out of the run's directory.
   """
   expected = _arrays(like, saved)
 
@@ -379,6 +382,8 @@ def _newest_intact(
   directory: pathlib.Path, load: Callable[[pathlib.Path], _T], quarantine: bool = False
 ) -> _T:
   """What `load` makes of the newest checkpoint that is not corrupt."""
+  if quarantine:
+    untrusted.check_link(directory)
   corrupt = []
   for step in reversed(steps(directory)):
     path = directory.resolve() / str(step)
@@ -415,6 +420,7 @@ def _quarantine(path: pathlib.Path) -> None:
   """Moves a checkpoint to `quarantine/` beside the directory of all steps, under a name that is free."""
   if processes.is_primary():
     destination = path.parent.with_name('quarantine')
+    untrusted.check_link(destination)
     destination.mkdir(exist_ok=True)
     number = sum(1 for other in destination.iterdir() if other.name.split('.')[0] == path.name)
     path.rename(destination / (f'{path.name}.{number}' if number else path.name))

@@ -103,8 +103,9 @@ def append_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     rows: lines to be.
 
   Raises:
-    OSError: they cannot be written, with the reason.
+    OSError: they cannot be written, with the reason; it is a link that leads out of its directory.
   """
+  untrusted.check_link(path)
   try:
     with path.open('a', encoding='utf-8') as file:
       file.write(''.join(json.dumps(row) + '\n' for row in rows))
@@ -126,7 +127,11 @@ def drop_later(
     path: JSONL; a last line that a kill has truncated goes too.
     step: the last one that stays.
     step_of: of a line.
+
+  Raises:
+    OSError: it is a link that leads out of its directory.
   """
+  untrusted.check_link(path)
   if path.is_file():
     kept = [row for row in read_rows(path) if step_of(row) <= step]
     atomic.write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))

@@ -110,8 +110,10 @@ def _lock(path: pathlib.Path, what: pathlib.Path) -> IO:
   while True:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-      file = path.open('a+', encoding='utf-8')
-    except FileNotFoundError:  # The last holder has just removed the directory.
+      file = os.fdopen(_descriptor(path), 'a+', encoding='utf-8')
+    except (
+      FileNotFoundError
+    ):  # The last holder has just removed the directory; of a link it could be something else.
       continue
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,10 +137,23 @@ def _lock(path: pathlib.Path, what: pathlib.Path) -> IO:
     file.close()  # Its holder has just removed it.
 
 
+def _descriptor(path: pathlib.Path) -> int:
+  """Of the file, made if need be. Its content is replaced, so it must be no link: none is made here, and any file may be behind one."""
+  try:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+  except OSError as error:
+    if error.errno != errno.ELOOP:
+      raise
+    raise OSError(
+      f'{path} is a link to {os.readlink(path)}, and no lock is one: delete the link; if someone else made the directory, look for more '
+      'of them.'
+    ) from None
+
+
 def _is_at(file: IO, path: pathlib.Path) -> bool:
   """Whether the open file is the one of this name."""
   try:
-    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return os.path.samestat(os.fstat(file.fileno()), path.lstat())
   except (FileNotFoundError, NotADirectoryError):
     return False
 

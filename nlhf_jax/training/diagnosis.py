@@ -25,6 +25,7 @@ import optax
 import rich.table
 from jaxtyping import Float
 
+from nlhf_jax import untrusted
 from nlhf_jax.evaluation import distance, exact
 from nlhf_jax.evaluation.win_rates import mean_with_interval
 from nlhf_jax.judges import electorate
@@ -45,6 +46,7 @@ from nlhf_jax.types import (
 
 AS_IT_IS, ALL_AWAY, IMITATION = 'as it is', 'all away', 'imitation'
 HELD_OUT = 'held_out'
+_RESULT = 'diagnosis.json'
 # Of the gap as it is: what costs less is no obstacle worth the name.
 _SHARE = 0.1
 # Responses to a prompt.
@@ -92,7 +94,9 @@ def diagnose(
 
   Raises:
     ValueError: the run trains no policy, measures nothing, its method has no fixed point, or fresh prompts are its own.
+    OSError: diagnosis.json is a link that leads out of output_dir.
   """
+  untrusted.check_link(output_dir / _RESULT)  # Not only when all has been trained.
   measured = experiment.measured
   if measured is None:
     raise ValueError(
@@ -127,7 +131,7 @@ def diagnose(
       return None
     found[trial.name] = measure(resolve.merged_params(experiment.adapters, state.params))
   result = summary(found) | {'last_quarter': _last_quarter(_directory(output_dir, ALL_AWAY))}
-  atomic.write_json(output_dir / 'diagnosis.json', result)
+  atomic.write_json(output_dir / _RESULT, result)
   return result
 
 

@@ -151,6 +151,21 @@ def test_method_without_its_reference_is_refused(runs, capsys):
   assert not (runs / 'bad').exists()
 
 
+def test_report_in_place_of_a_link_is_one_line(capsys, tmp_path):
+  """A stranger's directory says where nothing is written."""
+  theirs, run_dir = tmp_path / 'theirs', tmp_path / 'run'
+  theirs.write_text('theirs')
+  run_dir.mkdir()
+  (run_dir / 'metrics.jsonl').write_text('{"step": 1, "loss": 1.0, "entropy": 2.0}\n')
+  (run_dir / 'report.html').symlink_to(theirs)
+  status, output = run(capsys, 'report', f'--run_dir={run_dir}')
+  assert (status, output.out, output.err.count('\n')) == (2, '', 1)
+  assert f'{run_dir}/report.html is a link to {theirs}, outside of' in output.err
+  assert theirs.read_text() == 'theirs' and (run_dir / 'report.html').is_symlink()
+  (run_dir / 'report.html').unlink()
+  assert run(capsys, 'report', f'--run_dir={run_dir}')[0] == 0
+
+
 def test_win_rates_report_and_samples_of_runs(runs, capsys, tmp_path):
   flags = [
     EVALUATION,

@@ -149,6 +149,15 @@ def test_a_judge_that_was_trained_anew(tmp_path):
     assert list(written) == ['test']
 
 
+def test_parts_that_are_a_link_are_refused(tmp_path):
+  (tmp_path / 'theirs').mkdir()
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out' / 'train.parts').symlink_to(tmp_path / 'theirs')
+  with pytest.raises(OSError, match=r'train\.parts is a link to .*theirs, outside'):
+    collected(tmp_path / 'out')
+  assert not list((tmp_path / 'theirs').iterdir())
+
+
 def test_second_writer_is_refused(tmp_path):
   with (
     run_lock.held(tmp_path),

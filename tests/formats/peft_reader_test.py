@@ -3,13 +3,14 @@
 import json
 import pathlib
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from nlhf_jax.formats import hf, hf_directory, peft
+from nlhf_jax.formats import hf, hf_directory, peft, peft_reader
 from nlhf_jax.models import lora
 from nlhf_jax.types import Adapted
 from tests.formats import golden_models
@@ -25,6 +26,9 @@ BASES = {
 }
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 Q = 'base_model.model.model.layers.0.self_attn.q_proj'
+# As the settings know them.
+Q_MODULE, V_MODULE = (f'model.layers.0.self_attn.{x}_proj' for x in 'qv')
+DOWN = 'model.layers.0.mlp.down_proj'
 
 
 def _copy(name: str, to: pathlib.Path) -> pathlib.Path:
@@ -238,6 +242,70 @@ REFUSED = {
     'adapts model.layers.0.mlp.down_proj, and the base has no such linear layer: name the model',
   ),
 }
+
+
+ENDLESS = {
+  'groups in groups': '((.+)+)+!',
+  'alternatives that are alike': '(a|.|o|..)*!',
+  'optional ones': '.?' * 40 + '!',
+  'one after the other': '.*' * 12 + '!',
+  'a number of times': '(.+){20}!',
+  'lazily': '(?:(?:.+?)+?)+?!',
+  'ahead': '(?=((.+)+)+!)',
+  'nothing, for ever': '((){9999}){9999}',
+  'a number that is too large': '(){99999999999999}',
+  'too deep': '(' * 5000 + ')' * 5000,
+}
+
+
+@pytest.mark.parametrize('kind', ENDLESS)
+@pytest.mark.parametrize(
+  'key', ['target_modules', 'exclude_modules', 'rank_pattern', 'alpha_pattern']
+)
+def test_expression_that_could_take_for_ever_is_refused(kind, key, tmp_path):
+  directory, expression = _copy('patterns', tmp_path / 'adapter'), ENDLESS[kind]
+  _settings(**{key: {expression: 2} if 'pattern' in key else expression})(directory)
+  with pytest.raises(
+    ValueError, match=rf'adapter_config\.json has {key} = .*(ways: write|correct it)'
+  ) as caught:
+    golden_models.load(directory)
+  assert '\n' not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+  ('expression', 'names', 'others'),
+  [
+    (r'.*\.(q|v)_proj', (Q_MODULE, V_MODULE), (DOWN,)),
+    (r'model\.layers\.(\d+)\.self_attn\.(q_proj|v_proj)', (Q_MODULE, V_MODULE), (DOWN,)),
+    (r'^(?!.*lm_head).*$', (Q_MODULE, DOWN), ('lm_head',)),
+    (
+      r'(?:model\.)?layers\.[0-9]{1,2}\..*\.(q|k|v|o|gate|up|down)_proj',
+      (Q_MODULE, DOWN),
+      ('lm_head',),
+    ),
+    (r'.*layers.*(self_attn|mlp).*_proj.*', (Q_MODULE, DOWN), ('lm_head',)),
+    (
+      '|'.join(rf'model\.layers\.{i}\.mlp\.(up|down)_proj' for i in range(80)),
+      (DOWN,),
+      (Q_MODULE,),
+    ),
+  ],
+)
+def test_ordinary_expressions_match(expression, names, others, tmp_path):
+  matches = lambda module, **settings: peft_reader._matches(
+    tmp_path, 'target_modules', expression, module, **settings
+  )
+  assert all(map(matches, names)) and not any(map(matches, others))
+  assert all(matches(name, ends=True) for name in names)
+
+
+def test_most_ways_take_no_time(tmp_path):
+  """The worst that is allowed, on a name of usual length that does not match."""
+  name = 'base.model.model.layers.17.self_attn.q_proj'
+  for expression in ('.*' * 5 + '!', '.?' * 16 + '!', '(?:.|..)' * 16 + '!', '(.*)' * 5 + '[!?]'):
+    start = time.perf_counter()
+    assert not peft_reader._matches(tmp_path, 'rank_pattern', expression, name, ends=True)
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize('kind', REFUSED)

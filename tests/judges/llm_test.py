@@ -384,6 +384,20 @@ def test_a_panel_that_is_not_asked_writes_nothing(tmp_path):
     assert stub.calls == 0
 
 
+def test_link_out_of_the_cache_is_refused(tmp_path):
+  """Before a call is paid."""
+  theirs, cache = tmp_path / 'theirs', tmp_path / 'cache'
+  theirs.write_text('theirs')
+  cache.mkdir()
+  (cache / 'answers.jsonl').symlink_to(theirs)
+  with Stub(lambda number, body: Reply('A')) as stub:
+    panel = make_panel(stub, cache_dir=cache)
+    with pytest.raises(OSError, match=r'answers\.jsonl is a link to .*theirs, outside'):
+      panel.judge_pairs(pairs(1))
+    assert stub.calls == 0
+  assert theirs.read_text() == 'theirs'
+
+
 def test_torn_line_of_a_cache_is_passed_over(tmp_path):
   """The next answer does not end up on the same line."""
   cache = llm_cache.AnswerCache(tmp_path)

@@ -30,6 +30,50 @@ def test_link_stays_one(tmp_path):
   assert link.is_symlink() and path.read_text() == 'new'
 
 
+LINKS_OUT = {
+  'to a file': '{out}/theirs',
+  'by a relative path': '../out/theirs',
+  'to what is not there': '{out}/new',
+  'to a directory': '{out}',
+  'to a pipe': '{out}/pipe',
+  'through another': 'other',
+  'through a linked directory': 'elsewhere/theirs',
+  'in a circle': 'circle',
+}
+
+
+@pytest.mark.parametrize('kind', LINKS_OUT)
+def test_link_out_of_the_directory_is_refused(tmp_path, kind):
+  """Unless the user has named the very file: then what it leads to is replaced."""
+  run, out = tmp_path / 'run', tmp_path / 'out'
+  run.mkdir()
+  out.mkdir()
+  (out / 'theirs').write_text('theirs')
+  os.mkfifo(out / 'pipe')
+  for name, target in (('other', out / 'theirs'), ('elsewhere', out), ('circle', 'result.json')):
+    (run / name).symlink_to(target)
+  link = run / 'result.json'
+  link.symlink_to(LINKS_OUT[kind].format(out=out))
+  with pytest.raises(
+    OSError, match=rf'^{link} is a link to .*, outside of .* Delete the link'
+  ) as caught:
+    atomic.write_json(link, {'a': 1})
+  assert '\n' not in str(caught.value) and link.is_symlink()
+  assert (out / 'theirs').read_text() == 'theirs'
+  assert sorted(os.listdir(out)) == ['pipe', 'theirs']
+  if kind in ('to a file', 'to what is not there', 'through another'):
+    atomic.write_json(link, {'a': 1}, follow=True)
+    assert json.loads(link.resolve().read_text()) == {'a': 1} and link.is_symlink()
+
+
+def test_directory_may_be_a_link_itself(tmp_path):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'link').symlink_to('run')
+  (tmp_path / 'run' / 'latest').symlink_to(tmp_path / 'run' / 'one')
+  atomic.write_text(tmp_path / 'link' / 'latest', 'new')
+  assert (tmp_path / 'run' / 'one').read_text() == 'new'
+
+
 def test_what_is_no_file_is_written_as_it_is():
   atomic.write_text(pathlib.Path('/dev/null'), 'nothing')
   assert stat.S_ISCHR(os.stat('/dev/null').st_mode)

@@ -344,6 +344,29 @@ def test_injected_faults(seed, two_saved, tmp_path, caplog):
   same(found, at(int(found.step)))
 
 
+def test_links_out_of_the_run_are_refused(two_saved, tmp_path):
+  """Nothing is saved to, or moved to and from, what a link leads to."""
+  theirs, run = tmp_path / 'theirs', tmp_path / 'run'
+  shutil.copytree(two_saved, theirs / 'checkpoints')
+  run.mkdir()
+  (run / 'checkpoints').symlink_to(theirs / 'checkpoints')
+  for write in (
+    lambda: checkpoints.Writer(run / 'checkpoints'),
+    lambda: checkpoints.restore(run / 'checkpoints', at(0), quarantine=True),
+  ):
+    with pytest.raises(OSError, match=r'checkpoints is a link to .*theirs/checkpoints, outside'):
+      write()
+  (run / 'checkpoints').unlink()
+  shutil.copytree(two_saved, run / 'checkpoints')
+  (run / 'quarantine').symlink_to(theirs)
+  shutil.rmtree(run / 'checkpoints' / '2' / 'default')
+  with pytest.raises(OSError, match=r'quarantine is a link to .*theirs, outside'):
+    checkpoints.restore(run / 'checkpoints', at(0), quarantine=True)
+  assert checkpoints.steps(run / 'checkpoints') == [1, 2]
+  assert [path.name for path in theirs.iterdir()] == ['checkpoints']
+  assert checkpoints.steps(theirs / 'checkpoints') == [1, 2]
+
+
 @pytest.fixture(scope='module')
 def two_saved(tmp_path_factory):
   directory = tmp_path_factory.mktemp('two') / 'checkpoints'

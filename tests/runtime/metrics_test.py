@@ -86,3 +86,23 @@ def test_warnings_of_later_steps_are_dropped(tmp_path):
   assert metrics.read_rows(tmp_path / 'warnings.jsonl') == [
     {'step': 4, 'name': 'responses_cut', 'text': 'line\u2028break'}
   ]
+
+
+@pytest.mark.parametrize('name', [metrics.METRICS, metrics.WARNINGS])
+@pytest.mark.parametrize('content', ['{"step": 9, "loss": 1.0}\n', 'export PATH\n', None])
+def test_link_out_of_the_run_is_refused(tmp_path, name, content):
+  """What it leads to is neither rewritten nor appended to; it may hold rows, or anything, or not be there."""
+  run, theirs = tmp_path / 'run', tmp_path / 'theirs'
+  run.mkdir()
+  if content is not None:
+    theirs.write_text(content)
+  (run / name).symlink_to(theirs)
+  reason = rf'{name} is a link to .*theirs, outside of its directory.*Delete the link'
+  for write in (
+    lambda: metrics.files(metrics.About(run)),
+    lambda: metrics.append_rows(run / name, [{'step': 1}]),
+  ):
+    with pytest.raises(OSError, match=reason) as caught:
+      write()
+    assert '\n' not in str(caught.value)
+  assert (theirs.read_text() if theirs.exists() else None) == content

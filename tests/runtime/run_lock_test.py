@@ -212,3 +212,33 @@ def test_clock_that_steps_back(tmp_path, monkeypatch):
   with run_lock.held(tmp_path) as check:
     monkeypatch.setattr(time, 'time', lambda: now() - 60 * 86400)
     check()
+
+
+@pytest.mark.parametrize(
+  'target', ['{out}/theirs', '{out}/none/new', '{out}/new', 'config.gin', '.lock']
+)
+def test_link_in_place_of_the_lock_is_refused(tmp_path, target):
+  """A lock replaces its file's content: of a link, wherever it leads, nothing is touched; and no writer waits for ever."""
+  out, run = tmp_path / 'out', tmp_path / 'run'
+  for directory in (out, run):
+    directory.mkdir()
+  for path in (out / 'theirs', run / 'config.gin'):
+    path.write_text('theirs')
+  link = run / run_lock.FILE
+  link.symlink_to(target.format(out=out))
+  refused = python(HOLDER, run)
+  error = refused.communicate(timeout=60)[1]
+  assert error.startswith(f'{link} is a link to ') and 'delete the link' in error
+  assert (refused.returncode, error.count('\n')) == (1, 1)
+  assert link.is_symlink() and [path.name for path in out.iterdir()] == ['theirs']
+  assert {path.read_text() for path in (out / 'theirs', run / 'config.gin')} == {'theirs'}
+
+
+def test_link_that_takes_the_place_of_the_lock_is_not_its_file(tmp_path):
+  """It may lead to the very file that is locked."""
+  run, moved = tmp_path / 'run', tmp_path / 'moved'
+  with pytest.raises(FileNotFoundError, match='has been removed'), run_lock.held(run) as check:
+    (run / run_lock.FILE).rename(moved)
+    (run / run_lock.FILE).symlink_to(moved)
+    check()
+  assert moved.exists()

@@ -85,3 +85,14 @@ def test_fresh_prompts_that_are_the_runs_own(experiment, tmp_path):
     diagnosis.diagnose(
       experiment._replace(measured=measured), tmp_path / 'run', tmp_path / 'out', algorithms.sft
     )
+
+
+def test_result_that_is_a_link_is_refused_before_anything_is_trained(experiment, tmp_path):
+  theirs, out = tmp_path / 'theirs', tmp_path / 'out'
+  theirs.write_text('theirs')
+  out.mkdir()
+  (out / 'diagnosis.json').symlink_to(theirs)
+  with pytest.raises(OSError, match=r'diagnosis\.json is a link to .*theirs, outside'):
+    diagnosis.diagnose(experiment, tmp_path / 'run', out, algorithms.sft)
+  assert theirs.read_text() == 'theirs'
+  assert [path.name for path in out.iterdir()] == ['diagnosis.json']
