@@ -150,13 +150,19 @@ def position_bias(forward: Float[Array, 'N'], backward: Float[Array, 'N']) -> Fl
 
 
 def preference_fn(model: PreferenceModel, params: Params) -> PreferenceFn:
-  """The trained model as a judge; P(y ≻ y') + P(y' ≻ y) is 1 to the last bit."""
-  compiled = jax.jit(lambda *args: exact_sigmoid(logit(model, *args)))
-  one_by_one = functools.partial(compiled, params)
+  """The trained model as a judge; P(y ≻ y') + P(y' ≻ y) is 1 to the last bit.
+
+  One that tells voters apart has them as its annotators, as `judges.annotators` and `algorithms.blackwell_pg` take them.
+  """
+
+  def compiled(log_odds):
+    return functools.partial(jax.jit(lambda *args: exact_sigmoid(log_odds(*args))), params)
+
+  one_by_one = compiled(functools.partial(logit, model))
   if model.table is None:
     return one_by_one
-  table = jax.jit(lambda *args: exact_sigmoid(model.table(*args)))
-  return AllPairsJudge(one_by_one, functools.partial(table, params))
+  annotators = None if model.voter_table is None else compiled(model.voter_table)
+  return AllPairsJudge(one_by_one, compiled(model.table), annotators)
 
 
 def exact_sigmoid(x: Float[Array, '*rows']) -> Float[Array, '*rows']:

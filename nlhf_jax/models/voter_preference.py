@@ -9,8 +9,7 @@ all the same. With a prior w_u ~ N(0, 1/λ), which counts once for each voter wh
 stays near the others. A voter who was not known in training is fitted without it: `differences` are what `votes.tastes` takes.
 """
 
-import functools
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +21,10 @@ from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Positive
 from nlhf_jax.models import general_preference, preference_model
 from nlhf_jax.models.preference_model import PreferenceModel
 from nlhf_jax.models.rater import Rater
-from nlhf_jax.types import (
-  Comparison,
-  Losses,
-  Params,
-  PreferenceFn,
-  PRNGKey,
-  Prompts,
-  Responses,
-  VoterNames,
-)
+from nlhf_jax.types import Comparison, Losses, Params, PreferenceFn, PRNGKey, VoterNames
 
 # The table of tastes among a model's parameters.
 VOTERS = 'voters'
-
-
-@runtime_checkable
-class VoterTableFn(Protocol):
-  """P_u of each of a prompt's k responses against each of its m alternatives; None: against each other."""
-
-  def __call__(
-    self, prompts: Prompts, responses: Responses, alternatives: Responses | None = None
-  ) -> Float[Array, 'B k m U']: ...
 
 
 class Prior(NamedTuple):
@@ -218,15 +199,8 @@ def one_voter(model: PreferenceModel, voter: CountOrZero) -> PreferenceModel:
 
 
 def population_fn(model: PreferenceModel, params: Params) -> PreferenceFn:
-  """The population as a judge: the mean of P_u over the known voters."""
+  """The population as a judge: the mean of P_u over the known voters, who are its annotators."""
   return preference_model.preference_fn(model, params)
-
-
-def voter_table_fn(model: PreferenceModel, params: Params) -> VoterTableFn:
-  """All known voters as judges, of all pairs."""
-  check(model)
-  table = jax.jit(lambda *args: preference_model.exact_sigmoid(model.voter_table(*args)))
-  return functools.partial(table, params)
 
 
 def check_number(model: PreferenceModel, voters: VoterNames) -> None:

@@ -21,7 +21,7 @@ from t5x import metrics as t5x_metrics
 from t5x import models, utils
 
 from nlhf_jax.models import policy
-from nlhf_jax.t5x_bridge import feature_converter
+from nlhf_jax.t5x_bridge import checks, feature_converter
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import (
   Algorithm,
@@ -79,7 +79,7 @@ class Model(models.EncoderDecoderModel):
       decode_fn: of T5X's inference.
 
     Raises:
-      ValueError: the method takes two updates a step.
+      ValueError: the method takes two updates a step, or annotators apart; or the model or its judge has weights besides its network's.
     """
     super().__init__(
       module,
@@ -92,7 +92,12 @@ class Model(models.EncoderDecoderModel):
     self._model, self._method, self._feedback = model, algorithm, feedback
     self._judge_module, self._more_sets = judge_module, sets
     self._rows = None
-    self.sets = self._algorithm(None).sets
+    checks.check_model(model, module)
+    if feedback is not None and judge_module is not None:
+      checks.check_feedback(algorithm, feedback, judge_module)
+    method = self._algorithm(None)
+    checks.check_annotators(method, feedback and feedback(params=None))
+    self.sets = method.sets
     if parameter_sets.half_step_name(self.sets) is not None:
       raise ValueError('T5X takes one update a step, this method two: run it with `nlhf train`.')
 

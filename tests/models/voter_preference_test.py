@@ -1,5 +1,7 @@
 """P_u(y ≻ y'|x): antisymmetric, each voter's own, the population's mean; and voters that are learnt from votes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,12 @@ import optax
 import pytest
 from scipy import optimize, special
 
+from nlhf_jax import algorithms, losses
+from nlhf_jax.judges import annotators
 from nlhf_jax.models import lora, preference_model, rater, voter_preference
 from nlhf_jax.models.rater import Rater, as_written
-from nlhf_jax.types import Adapted, Comparison, Prompts, Rollout
+from nlhf_jax.training import loop
+from nlhf_jax.types import Adapted, Comparison, PolicyParams, Prompts, Rollout
 from tests.tiny import t5_network
 
 TEMPLATE = ((7, 8), (9,), (10,))
@@ -38,11 +43,11 @@ def comparison(voter, preference=None):
 
 
 def test_voters_are_told_apart_and_the_population_is_their_mean(model, params):
-  table = np.asarray(voter_preference.voter_table_fn(model, params)(PROMPTS, RESPONSES))
+  judge = voter_preference.population_fn(model, params)
+  table = np.asarray(judge.annotators(PROMPTS, RESPONSES))
   assert table.shape == (2, 3, 3, 4)
   assert table.std(axis=-1).max() > 0.02
   np.testing.assert_array_equal(table + table.swapaxes(1, 2), 1)
-  judge = voter_preference.population_fn(model, params)
   np.testing.assert_allclose(judge.table(PROMPTS, RESPONSES), table.mean(axis=-1), atol=1e-6)
   batch = comparison(None)
   pair = batch.response.tokens, batch.alternative.tokens
@@ -57,6 +62,52 @@ def test_voters_are_told_apart_and_the_population_is_their_mean(model, params):
     own, [table[b, i, (i + 1) % 3, 2] for b in range(2) for i in range(3)], atol=1e-6
   )
   np.testing.assert_array_equal(own + np.asarray(third(PROMPTS, *pair[::-1])), 1)
+
+
+def test_voters_are_annotators_of_the_judge(model, params):
+  """P_u of pairs asked one by one; of one voter, of all, and of whoever likes the response least."""
+  judge = preference_model.preference_fn(model, params)
+  others = RESPONSES.reshape(2, 3, 3)[:, :2].reshape(4, 3)
+  first = RESPONSES.reshape(2, 3, 1, 3).repeat(2, axis=2).reshape(12, 3)
+  second = others.reshape(2, 1, 2, 3).repeat(3, axis=1).reshape(12, 3)
+  expected = special.expit(np.asarray(model.voters(params, PROMPTS, first, second)))
+  expected = expected.reshape(2, 3, 2, 4)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+  close(annotators.apart(judge, PROMPTS, np.asarray(RESPONSES), np.asarray(others)), expected)
+  ask = lambda judge: judge.table(PROMPTS, RESPONSES, others)
+  close(ask(annotators.one(judge, 2)), expected[..., 2])
+  close(ask(annotators.worst_of_pair(judge)), expected.min(axis=-1))
+  close(ask(annotators.mean(judge)), ask(judge))
+  alone = preference_model.preference_fn(voter_preference.one_voter(model, 2), params)
+  with pytest.raises(ValueError, match='does not tell its annotators apart'):
+    annotators.apart(alone, PROMPTS, RESPONSES)
+
+
+def test_step_of_maximin_over_learnt_voters(tiny_policy, tiny_params, tiny_prompts):
+  """The hardest of the model's own voters: payoffs are theirs, and θ moves."""
+  head = rater.linear(3, scale=2.0)
+  one = rater.in_decoder(t5_network(vocab_size=12), TEMPLATE, head=head)
+  voters = voter_preference.from_rater(one, num_voters=4, num_features=2, scale=2.0)
+  weights = jax.jit(voters.init)(jax.random.PRNGKey(0))
+  judge = preference_model.preference_fn(voters, weights)
+  method = algorithms.blackwell_pg(
+    tiny_policy, judge, tau=0.1, tau_opponent=0.2, num_samples=3, beta=1.0
+  )
+  optimizer = optax.sgd(0.1)
+  given = {'reference': tiny_params[1]}
+  state = loop.init_state(method, optimizer, 0, online=tiny_params[0], given=given)
+  played = PolicyParams(tiny_params[0], given)
+  found = method.score(jax.jit(method.sample)(played, tiny_prompts, jax.random.PRNGKey(3)))
+  pair = found.response.tokens, found.alternative.tokens
+  table = special.expit(np.asarray(voters.voter_table(weights, tiny_prompts, *pair)))
+  np.testing.assert_allclose(found.pair_preference, table.mean(axis=-1).reshape(-1, 3), atol=1e-5)
+  payoff, _ = losses.hardest_preference(jnp.asarray(table), jnp.zeros((2, 3, 4)), tau=0.2)
+  np.testing.assert_allclose(found.preference, payoff.reshape(-1), atol=1e-5)
+  state = loop.train(method, optimizer, state, iter([tiny_prompts]), num_steps=1)
+  moved = jax.tree.map(
+    lambda a, b: float(jnp.abs(a - b).max()), state.params.online, tiny_params[0]
+  )
+  assert 0 < max(jax.tree.leaves(moved)) < 1
 
 
 def test_features_are_what_tastes_weigh(model, params):

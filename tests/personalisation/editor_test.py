@@ -89,7 +89,7 @@ def test_wrong_lives_are_refused():
     editor.draw_lives(people.unseen(1), 'none', 60)
   with pytest.raises(ValueError, match='60 rounds need as many days, got num_days = 59'):
     editor.draw_lives(people.unseen(1), 'one', 59)
-  with pytest.raises(ValueError, match='0 people of num_lives = 5 have no life'):
+  with pytest.raises(ValueError, match='0 people of num_lives = 20 have no life'):
     editor.draw_lives((), 'one', 60)
   with pytest.raises(ValueError, match='1 people of num_lives = 0 have no life'):
     editor.draw_lives(people.unseen(1), 'one', 60, num_lives=0)

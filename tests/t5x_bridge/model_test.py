@@ -161,6 +161,14 @@ def test_refusals_of_what_t5x_cannot_run():
   )
   with pytest.raises(ValueError, match='one update a step, this method two'):
     make(algorithm=egpo)
+  with pytest.raises(ValueError, match='takes annotators apart'):
+    make(algorithm=functools.partial(algorithms.blackwell_pg, tau=0.1))
+  head = rater.in_encoder(NETWORK, ((2,), (3,), (4,)), head=rater.linear())
+  with pytest.raises(ValueError, match=r'RewardModel has others \(head\)'):
+    make(algorithm=algorithms.reward, model=reward_model.from_rater(head), feedback=None)
+  reward_fn = functools.partial(reward_model.reward_fn, reward_model.from_rater(head))
+  with pytest.raises(ValueError, match='asks for others'):
+    make(algorithm=functools.partial(algorithms.rlhf, tau=0.1), feedback=reward_fn)
   averaged = wrap('nash_ema_pg')
   variables = jax.eval_shape(lambda: averaged.get_initial_variables(jax.random.PRNGKey(0), SHAPES))
   half = {'encoder_input_tokens': jnp.ones((2, 5), jnp.int32)}

@@ -322,7 +322,7 @@ def test_a_judges_test_belongs_to_its_run(tmp_path, monkeypatch, deleted):
     return {'test': tests[-1]}
 
   monkeypatch.setattr(resolve, '_test_judge', test_judge)
-  described = imitation(held_out=lambda: next(batches(11)))
+  described = imitation(held_out=lambda: next(votes([0, 0, 1, 1])))
   run.train(described, run_dir, {'a.b': 1})
   if deleted:
     shutil.rmtree(run_dir / 'checkpoints')
