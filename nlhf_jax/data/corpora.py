@@ -235,9 +235,7 @@ def comparisons(
   def rows(number):
     rng, ballot = _rng(corpus, 'comparisons', number), corpus.ballot(number)
     row = _row(corpus, number)
-    tokens = _pairs(rng, ballot, per_post)
-    for pair, side in np.argwhere(rng.random((per_post, 2)) < slips):
-      tokens[pair, side] = electorate.slip(rng, tokens[pair, side], list(corpus.words))
+    tokens = _with_slips(corpus, rng, _pairs(rng, ballot, per_post), slips)
     first, second = (electorate.scores_of(ballot, tokens[:, side]) for side in (0, 1))
     shares = electorate.votes(rng, first, second, num_votes)
     for pair, share in zip(tokens, shares.tolist(), strict=True):
@@ -255,6 +253,7 @@ def voter_comparisons(
   num_unseen: CountOrZero = 40,
   concentration: Positive = 1.0,
   noise: NonNegative = 5.0,
+  slips: Share = 0.0,
 ) -> seqio.Task | pipeline.Stream:
   """Two responses each, random drafts or demonstrations, and the vote of one voter, a mixture of annotators.
 
@@ -264,6 +263,7 @@ def voter_comparisons(
     num_known: voters who vote on training prompts; the first of them are the annotators themselves.
     num_unseen: others, who vote on held-out prompts alone, as the known do.
     concentration, noise: of the voters (`electorate.mixtures`).
+    slips: as of `comparisons`, in training alone: all voters agree on what is no response, and a test of tastes has none.
   """
   num_voters = num_known + num_unseen
   num_annotators = len(corpus.ballot(corpus.splits['test'][0]).scores)
@@ -276,6 +276,8 @@ def voter_comparisons(
     tokens = _pairs(rng, ballot, per_post)
     is_training = number in corpus.splits['train']
     who = rng.integers(num_known if is_training else num_voters, size=per_post)
+    if is_training and slips:
+      tokens = _with_slips(corpus, rng, tokens, slips)
     first, second = (electorate.scores_of(ballot, tokens[:, side]) for side in (0, 1))
     chances = electorate.preferences_of(voters, who, first, second)
     votes = np.where(chances == 0.5, 0.5, rng.random(per_post) < chances)
@@ -293,6 +295,15 @@ def _pairs(
   """Responses that are random drafts, or the best of four to an annotator."""
   num_drafts = np.where(rng.random((number, 1)) < 0.5, 1, 4)
   return ballot.responses[electorate.write(rng, ballot, np.repeat(num_drafts, 2, axis=1))]
+
+
+def _with_slips(
+  corpus: Corpus, rng: np.random.Generator, tokens: Int[np.ndarray, 'N 2 T'], share: float
+) -> Int[np.ndarray, 'N 2 T']:
+  """A share of the responses with a wrong word each."""
+  for pair, side in np.argwhere(rng.random(tokens.shape[:2]) < share):
+    tokens[pair, side] = electorate.slip(rng, tokens[pair, side], list(corpus.words))
+  return tokens
 
 
 def prompts(corpus: Corpus) -> seqio.Task | pipeline.Stream:
