@@ -91,7 +91,8 @@ def worst_of_pair(judge: PreferenceFn) -> AllPairsJudge:
 
   It is *not* maximin over annotators: here the opponent chooses an annotator anew for each response y, there one for all
   of them, whom a mixture of responses can serve in part. Nor is it antisymmetric: P(y ≻ y') + P(y' ≻ y) ≤ 1, a game that
-  is not zero-sum, and π*_τ is not where methods stop on it.
+  is not zero-sum, and π*_τ is not where methods stop on it. A response that meets itself has ½ and meets most others with less, so that
+  self-play is paid for answering alike and ends on one response to a prompt (docs/whose_preference.md).
   """
 
   def combine(each):
