@@ -97,22 +97,22 @@ def _shopping_tables(results: dict[str, Any]):
       [x['title'], *(_percent(errors[p][t] if p in errors else None) for p in '13' for t in passes)]
     )
   yield f'ACPE: mean error of passes so far in %; {users}', columns, rows
-  titles = {name: x['title'] for name, x in agents.items()}
-  pairs: dict[tuple[str, str], dict[int, Any]] = {
-    (x['agent'], x['less']): {} for x in results['differences']
-  }
-  for x in results['differences']:
+  tests = {2: 'phase 2', 4: 'phase 4'}
+  yield from _difference_table(agents, results['differences'], tests, 'user by user', users)
+
+
+def _difference_table(agents, differences, phases: dict[int, str], paired: str, whose: str):
+  """One table, if any agents are compared: success less that of another in some phases, by number and name."""
+  pairs: dict[tuple[str, str], dict[int, Any]] = {(x['agent'], x['less']): {} for x in differences}
+  for x in differences:
     pairs[x['agent'], x['less']][x['phase']] = x
   rows = [
-    [titles[a], titles[b], _percent(phases.get(2)), _percent(phases.get(4))]
-    for (a, b), phases in pairs.items()
+    [agents[a]['title'], agents[b]['title'], *(_percent(found.get(phase)) for phase in phases)]
+    for (a, b), found in pairs.items()
   ]
   if rows:
-    yield (
-      f'Success less that of another agent, user by user, in points; {users}',
-      ['agent', 'less', 'phase 2', 'phase 4'],
-      rows,
-    )
+    title = f'Success less that of another agent, {paired}, in points; {whose}'
+    yield title, ['agent', 'less', *phases.values()], rows
 
 
 def _headline_tables(results: dict[str, Any]):
@@ -137,6 +137,10 @@ def _headline_tables(results: dict[str, Any]):
       columns,
       rows,
     )
+    phases = {1: 'learning, 1', 2: 'test, 2', 3: 'learning, 3', 4: 'test, 4'}
+    whose = f'before and after {changed}; {lives}'
+    agents = found['agents']
+    yield from _difference_table(agents, found['differences'], phases, 'person by person', whose)
 
 
 def _complement(interval: dict[str, Any]) -> dict[str, Any]:
