@@ -41,7 +41,12 @@ def flags(test_data, few_abstracts, chat_model):
     'follow_ups': small,
     'heads': small,
     'aggregation': small,
-    'personal': [x.replace('.headlines.', '.noted_headlines.') for x in small],
+    # Agents see 60 days each.
+    'personal': [
+      '--gin.corpora.noted_headlines.num_train=40',
+      '--gin.corpora.noted_headlines.num_test=60',
+      SHALLOW,
+    ],
     'extracts': [
       '--gin.corpora.generated_extracts.num_train=40',
       '--gin.corpora.generated_extracts.num_test=8',

@@ -139,7 +139,7 @@ def _headlines(args: argparse.Namespace):
 
 
 def num_unseen(fields: Mapping[str, Any]) -> int:
-  """Of the people, those whom a run's training prompts were not about; from its resolved fields."""
+  """Of the people, those who neither demonstrate nor vote in a run's corpus; from its resolved fields."""
   return _of_corpus(fields, 'num_unseen')
 
 
@@ -158,7 +158,7 @@ def _check_corpus(run: str, fields: Mapping[str, Any], num_days: int) -> None:
   """Refuses a run that leaves nobody, or too few days, on which it was not trained."""
   if not num_unseen(fields):
     raise ValueError(
-      f'{run} was trained on prompts about everybody (num_unseen = 0): nobody is left whom it does not know; '
+      f'In the corpus of {run} everybody votes (num_unseen = 0): nobody is left whom it does not know; '
       'name a run with corpora.noted_headlines.num_unseen above 0.'
     )
   held_out = _of_corpus(fields, 'num_test')

@@ -132,7 +132,7 @@ def noted_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('fields', 'flags', 'message'),
   [
-    ({'num_unseen': 0}, [], 'was trained on prompts about everybody (num_unseen = 0)'),
+    ({'num_unseen': 0}, [], 'everybody votes (num_unseen = 0)'),
     ({}, ['--num_days=401'], '--num_days=401 is more than the 400 days that'),
     ({'num_test': 100}, [], '--num_days=120 is more than the 100 days that'),
   ],
