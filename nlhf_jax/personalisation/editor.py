@@ -73,9 +73,10 @@ class Editor:
     self.notes = Notes(about_topics, merge=overwrite)
     self._chances = _EVERYBODY
 
-  def noted(self) -> dict[str, str]:
-    """What it goes by; what is doubtful is still more likely than not."""
-    return {str(note.topic): note.content for note in self.notes.retrieve('')}
+  def noted(self, *, sure: bool = False) -> dict[str, str]:
+    """What it goes by; what is doubtful is still more likely than not, and is left out of what is sure."""
+    found = self.notes.retrieve('')
+    return {str(note.topic): note.content for note in found if not (sure and note.is_doubtful)}
 
   def act(self, log_probs: Float[np.ndarray, 'states Y'], person: Person) -> int:
     """The headline that the policy gives the most probability."""
@@ -86,8 +87,7 @@ class Editor:
     """The topic without a sure note that could change the headline most; None: none could, or it does not ask."""
     if not self.agent.asks:
       return None
-    sure = [note for note in self.notes.retrieve('') if not note.is_doubtful]
-    noted = {str(note.topic): note.content for note in sure}
+    noted = self.noted(sure=True)
     missing = [topic for topic in TOPICS if topic not in noted]
     changes = {topic: self._chance_of_change(log_probs, noted, topic) for topic in missing}
     best = max(missing, key=changes.__getitem__, default=None)

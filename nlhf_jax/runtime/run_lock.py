@@ -111,9 +111,8 @@ def _lock(path: pathlib.Path, what: pathlib.Path) -> IO:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       file = os.fdopen(_descriptor(path), 'a+', encoding='utf-8')
-    except (
-      FileNotFoundError
-    ):  # The last holder has just removed the directory; of a link it could be something else.
+    except FileNotFoundError:
+      # The last holder has just removed the directory: links, of which it could be something else, are not followed.
       continue
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

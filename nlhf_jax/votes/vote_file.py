@@ -50,7 +50,7 @@ class VoteFile:
     for _ in files.read_lines(path, io.BytesIO(intact), parse):
       pass
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    self._file = _opened(self.path)
+    self._file = self.path.open('ab', buffering=0)
     if len(intact) < len(content):
       self._file.truncate(len(intact))
     elif intact and not intact.endswith(b'\n'):
@@ -91,7 +91,7 @@ class VoteFile:
         break
     beside = self.path.with_name(f'{self.path.name}.tmp')
     beside.unlink(missing_ok=True)
-    new = _opened(beside)
+    new = beside.open('ab', buffering=0)
     try:
       shutil.copymode(self.path, beside)
       _write(new, b''.join(lines))
@@ -109,11 +109,6 @@ class VoteFile:
     is_there = self.path.exists()
     if not is_there or not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
       raise OSError(f'{self.path} was moved or replaced since the start: start again.')
-
-
-def _opened(path: pathlib.Path) -> io.FileIO:
-  """The file for appending, unbuffered."""
-  return path.open('ab', buffering=0)
 
 
 def _naming(error: OSError, path: pathlib.Path) -> OSError:
