@@ -67,5 +67,5 @@ def _steps(run_dir: pathlib.Path) -> tuple[int, int]:
 
 
 if __name__ == '__main__':
-  _, name, path, flags = sys.argv[1:]
+  name, _, path, flags = sys.argv[1:]
   run(name, pathlib.Path(path), json.loads(flags))

@@ -50,14 +50,21 @@ def _play(setting: settings.Setting, mixtures, response: int) -> float:
   return settings.seconds(lambda: play(setting.sets, setting.prompts, jax.random.PRNGKey(0)))
 
 
-def decode(setting: settings.Setting, machine) -> dict:
-  """One policy; the pair of self-play; the mixture; the pair of Nash-MD. Seconds, and the limit of one policy."""
-  result = {name: _play(setting, x, setting.response) for name, x in MIXTURES.items()}
+def policy_alone(setting: settings.Setting, machine) -> dict:
+  """Seconds of one policy, and its limit."""
+  result = {'policy': _play(setting, MIXTURES['policy'], setting.response)}
   # The prompt's pass and the first token.
   result['prefill'] = _play(setting, MIXTURES['policy'], 1)
   result['token'] = (result['policy'] - result['prefill']) / (setting.response - 1)
   result['limit of a token'] = settings.bytes_per_token(setting) / machine['bytes_per_second']
   return result
+
+
+def decode(setting: settings.Setting, machine) -> dict:
+  """One policy and its limit; the pair of self-play; the mixture; the pair of Nash-MD. Seconds."""
+  others = {name: x for name, x in MIXTURES.items() if name != 'policy'}
+  played = {name: _play(setting, x, setting.response) for name, x in others.items()}
+  return policy_alone(setting, machine) | played
 
 
 def scaling(setting: settings.Setting, machine) -> dict:
@@ -128,27 +135,33 @@ def step(setting: settings.Setting, machine) -> dict:
   return {'step': complete, 'first step, compiling': first, **best, 'limit of update': limit}
 
 
-def peers(setting: settings.Setting, generate_only: bool) -> dict:
-  """The same weights and prompts, in the peers' hands."""
-  here = pathlib.Path(__file__).parent
-  environment = here / '.venv-training'
+def _peers_python() -> pathlib.Path:
+  """Of an environment that has the peers, made when it is first asked for."""
+  environment = pathlib.Path(__file__).parent / '.venv-training'
   python = environment / 'bin' / 'python'
   if not python.exists():
     venv.create(environment, with_pip=True)
     subprocess.run([python, '-m', 'pip', 'install', '--quiet', *PEERS], check=True)
+  return python
+
+
+def peers(setting: settings.Setting, python: str | None, generate_only: bool) -> dict:
+  """The same weights and prompts, in the peers' hands."""
   with tempfile.TemporaryDirectory() as scratch:
     root = pathlib.Path(scratch)
     sets = {'policy': setting.params, 'reference': setting.reference, 'judge': setting.judge_params}
     for name, params in sets.items():
       hf.save(params, setting.config, root / name)
     np.save(root / 'prompts.npy', np.asarray(setting.prompts.tokens))
-    command = [python, here / 'training_peers.py', root, str(setting.response)]
+    script = pathlib.Path(__file__).with_name('training_peers.py')
+    dtype = setting.config.dtype
+    command = [python or _peers_python(), script, root, str(setting.response), dtype]
     command += ['--generate_only'] if generate_only else []
     subprocess.run(command, check=True, stdout=sys.stderr)
     return json.loads((root / 'out.json').read_text())
 
 
-PARTS = {'decode': decode, 'scaling': scaling, 'slots': slots, 'step': step}
+PARTS = {'policy': policy_alone, 'decode': decode, 'scaling': scaling, 'slots': slots, 'step': step}
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -171,7 +184,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def make(args: argparse.Namespace) -> settings.Setting:
   """The setting that the flags choose."""
   sizes = args.size, args.dtype, args.batch, args.prompt, args.response
-  return settings.Setting(*sizes, scan=args.scan, remat=args.remat)
+  execution = {'scan': args.scan, 'remat': args.remat}
+  return settings.Setting(*sizes, frozen_dtype=args.dtype, **execution)
 
 
 def main() -> None:
@@ -180,6 +194,7 @@ def main() -> None:
   add = parser.add_argument
   add('--parts', nargs='+', choices=PARTS, default=['decode', 'step'])
   add('--peers', action='store_true', help='beside Hugging Face, and TRL')
+  add('--peers_python', help='which has them; None: one is made')
   add('--generate_only', action='store_true', help='of the peers, no TRL')
   args = parser.parse_args()
   setting = make(args)
@@ -188,7 +203,7 @@ def main() -> None:
   result = {'setting': vars(args) | about, 'machine': machine}
   result |= {part: PARTS[part](setting, machine) for part in args.parts}
   if args.peers:
-    result['peers'] = peers(setting, args.generate_only)
+    result['peers'] = peers(setting, args.peers_python, args.generate_only)
   show(result)
   pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + '\n')
 
@@ -208,10 +223,10 @@ def show(result: dict) -> None:
   def row(what, ours, name, other, ratio):
     shown.add_row(what, f'{ours:.4f}', name, f'{other:.4f}', f'{ratio:.2f}')
 
-  if decoded := result.get('decode'):
+  if decoded := result.get('decode') or result.get('policy'):
     limit = decoded['limit of a token']
     row('a token', decoded['token'], 'its limit', limit, limit / decoded['token'])
-    for name in ('self-play pair', 'mixture', 'Nash-MD pair'):
+    for name in set(MIXTURES) & set(decoded) - {'policy'}:
       row(name, decoded[name], 'one policy', decoded['policy'], decoded[name] / decoded['policy'])
   if scaled := result.get('scaling'):
     short, long = scaled['token of 64'], scaled['token of 512']
