@@ -107,7 +107,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, str, str, dict[str, Any]]]
         own = {'model': args.model if size == 'smollm2_135m' else None, 'remat': args.remat}
         wanted.append(('accelerator_parts.py', part, size, flags | own))
   for stage in args.stages if args.tokens else ():
-    own = {'tokens': str(pathlib.Path(args.tokens).resolve()), 'train_flags': args.train_flags}
+    own = {'tokens': str(pathlib.Path(args.tokens).resolve()), 'train_flags': args.train_flag}
     model = args.model and str(pathlib.Path(args.model).resolve())
     wanted.append(('accelerator_stage.py', stage, 'stage', own | {'model': model}))
   return wanted
@@ -170,7 +170,12 @@ def main() -> None:
   add('--remat', default='layers', help='what the update computes again: none, layers or dots')
   add('--tokens', help='a directory that nlhf tokenize wrote: train its stages')
   add('--stages', nargs='+', default=STAGES, help='names of its gin files')
-  add('--train_flags', nargs='*', default=[], help='further ones of nlhf train')
+  add(
+    '--train_flag',
+    action='append',
+    default=[],
+    help='of nlhf train, repeatable: --train_flag=--gin.TAU=.1',
+  )
   add('--model', help='a Hugging Face directory of SmolLM2-135M')
   add('--limit', type=float, default=540, help='seconds of a part')
   add('--budget', type=float, default=float('inf'), help='seconds of all parts together')

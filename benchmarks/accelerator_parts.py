@@ -26,7 +26,7 @@ from nlhf_jax.training import loop, optimizers, steps
 
 _REPEATS = 10
 # Seconds for the runs of one program.
-_ENOUGH = 20.0
+_ENOUGH = 8.0
 # What JAX tells of itself.
 _TRACE, _LOWER, _COMPILE = (
   f'/jax/core/compile/{name}_duration'

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from nlhf_jax.formats import hf
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import parameters
 
 
 def shapes(directory: pathlib.Path):
   """Of the model's arrays."""
-  return jax.eval_shape(axes.init(hf.network(directory)), jax.random.key(0))
+  return jax.eval_shape(parameters.init(hf.network(directory)), jax.random.key(0))
 
 
 def resident() -> int:

@@ -157,8 +157,13 @@ def peers(setting: settings.Setting, python: str | None, generate_only: bool) ->
     dtype = setting.config.dtype
     command = [python or _peers_python(), script, root, str(setting.response), dtype]
     command += ['--generate_only'] if generate_only else []
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return json.loads((root / 'out.json').read_text())
+    ended, found = subprocess.run(command, stdout=sys.stderr).returncode, root / 'out.json'
+    result = json.loads(found.read_text()) if found.exists() else {}
+    if ended:
+      print(
+        f'The peers ended with status {ended}; what they had measured is kept.', file=sys.stderr
+      )
+    return result
 
 
 PARTS = {'policy': policy_alone, 'decode': decode, 'scaling': scaling, 'slots': slots, 'step': step}
@@ -202,10 +207,12 @@ def main() -> None:
   about = {'parameters': settings.num_weights(setting.params), 'device': str(jax.devices()[0])}
   result = {'setting': vars(args) | about, 'machine': machine}
   result |= {part: PARTS[part](setting, machine) for part in args.parts}
+  output = pathlib.Path(args.output)
+  output.write_text(json.dumps(result, indent=1) + '\n')
   if args.peers:
     result['peers'] = peers(setting, args.peers_python, args.generate_only)
   show(result)
-  pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + '\n')
+  output.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def show(result: dict) -> None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nlhf_jax.arguments import Count, Positive
+from nlhf_jax.networks import parameters
 from nlhf_jax.types import Adapted, Params, PolicyParams, PRNGKey
 
 # A named tuple of functions of parameters: a policy, a preference or a reward model.
@@ -70,14 +71,21 @@ def init(lora: Lora, base: Params, rng: PRNGKey) -> Params:
       f'The network has no kernel of {", ".join(lora.targets)}: name others as targets.'
     )
   keys = jax.random.split(rng, len(kernels))
+  wanted = [
+    parameters.Draw(key, _fan_in, (kernel.shape[0], lora.rank), (None, None))
+    for key, kernel in zip(keys, kernels.values(), strict=True)
+  ]
   result = {}
-  for key, (path, kernel) in zip(keys, kernels.items(), strict=True):
-    rows, columns = kernel.shape
-    result[*path, 'a'] = jax.random.normal(key, (rows, lora.rank)) / jnp.sqrt(rows)
-    result[*path, 'b'] = jnp.zeros((lora.rank, columns))
+  for path, a in zip(kernels, parameters.draw(wanted), strict=True):
+    result[*path, 'a'] = a
+    result[*path, 'b'] = jnp.zeros((lora.rank, kernels[path].shape[1]))
   for path, leaf in _in_full(lora, base).items():
     result[*path, 'change'] = jnp.zeros(leaf.shape, leaf.dtype)
   return flax.traverse_util.unflatten_dict(result)
+
+
+def _fan_in(key: PRNGKey, shape: tuple[int, ...], dtype) -> jax.Array:
+  return jax.random.normal(key, shape, dtype) / jnp.sqrt(shape[0])
 
 
 def _logical_axes(lora: Lora, base: Any) -> Any:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax.arguments import Count
 from nlhf_jax.models import mixture
-from nlhf_jax.networks import axes, decoding
+from nlhf_jax.networks import axes, decoding, parameters
 from nlhf_jax.networks.network import Decoder, Network, hidden_and_head, map_in_chunks
 from nlhf_jax.types import EOS, PAD, Params, Policy, PolicyParams, Prompts, Rollout
 
@@ -56,7 +56,7 @@ def from_network(
     return rollout
 
   return Policy(
-    init=axes.init(network),
+    init=parameters.init(network),
     log_prob=log_prob,
     sample=sample,
     play=play,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.arguments import Count, CountOrZero, Positive
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import axes, parameters
 from nlhf_jax.networks.network import Network, hidden_and_head
 from nlhf_jax.types import EOS, PAD, Params, PRNGKey, Prompts, Template
 
@@ -215,7 +215,7 @@ def _make(
       f'A template has a piece before the text, one before each response and one at the end, got {len(template)}: '
       'take one of data.prompts.'
     )
-  init, names = axes.init(network), functools.partial(axes.logical_axes, network)
+  init, names = parameters.init(network), functools.partial(axes.logical_axes, network)
   if head.init is not None:
     if getattr(network.config, 'pointer', False):
       raise ValueError(

@@ -7,7 +7,7 @@ mesh each is sharded over; outside of `use_mesh` nothing is sharded, and nothing
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.core.meta
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax.linen import partitioning
 from jax.sharding import Mesh, PartitionSpec
 
-from nlhf_jax.types import Params, PRNGKey
+from nlhf_jax.types import PRNGKey
 
 # Of an array's axes; None: an axis that is never sharded.
 Names = tuple[str | None, ...]
@@ -34,21 +34,12 @@ class HasInit(Protocol):
     ...
 
 
-def init(network: HasInit) -> Callable[[PRNGKey], Params]:
-  """rng -> parameters of a network with T5X's call signature."""
-
-  def run(rng: PRNGKey) -> Params:
-    return _variables(network, rng)['params']
-
-  return run
-
-
 def logical_axes(network: HasInit) -> Any:
   """Names of the axes of a network's parameters: a tree like that of `init`, with a tuple for each array."""
-  variables = jax.eval_shape(lambda: _variables(network, jax.random.PRNGKey(0)))
-  found = flax.traverse_util.flatten_dict(variables['params'])
-  if 'params_axes' in variables:
-    named = partitioning.get_axis_names(variables['params_axes'])
+  made = jax.eval_shape(lambda: variables(network, jax.random.PRNGKey(0)))
+  found = flax.traverse_util.flatten_dict(made['params'])
+  if 'params_axes' in made:
+    named = partitioning.get_axis_names(made['params_axes'])
     names = {path: tuple(x) for path, x in flax.traverse_util.flatten_dict(named).items()}
   else:
     names = {}
@@ -56,7 +47,8 @@ def logical_axes(network: HasInit) -> Any:
   return flax.traverse_util.unflatten_dict(known)
 
 
-def _variables(network: HasInit, rng: PRNGKey) -> Any:
+def variables(network: HasInit, rng: PRNGKey) -> Any:
+  """Random ones of a network with T5X's call signature, and names of their axes."""
   dummy = jnp.ones((1, 2), jnp.int32)
   return network.init(rng, dummy, dummy, dummy, enable_dropout=False)
 

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen import partitioning
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.arguments import Count, Positive
-from nlhf_jax.networks import axes, matmul
+from nlhf_jax.networks import axes, matmul, parameters
 
 
 class Dense(nn.Module):
@@ -36,16 +35,14 @@ class Dense(nn.Module):
       y = matmul.output_major(self.get_variable('params', 'transposed'), x)
     else:
       shape = (x.shape[-1], self.features)
-      kernel = partitioning.param_with_axes(
-        'kernel', self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
-      )
+      kernel = parameters.declare(self, 'kernel', self.kernel_init, shape, self.kernel_axes)
       y = matmul.multiply(x, axes.gather(kernel.astype(self.dtype), self.kernel_axes))
     features = None if self.kernel_axes[1] == 'embed' else self.kernel_axes[1]
     y = axes.constrain(y, 'batch', *[None] * (y.ndim - 2), features)
     if not self.use_bias:
       return y
-    bias = partitioning.param_with_axes(
-      'bias', nn.initializers.zeros, (self.features,), jnp.float32, axes=self.kernel_axes[1:]
+    bias = parameters.declare(
+      self, 'bias', nn.initializers.zeros, (self.features,), self.kernel_axes[1:]
     )
     return y + bias.astype(self.dtype)
 
@@ -64,13 +61,8 @@ class LayerNorm(nn.Module):
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b E']:
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    scale = partitioning.param_with_axes(
-      'scale',
-      nn.initializers.constant(1 - self.offset),
-      (x.shape[-1],),
-      jnp.float32,
-      axes=(self.axis,),
-    )
+    start = nn.initializers.constant(1 - self.offset)
+    scale = parameters.declare(self, 'scale', start, (x.shape[-1],), (self.axis,))
     scale = axes.gather(scale, (self.axis,))
     scale = scale + self.offset if self.offset else scale
     return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
@@ -84,13 +76,9 @@ class Embed(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    self.embedding = partitioning.param_with_axes(
-      'embedding',
-      nn.initializers.normal(1.0),
-      (self.num_embeddings, self.features),
-      jnp.float32,
-      axes=('vocab', 'embed'),
-    )
+    shape = self.num_embeddings, self.features
+    start = nn.initializers.normal(1.0)
+    self.embedding = parameters.declare(self, 'embedding', start, shape, ('vocab', 'embed'))
 
   def __call__(self, tokens: Int[Array, '*b']) -> Float[Array, '*b E']:
     x = self._table()[tokens]

@@ -5,10 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import partitioning
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import axes, parameters
 
 _FAN_AVG = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 
@@ -27,12 +26,12 @@ class RelativePositionBias(nn.Module):
   @nn.compact
   def __call__(self, distance: Int[Array, 'Q K']) -> Float[Array, '1 heads Q K']:
     """The biases of keys that stand `distance` positions after the query; before it where that is negative."""
-    embedding = partitioning.param_with_axes(
+    embedding = parameters.declare(
+      self,
       'rel_embedding',
       self._near_sighted_init if self.near_sighted else _FAN_AVG,
       (self.num_heads, self.num_buckets),
-      jnp.float32,
-      axes=('heads', 'relpos_buckets'),
+      ('heads', 'relpos_buckets'),
     )
     number = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
     buckets = jnp.asarray(self._buckets())[number]

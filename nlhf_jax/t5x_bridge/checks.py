@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import axes, parameters
 from nlhf_jax.types import Algorithm, Prompts
 
 _REMEDY = 'train it with `nlhf train`'
@@ -24,7 +24,7 @@ def check_model(model: Any, module: axes.HasInit) -> None:
     module: its network.
   """
   rng = jax.random.PRNGKey(0)
-  found, known = (jax.eval_shape(init, rng) for init in (model.init, axes.init(module)))
+  found, known = (jax.eval_shape(init, rng) for init in (model.init, parameters.init(module)))
   own = sorted(found.keys() - known.keys() - {'network'})
   if own:
     raise ValueError(
@@ -50,7 +50,7 @@ def check_feedback(
   is_reward = 'reward_fn' in inspect.signature(algorithm).parameters
   tokens = jnp.ones((1, 2), jnp.int32)
   asked = [Prompts(tokens, jnp.zeros(1, jnp.int32)), tokens] + [tokens] * (not is_reward)
-  params = jax.eval_shape(axes.init(judge_module), jax.random.PRNGKey(0))
+  params = jax.eval_shape(parameters.init(judge_module), jax.random.PRNGKey(0))
   try:
     jax.eval_shape(lambda params: feedback(params=params)(*asked), params)
   except KeyError as error:

@@ -11,7 +11,7 @@ import pytest
 
 from nlhf_jax.formats import hf, peft, t5x
 from nlhf_jax.models import lora
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import parameters
 from nlhf_jax.types import PolicyParams, TrainState
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'hf'
@@ -31,7 +31,7 @@ def largest_file(size):
 @pytest.fixture(scope='module')
 def llama():
   network = hf.network(GOLDEN / 'llama')
-  like = jax.eval_shape(axes.init(network), jax.random.key(0))
+  like = jax.eval_shape(parameters.init(network), jax.random.key(0))
   return network.config, hf.load(GOLDEN / 'llama', like)
 
 

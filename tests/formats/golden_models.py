@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from nlhf_jax.formats import hf
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import parameters
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 DECODERS = (
@@ -32,7 +32,7 @@ FAMILIES = ('t5_1_0', 't5_1_1', 'flan_t5', *DECODERS)
 @functools.cache
 def shapes(network):
   """Of its parameters."""
-  return jax.eval_shape(axes.init(network), jax.random.key(0))
+  return jax.eval_shape(parameters.init(network), jax.random.key(0))
 
 
 def load(directory, **options):

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from nlhf_jax.formats import hf, peft
 from nlhf_jax.models import lora
-from nlhf_jax.networks import axes
+from nlhf_jax.networks import parameters
 from nlhf_jax.types import Adapted
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'hf'
@@ -24,7 +24,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'hf'
 def test_change_of_each_tensor(family, targets, tmp_path):
   """Of files that hold several kernels in one tensor, too: W + (alpha / rank) B A, tensor by tensor."""
   network = hf.network(GOLDEN / family)
-  like = jax.eval_shape(axes.init(network), jax.random.key(0))
+  like = jax.eval_shape(parameters.init(network), jax.random.key(0))
   base, method = hf.load(GOLDEN / family, like), lora.Lora(2, 3.0, targets)
   adapters = lora.init(method, base, jax.random.key(1))
   adapters = jax.tree.map(lambda x: x + jnp.float32(0.1), adapters)

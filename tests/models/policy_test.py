@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.models import policy
-from nlhf_jax.networks import axes, decoding
+from nlhf_jax.networks import decoding, parameters
 from nlhf_jax.types import EOS, PAD, Prompts
 from tests import tiny
 
@@ -17,7 +17,7 @@ RESPONSES = np.array([[2, 4, 1], [1, 0, 0], [4, 4, 4], [2, 1, 0]], np.int32)
 
 @pytest.fixture(scope='module')
 def params():
-  init = axes.init(tiny.llama_network())
+  init = parameters.init(tiny.llama_network())
   return jax.tree.map(lambda x: 3 * x, jax.jit(init)(jax.random.key(0)))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from nlhf_jax import algorithms
 from nlhf_jax.models import policy, second_turn
-from nlhf_jax.networks import axes, decoding
+from nlhf_jax.networks import decoding, parameters
 from nlhf_jax.types import PolicyParams, Prompts
 from tests import tiny
 
@@ -38,7 +38,7 @@ def test_piece_without_words_is_refused(piece):
 def test_network_that_plays_both_sides(network):
   """What its sampler drew at the second prompts is what its log-probs say there, and it answers what it was shown."""
   model = policy.from_network(network, decoding.Sampling(max_length=3))
-  params = jax.tree.map(lambda x: 4 * x, jax.jit(axes.init(network))(jax.random.key(0)))
+  params = jax.tree.map(lambda x: 4 * x, jax.jit(parameters.init(network))(jax.random.key(0)))
   judge = lambda prompts, y, y2: jnp.full(y.shape[0], 0.75)
   method = algorithms.stackelberg(
     model, judge, second_turn=TURN, tau=0.1, tau_follower=0.1, num_samples=2

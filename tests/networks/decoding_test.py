@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nlhf_jax.networks import axes, decoding
+from nlhf_jax.networks import decoding, parameters
 from nlhf_jax.networks.decoding import Sampling, loop, slots, truncation
 from nlhf_jax.types import EOS, PAD
 from tests import tiny
@@ -36,7 +36,7 @@ NO_STEPS = jnp.zeros((), int)
 @functools.cache
 def _tiny_t5():
   network = tiny.t5_network(vocab_size=7, num_decoder_layers=2)
-  params = jax.jit(axes.init(network))(jax.random.key(38))
+  params = jax.jit(parameters.init(network))(jax.random.key(38))
   params['decoder']['logits_dense']['kernel'] *= 2.0  # Far from uniform.
   return network, params
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.models import mixture, policy, preference_model, rater
-from nlhf_jax.networks import axes, decoding, layers, llama
+from nlhf_jax.networks import decoding, layers, llama, parameters
 from nlhf_jax.types import EOS, PAD, PolicyParams, Prompts
 from tests import tiny
 
@@ -24,7 +24,7 @@ def _network(**changes):
 @functools.cache
 def _params(seed=0, **changes):
   """With biases and norms away from 0 and 1, and attention far from uniform."""
-  params = jax.jit(axes.init(_network(**changes)))(jax.random.key(seed))
+  params = jax.jit(parameters.init(_network(**changes)))(jax.random.key(seed))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
   return jax.tree.unflatten(

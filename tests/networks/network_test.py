@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.networks import axes, network
+from nlhf_jax.networks import network, parameters
 from nlhf_jax.t5x_bridge.network import T5XModule
 from nlhf_jax.types import PAD
 from tests import tiny
@@ -21,7 +21,7 @@ INPUTS = jnp.array([[PAD, 2, 5, 3, 4], [PAD, 4, 4, 2, 3], [PAD, 3, 2, 5, 5], [PA
 
 
 def _params(which):
-  params = jax.jit(axes.init(which))(jax.random.key(0))
+  params = jax.jit(parameters.init(which))(jax.random.key(0))
   return jax.tree.map(lambda x: 1.5 * x, params)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.formats import hf_rope
-from nlhf_jax.networks import axes, rope
+from nlhf_jax.networks import parameters, rope
 from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'hf' / 'rope.json'
@@ -40,7 +40,7 @@ def test_stretched_rotations_of_llama_3():
 
 def test_dynamic_scaling_changes_nothing_within_the_original_length_and_is_refused_beyond():
   scaled = tiny.llama_network(rope_scaling=rope.DynamicScaling(4.0, 6))
-  params = jax.jit(axes.init(scaled))(jax.random.key(0))
+  params = jax.jit(parameters.init(scaled))(jax.random.key(0))
   prompts, responses = jnp.full((1, 3), 2), jnp.full((1, 4), 3)
   run = lambda network, *args: network.apply({'params': params}, *args, responses)
   plain = run(tiny.llama_network(), prompts, responses)

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from nlhf_jax.networks import axes, sizes
+from nlhf_jax.networks import parameters, sizes
 
 # As counted on the models' pages at huggingface.co; tied embeddings count once.
 PUBLISHED = {
@@ -44,7 +44,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize('name', sorted(PUBLISHED))
 def test_number_of_parameters(name):
-  shapes = jax.eval_shape(axes.init(sizes.network(name)), jax.random.PRNGKey(0))
+  shapes = jax.eval_shape(parameters.init(sizes.network(name)), jax.random.PRNGKey(0))
   assert sum(x.size for x in jax.tree.leaves(shapes)) == PUBLISHED[name]
 
 

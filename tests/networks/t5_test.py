@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.networks import axes, t5
+from nlhf_jax.networks import parameters, t5
 from nlhf_jax.types import PAD
 from tests import tiny
 
@@ -25,7 +25,7 @@ def _network(**changes) -> t5.Transformer:
 def _init(seed: int = 0, **changes):
   """A network with random norms and large weights, so that attention is far from uniform."""
   network = _network(**changes)
-  params = jax.jit(axes.init(network))(jax.random.key(seed))
+  params = jax.jit(parameters.init(network))(jax.random.key(seed))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
   noisy = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -114,7 +114,7 @@ def test_names_shapes_and_axes_of_parameters(changes):
 def test_scales_of_initial_weights():
   """T5X's standard deviations: 1 embedding, 1/√(E d) query, 1/√(fan in) the other kernels."""
   network = _network(emb_dim=64, num_heads=8, head_dim=16, mlp_dim=256, vocab_size=300)
-  params = jax.jit(axes.init(network))(jax.random.key(0))
+  params = jax.jit(parameters.init(network))(jax.random.key(0))
   params = flax.traverse_util.flatten_dict(params, sep='/')
   expected = {
     'token_embedder/embedding': 1,
@@ -130,7 +130,7 @@ def test_scales_of_initial_weights():
 
 def test_windows_of_heads_with_local_init():
   """Buckets 0 … 7 of the encoder are keys at that distance before the query, 17 … 23 after it."""
-  params = jax.jit(axes.init(_network(local_init=True, num_heads=5)))(jax.random.key(0))
+  params = jax.jit(parameters.init(_network(local_init=True, num_heads=5)))(jax.random.key(0))
   seen = np.asarray(params['encoder']['relpos_bias']['rel_embedding']) == 1.0
   next_five, everything = range(17, 22), {*range(32)} - {16}  # No key is 0 after the query.
   for head, window in enumerate([next_five, range(1, 6), [17], everything, next_five]):
@@ -247,7 +247,7 @@ def test_packed_examples_do_not_see_each_other(noisy):
 def test_float32_of_parameters_and_logits_in_bfloat16(tied):
   network, params = _init(logits_via_embedding=tied)
   half = _network(logits_via_embedding=tied, dtype=jnp.bfloat16)
-  shapes = jax.eval_shape(axes.init(half), jax.random.key(0))
+  shapes = jax.eval_shape(parameters.init(half), jax.random.key(0))
   assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
   exact, rounded = (_logits(net, params, PROMPTS, TARGETS) for net in (network, half))
   assert rounded.dtype == jnp.float32

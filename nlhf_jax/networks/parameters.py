@@ -1,0 +1,110 @@
+"""Random parameters of a network, with few compiled draws.
+
+A network of thirty layers draws hundreds of arrays, and XLA compiles each draw by itself: a minute of a GPU's first step. So a
+parameter that is declared here is put off while the network is initialised, and those of one kind are drawn together, each with
+the key that Linen gives it, by one compiled loop. The numbers are those of Linen's own `init`.
+"""
+
+import contextvars
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import partitioning
+
+from nlhf_jax.networks import axes
+from nlhf_jax.types import Params, PRNGKey
+
+# (key, shape, dtype) -> an array.
+Initializer = Callable[..., jax.Array]
+
+
+class Draw(NamedTuple):
+  """A random array that is wanted."""
+
+  key: PRNGKey
+  # Draws that have the very same one, shape, dtype and axes are made together.
+  initializer: Initializer
+  shape: tuple[int, ...]
+  axes: axes.Names
+  dtype: Any = jnp.float32
+
+
+# What stands in the place of what is put off, by its identity, and beside it what that is; None: nothing is put off.
+_put_off: contextvars.ContextVar[dict[int, tuple[jax.Array, Draw]] | None] = contextvars.ContextVar(
+  'put_off', default=None
+)
+
+
+def declare(
+  module: nn.Module,
+  name: str,
+  initializer: Initializer,
+  shape: tuple[int, ...],
+  names: axes.Names,
+) -> jax.Array:
+  """The parameter of a Linen module, float32.
+
+  Args:
+    module: whose it is.
+    name: of the parameter.
+    initializer: of it; one object for all that are of one kind, or they are drawn one by one.
+    shape: of it.
+    names: of its axes.
+  """
+
+  def make(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    waiting = _put_off.get()
+    # Where there is a value already, Linen asks for the shape alone, at every use: drawing would be traced each time.
+    if not module.is_initializing():
+      return jnp.zeros(shape, dtype)
+    if waiting is None:
+      return initializer(key, shape, dtype)
+    place = jnp.zeros(shape, dtype)
+    waiting[id(place)] = place, Draw(key, initializer, shape, names, dtype)
+    return place
+
+  return partitioning.param_with_axes(name, make, shape, jnp.float32, axes=names, module=module)
+
+
+def init(network: axes.HasInit) -> Callable[[PRNGKey], Params]:
+  """rng -> parameters of a network with T5X's call signature."""
+
+  def run(rng: PRNGKey) -> Params:
+    waiting: dict[int, tuple[jax.Array, Draw]] = {}
+    token = _put_off.set(waiting)
+    try:
+      places = axes.variables(network, rng)['params']
+    finally:
+      _put_off.reset(token)
+    # What was asked for and not kept had been made already.
+    wanted = {id(x): waiting[id(x)][1] for x in jax.tree.leaves(places) if id(x) in waiting}
+    drawn = dict(zip(wanted, draw(list(wanted.values())), strict=True))
+    return jax.tree.map(lambda x: drawn.get(id(x), x), places)
+
+  return run
+
+
+def draw(wanted: Sequence[Draw]) -> list[jax.Array]:
+  """The arrays, in the order asked for; those of one kind by one compiled loop."""
+  alike = defaultdict(list)
+  for number, each in enumerate(wanted):
+    alike[each._replace(key=None)].append(number)
+  found: dict[int, jax.Array] = {}
+  for kind, numbers in alike.items():
+
+    def one(key: PRNGKey, kind: Draw = kind) -> jax.Array:
+      return axes.constrain(kind.initializer(key, kind.shape, kind.dtype), *kind.axes)
+
+    keys = jax.lax.concatenate([_typed(wanted[number].key)[None] for number in numbers], 0)
+    arrays = jax.lax.map(one, keys) if len(numbers) > 1 else [one(keys[0])]
+    found |= dict(zip(numbers, arrays, strict=True))
+  return [found[number] for number in range(len(wanted))]
+
+
+def _typed(key: PRNGKey) -> PRNGKey:
+  """A key of the new kind, which has no axes; Linen gives some of either."""
+  return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
