@@ -8,10 +8,9 @@
 
 import pathlib
 
-import seqio
-
 from nlhf_jax.data import vocabularies
 from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
+from nlhf_jax.data.vocabulary import Vocabulary
 from nlhf_jax.judges import llm_prompts
 from nlhf_jax.models import rater
 from nlhf_jax.networks.network import Network
@@ -23,7 +22,7 @@ CONVERSATION: Template = ((), (), (EOS,))
 
 def question(
   network: Network,
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   template: str | pathlib.Path = 'summary',
   head: rater.Head | None = None,
   system: str | None = None,
@@ -65,7 +64,7 @@ def conversation(network: Network, head: rater.Head) -> rater.Rater:
   return rater.in_decoder(network, CONVERSATION, head=head)
 
 
-def _plain_pieces(asked: llm_prompts.PromptTemplate, vocabulary: seqio.Vocabulary) -> Template:
+def _plain_pieces(asked: llm_prompts.PromptTemplate, vocabulary: Vocabulary) -> Template:
   """Of a vocabulary that has no turns."""
   if asked.pieces[1::2] != ('prompt', 'first', 'second'):
     raise ValueError(
@@ -75,7 +74,7 @@ def _plain_pieces(asked: llm_prompts.PromptTemplate, vocabulary: seqio.Vocabular
   return tuple(tuple(vocabulary.encode(piece)) for piece in asked.pieces[::2])
 
 
-def _answer_ids(asked: llm_prompts.PromptTemplate, vocabulary: seqio.Vocabulary) -> tuple[int, int]:
+def _answer_ids(asked: llm_prompts.PromptTemplate, vocabulary: Vocabulary) -> tuple[int, int]:
   rows = [list(vocabulary.encode(answer)) for answer in asked.answers[:2]]
   if any(len(row) != 1 for row in rows) or rows[0] == rows[1]:
     raise ValueError(

@@ -24,7 +24,8 @@ _ROWS_PER_CHUNK = 2**14
 _IN_MEMORY = 2**26
 # Of what is known of a prompt: its text, and its messages as JSON where it is a conversation.
 _PROMPT = ('prompt', 'messages')
-_RESPONSES = ('response', 'alternative')
+# Field of a row → feature of the task.
+RESPONSES = {'response': 'targets', 'alternative': 'alternative'}
 _NUMBERS = ('index', 'prompt', 'split', 'post', 'pair', 'voter')
 
 
@@ -123,7 +124,7 @@ def gather(rows: Iterable[Row]) -> Gathered:
   has_voters = False
   for row in rows:
     if texts is None:
-      texts = _Texts(tuple(name for name in _RESPONSES if name in row))
+      texts = _Texts(tuple(name for name in RESPONSES if name in row))
     prompt, messages, split = row['prompt'], row.get('messages'), row.get('split')
     key = hash(prompt if messages is None else (prompt, str(messages)))
     place = places.setdefault(key, len(places))

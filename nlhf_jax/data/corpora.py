@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-import seqio
 from jaxtyping import Float, Int
 
 from nlhf_jax.arguments import Count, CountOrZero, NonNegative, Positive, Seed, Share
-from nlhf_jax.data import pipeline, tasks, vocabularies
+from nlhf_jax.data import encoded, pipeline, vocabularies
 from nlhf_jax.data import prompts as prompt_texts
-from nlhf_jax.data.word_vocabulary import WordVocabulary
+from nlhf_jax.data.vocabulary import Vocabulary, WordVocabulary
 from nlhf_jax.judges import electorate, extracts
 from nlhf_jax.judges import headlines as headline_texts
 from nlhf_jax.judges import noted_headlines as noted
@@ -41,7 +40,7 @@ class Corpus(NamedTuple):
   ballot: electorate.Ballots
   # Name of a split → its numbers.
   splits: dict[str, range]
-  vocabulary: seqio.Vocabulary
+  vocabulary: Vocabulary
   # Of demonstrations and comparisons.
   seed: Seed
   # Tokens that responses are made of, and their texts; those of extracts are the markers of sentences.
@@ -53,7 +52,7 @@ class Corpus(NamedTuple):
 
 
 @functools.cache
-def vocabulary() -> seqio.Vocabulary:
+def vocabulary() -> Vocabulary:
   """The words of the generated corpora, and of the raters' short templates."""
   words = [*post_sources.word_list(), *prompt_texts.SHORT_PREFERENCE, *prompt_texts.SHORT_REWARD]
   return WordVocabulary(dict.fromkeys([*words, *headline_texts.word_list()]))
@@ -83,7 +82,7 @@ def headlines(num_train: Count | None = None, num_test: Count = 400, seed: Seed 
 
 
 @functools.cache
-def noted_vocabulary() -> seqio.Vocabulary:
+def noted_vocabulary() -> Vocabulary:
   """The same words, and notes."""
   words = [*prompt_texts.SHORT_PREFERENCE, *prompt_texts.SHORT_REWARD, *noted.word_list()]
   return WordVocabulary(dict.fromkeys([*words, *headline_texts.word_list()]))
@@ -186,7 +185,7 @@ def _extracts(
   name: str,
   post: Callable[[int], post_sources.Post],
   splits: dict[str, range],
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   seed: int,
 ) -> Corpus:
   ids = tuple(vocabularies.marker_ids(vocabulary, post_sources.MAX_SENTENCES))
@@ -202,7 +201,7 @@ def _cached(ballot: electorate.Ballots) -> electorate.Ballots:
 
 def demonstrations(
   corpus: Corpus, per_post: Count = 8, num_drafts: Count = 8
-) -> seqio.Task | pipeline.Stream:
+) -> encoded.Task | pipeline.Stream:
   """Each written by one annotator, drawn at random.
 
   Args:
@@ -222,7 +221,7 @@ def demonstrations(
 
 def comparisons(
   corpus: Corpus, per_post: Count = 8, num_votes: Count | None = None, slips: Share = 0.0
-) -> seqio.Task | pipeline.Stream:
+) -> encoded.Task | pipeline.Stream:
   """Two responses each, random drafts or demonstrations, and the share of votes for the first.
 
   Args:
@@ -254,7 +253,7 @@ def voter_comparisons(
   concentration: Positive = 1.0,
   noise: NonNegative = 5.0,
   slips: Share = 0.0,
-) -> seqio.Task | pipeline.Stream:
+) -> encoded.Task | pipeline.Stream:
   """Two responses each, random drafts or demonstrations, and the vote of one voter, a mixture of annotators.
 
   Args:
@@ -306,7 +305,7 @@ def _with_slips(
   return tokens
 
 
-def prompts(corpus: Corpus) -> seqio.Task | pipeline.Stream:
+def prompts(corpus: Corpus) -> encoded.Task | pipeline.Stream:
   """The prompts alone."""
   return _view(corpus, 'prompts', lambda number: [_row(corpus, number)])
 
@@ -367,11 +366,13 @@ def _view(
   view: str,
   rows: Callable[[int], Iterable[readers.Row]],
   voters: VoterNames = NO_VOTERS,
-) -> seqio.Task | pipeline.Stream:
+) -> encoded.Task | pipeline.Stream:
   """A task where training prompts are finite, else a stream."""
   name = f'{corpus.name}_{view}'
   if corpus.splits['train'].stop == _ENDLESS:
     return pipeline.Stream(name, rows, corpus.splits, corpus.vocabulary, voters)
+  from nlhf_jax.data import tasks  # With seqio, which a stream does without.
+
   of_split = lambda numbers: (row for number in numbers for row in rows(number))
   by_split = {x: functools.partial(of_split, numbers) for x, numbers in corpus.splits.items()}
   return tasks.from_rows(name, by_split, corpus.vocabulary, voters)

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import seqio
 from jaxtyping import Int
 
-from nlhf_jax.data import columns, tasks, vocabularies
+from nlhf_jax.data import columns, vocabularies
 from nlhf_jax.data.batching import Example, Rows, check_rows
-from nlhf_jax.types import EOS
+from nlhf_jax.data.vocabulary import Vocabulary
+from nlhf_jax.types import EOS, NO_VOTERS, VoterNames
 from nlhf_jax.votes import readers
 
 # Rows whose tokens are kept; of a split that has no more, token counts are exact.
@@ -17,7 +18,26 @@ _KEPT = 2**16
 _SAMPLE = 2**10
 
 
-def encode(row: readers.Row, vocabulary: seqio.Vocabulary, prompt_length: int) -> Example:
+@runtime_checkable
+class Task(Protocol):
+  """seqio's. Those of `data.tasks` have rows that can be read in any order (`source.columns`), and voters (`source.voters`)."""
+
+  name: str
+  source: Any
+  output_features: Mapping[str, Any]
+
+  @property
+  def splits(self) -> Iterable[str]: ...
+
+  def get_dataset(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def voters_of(task: Task) -> VoterNames:
+  """Names of a task's voters by their numbers, those of training first; none where votes do not say who voted."""
+  return getattr(task.source, 'voters', NO_VOTERS)
+
+
+def encode(row: readers.Row, vocabulary: Vocabulary, prompt_length: int) -> Example:
   """A row's features; responses end with EOS.
 
   Args:
@@ -27,21 +47,21 @@ def encode(row: readers.Row, vocabulary: seqio.Vocabulary, prompt_length: int) -
   """
   responses = {
     feature: _response(row[field], vocabulary)
-    for field, feature in tasks.RESPONSES.items()
+    for field, feature in columns.RESPONSES.items()
     if field in row
   }
   numbers = {key: row[key] for key in ('index', 'preference', 'voter') if key in row}
   return _prompt(row, vocabulary, prompt_length) | responses | numbers
 
 
-def open_split(task: seqio.Task, split: str, prompt_length: int) -> Rows:
+def open_split(task: Task, split: str, prompt_length: int) -> Rows:
   """The rows of a split; those of a task that is none of `data.tasks` are all read at once.
 
   Raises:
     ValueError: there is no such split, or it has no rows.
   """
   check_split(task.name, split, task.splits)
-  if isinstance(task.source, tasks.ColumnSource):
+  if hasattr(task.source, 'columns'):
     rows = _of_columns(task.source.columns(split), task.output_features, prompt_length)
   else:
     rows = _of_dataset(task, split, prompt_length)
@@ -55,20 +75,18 @@ def check_split(name: str, split: str, splits: Iterable[str]) -> None:
     raise ValueError(f'{name} has no split {split!r}, but {", ".join(map(repr, splits))}.')
 
 
-def _prompt(row: readers.Row, vocabulary: seqio.Vocabulary, length: int) -> Example:
+def _prompt(row: readers.Row, vocabulary: Vocabulary, length: int) -> Example:
   tokens, is_long = vocabularies.encode_prompt(
     vocabulary, row['prompt'], row.get('messages'), length
   )
   return {'inputs': np.array(tokens, np.int32), 'is_long': is_long}
 
 
-def _response(text: str, vocabulary: seqio.Vocabulary) -> Int[np.ndarray, 'T']:
+def _response(text: str, vocabulary: Vocabulary) -> Int[np.ndarray, 'T']:
   return np.array([*vocabulary.encode(text), EOS], np.int32)
 
 
-def _of_columns(
-  rows: columns.Columns, features: Mapping[str, seqio.Feature], prompt_length: int
-) -> Rows:
+def _of_columns(rows: columns.Columns, features: Mapping[str, Any], prompt_length: int) -> Rows:
   vocabulary = features.get('targets', features['inputs']).vocabulary
   # Rows that share a prompt mostly come together.
   prompt = functools.lru_cache(_KEPT)(
@@ -78,7 +96,7 @@ def _of_columns(
   @functools.lru_cache(_KEPT)
   def responses(place: int) -> Example:
     texts = rows.responses_of(place)
-    return {tasks.RESPONSES[field]: _response(text, vocabulary) for field, text in texts.items()}
+    return {columns.RESPONSES[field]: _response(text, vocabulary) for field, text in texts.items()}
 
   def example(place: int) -> Example:
     return prompt(int(rows.prompt[place])) | responses(place) | rows.numbers_of(place)
@@ -109,11 +127,11 @@ def _estimate(
 
 
 def _lengths(example: Example) -> tuple[int, int]:
-  responses = [len(example[x]) for x in tasks.RESPONSES.values() if x in example]
+  responses = [len(example[x]) for x in columns.RESPONSES.values() if x in example]
   return len(example['inputs']), max(responses, default=0)
 
 
-def _of_dataset(task: seqio.Task, split: str, prompt_length: int) -> Rows:
+def _of_dataset(task: Task, split: str, prompt_length: int) -> Rows:
   dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
   examples = [
     dict(x) | {'is_long': len(x['inputs']) > prompt_length} for x in dataset.as_numpy_iterator()

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import seqio
 
 from nlhf_jax.arguments import Count, CountOrZero, Seed
-from nlhf_jax.data import batching, encoded, tasks
+from nlhf_jax.data import batching, encoded
 from nlhf_jax.data.batching import Batch
+from nlhf_jax.data.encoded import Task
+from nlhf_jax.data.vocabulary import Vocabulary
 from nlhf_jax.types import NO_VOTERS, Comparison, Demonstration, Prompts, Rollout, VoterNames
 from nlhf_jax.votes import readers
 
@@ -30,13 +31,13 @@ class Stream(NamedTuple):
   # Name of a split → its numbers. Those of training come in their order, once.
   splits: Mapping[str, range]
   # Of prompt and responses; padding is 0 and EOS 1.
-  vocabulary: seqio.Vocabulary
+  vocabulary: Vocabulary
   # Names of the voters, by number.
   voters: VoterNames = NO_VOTERS
 
 
 def batches(
-  task: seqio.Task | Stream,
+  task: Task | Stream,
   *,
   split: str,
   batch_size: Count,
@@ -111,13 +112,13 @@ def shapes(
   return Comparison(prompts, response, response, array(np.float32, rows), voter=voter)
 
 
-def voters(task: seqio.Task | Stream) -> VoterNames:
+def voters(task: Task | Stream) -> VoterNames:
   """The voters, by the numbers that batches have, and how many voted in training: what a run keeps beside what it learns of each.
 
   Raises:
     ValueError: no vote says who voted.
   """
-  found = task.voters if isinstance(task, Stream) else tasks.voters_of(task)
+  found = task.voters if isinstance(task, Stream) else encoded.voters_of(task)
   if not found.names:
     raise ValueError(
       f'{task.name} does not say who voted: it needs votes that have a voter, each a row of its own (soft_labels = False).'
@@ -160,7 +161,7 @@ def _rows(stream: Stream, number: int, responses_per_prompt: int) -> list[reader
 
 
 def load_split(
-  task: seqio.Task | Stream,
+  task: Task | Stream,
   *,
   split: str,
   prompt_length: Count,

@@ -5,8 +5,7 @@ A template is the pieces before the text, before each response, and after the la
 
 from collections.abc import Sequence
 
-import seqio
-
+from nlhf_jax.data.vocabulary import Vocabulary
 from nlhf_jax.types import Template
 
 # Source: Munos et al. (2024), arXiv:2312.00886, appendix.
@@ -27,9 +26,7 @@ SHORT_PREFERENCE = ('Text', 'First', 'Second', 'Preferred')
 SHORT_REWARD = ('Text', 'Summary', 'Quality')
 
 
-def preference_template(
-  vocabulary: seqio.Vocabulary, pieces: Sequence[str] = PREFERENCE
-) -> Template:
+def preference_template(vocabulary: Vocabulary, pieces: Sequence[str] = PREFERENCE) -> Template:
   """The template of a preference model, in tokens.
 
   Args:
@@ -42,7 +39,7 @@ def preference_template(
   return _encode(vocabulary, pieces, 4)
 
 
-def reward_template(vocabulary: seqio.Vocabulary, pieces: Sequence[str] = REWARD) -> Template:
+def reward_template(vocabulary: Vocabulary, pieces: Sequence[str] = REWARD) -> Template:
   """The template of a reward model, in tokens.
 
   Args:
@@ -55,7 +52,7 @@ def reward_template(vocabulary: seqio.Vocabulary, pieces: Sequence[str] = REWARD
   return _encode(vocabulary, pieces, 3)
 
 
-def second_turn(vocabulary: seqio.Vocabulary, piece: str = SECOND_TURN) -> tuple[int, ...]:
+def second_turn(vocabulary: Vocabulary, piece: str = SECOND_TURN) -> tuple[int, ...]:
   """The piece after a response that asks for another, in tokens, for `models.second_turn`.
 
   Args:
@@ -65,7 +62,7 @@ def second_turn(vocabulary: seqio.Vocabulary, piece: str = SECOND_TURN) -> tuple
   return tuple(vocabulary.encode(piece))
 
 
-def _encode(vocabulary: seqio.Vocabulary, pieces: Sequence[str], expected: int) -> Template:
+def _encode(vocabulary: Vocabulary, pieces: Sequence[str], expected: int) -> Template:
   if len(pieces) != expected:
     raise ValueError(f'The template has {expected} pieces of text, got {len(pieces)}: {pieces!r}.')
   return tuple(tuple(vocabulary.encode(piece)) for piece in pieces)

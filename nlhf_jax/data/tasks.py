@@ -16,6 +16,7 @@ import seqio
 import tensorflow as tf
 
 from nlhf_jax.data import columns, vocabularies
+from nlhf_jax.data.vocabulary import Vocabulary
 from nlhf_jax.types import NO_VOTERS, VoterNames
 from nlhf_jax.votes import readers, repeats
 
@@ -24,9 +25,7 @@ Rows = Callable[[], Iterable[readers.Row]]
 TLDR_MAX_TOKENS = 512
 DEFAULT_FRACTIONS = {'train': 0.9, 'validation': 0.05, 'test': 0.05}
 
-# Field of a row → feature of the task.
-RESPONSES = {'response': 'targets', 'alternative': 'alternative'}
-_TEXTS = {'prompt': 'inputs'} | RESPONSES
+_TEXTS = {'prompt': 'inputs'} | columns.RESPONSES
 _OF_VOTES = {'preference': tf.float32, 'voter': tf.int32}
 
 
@@ -68,7 +67,7 @@ class ColumnSource(seqio.FunctionDataSource):
 def from_rows(
   name: str,
   rows_by_split: Mapping[str, Rows],
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   voters: VoterNames = NO_VOTERS,
 ) -> seqio.Task:
   """A task of rows that Python yields.
@@ -94,7 +93,7 @@ def _from_columns(
   name: str,
   columns_by_split: Mapping[str, Callable[[], columns.Columns]],
   fields: Sequence[str],
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   voters: VoterNames = NO_VOTERS,
 ) -> seqio.Task:
   """A task whose rows have these fields."""
@@ -116,7 +115,7 @@ def _from_columns(
 
 
 def _features(
-  texts: Iterable[str], numbers: Mapping[str, tf.DType], vocabulary: seqio.Vocabulary
+  texts: Iterable[str], numbers: Mapping[str, tf.DType], vocabulary: Vocabulary
 ) -> dict[str, seqio.Feature]:
   """Responses end with EOS, prompts do not."""
   features = {feature: seqio.Feature(vocabulary, add_eos=True) for feature in texts}
@@ -128,7 +127,7 @@ def _features(
 
 
 def tldr_demonstrations(
-  data_dir: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
+  data_dir: str, vocabulary: Vocabulary, *, skip_malformed: bool = False
 ) -> seqio.Task:
   """`tldr_3_filtered`: train.jsonl, valid.jsonl and test.jsonl of a directory."""
   read = functools.partial(
@@ -139,7 +138,7 @@ def tldr_demonstrations(
 
 def comparisons(
   path: str,
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   *,
   schema: str | None = None,
   skip_malformed: bool = False,
@@ -160,7 +159,7 @@ def comparisons(
   return _from_files('comparisons', rows, vocabulary, soft_labels=soft_labels)
 
 
-def collected(runs: str, run: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
+def collected(runs: str, run: str, vocabulary: Vocabulary) -> seqio.Task:
   """The votes that `nlhf collect` wrote.
 
   Args:
@@ -182,7 +181,7 @@ def collected(runs: str, run: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
 
 def openai_comparisons(
   data_dir: str,
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   *,
   skip_malformed: bool = False,
   soft_labels: bool = True,
@@ -196,7 +195,7 @@ def openai_comparisons(
 
 
 def jsonl_demonstrations(
-  path: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
+  path: str, vocabulary: Vocabulary, *, skip_malformed: bool = False
 ) -> seqio.Task:
   """Any JSONL of {prompt, response}; a file is split by prompt, a directory has a file for each split."""
   read = functools.partial(
@@ -208,7 +207,7 @@ def jsonl_demonstrations(
 
 
 def jsonl_comparisons(
-  path: str, vocabulary: seqio.Vocabulary, *, skip_malformed: bool = False
+  path: str, vocabulary: Vocabulary, *, skip_malformed: bool = False
 ) -> seqio.Task:
   """Any JSONL of {prompt, chosen, rejected}; a file is split by prompt, a directory has a file for each split."""
   return comparisons(path, vocabulary, schema='chosen_rejected', skip_malformed=skip_malformed)
@@ -228,11 +227,6 @@ def prompts_of(task: seqio.Task) -> seqio.Task:
   by_split = {split: functools.partial(once, split) for split in task.splits}
   vocabulary = task.output_features['inputs'].vocabulary
   return _from_columns(f'{task.name}_prompts', by_split, ('index', 'prompt'), vocabulary)
-
-
-def voters_of(task: seqio.Task) -> VoterNames:
-  """Names of a task's voters by their numbers, those of training first; none where votes do not say who voted."""
-  return task.source.voters if isinstance(task.source, ColumnSource) else NO_VOTERS
 
 
 def registered(task: seqio.Task) -> seqio.Task:
@@ -267,7 +261,7 @@ def _of_splits(
 def _from_files(
   name: str,
   rows: Iterable[readers.Row],
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   *,
   soft_labels: bool = False,
 ) -> seqio.Task:

@@ -11,27 +11,27 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import seqio
 import tokenizers
 from jaxtyping import Bool
 
 from nlhf_jax import untrusted
 from nlhf_jax.arguments import Count, CountOrZero
 from nlhf_jax.data import chat_templates, special_tokens
-from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
-from nlhf_jax.data.word_vocabulary import WordVocabulary
+from nlhf_jax.data.vocabulary import Vocabulary, WordVocabulary
 from nlhf_jax.formats import hf, hf_directory
 from nlhf_jax.judges import llm, text
 from nlhf_jax.types import EOS, PAD, PreferenceFn
 
 
-def sentencepiece(path: str, extra_ids: CountOrZero = 0) -> seqio.SentencePieceVocabulary:
+def sentencepiece(path: str, extra_ids: CountOrZero = 0) -> Vocabulary:
   """A SentencePiece model, with `extra_ids` sentinels at the end as in T5.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: it is damaged.
   """
+  import seqio
+
   if not os.path.isfile(path):
     raise FileNotFoundError(f'No vocabulary {path}: name a sentencepiece.model file as its path.')
   vocabulary = seqio.SentencePieceVocabulary(path, extra_ids=extra_ids)
@@ -45,15 +45,17 @@ def sentencepiece(path: str, extra_ids: CountOrZero = 0) -> seqio.SentencePieceV
   return vocabulary
 
 
-def byte(extra_ids: CountOrZero = 0) -> seqio.ByteVocabulary:
+def byte(extra_ids: CountOrZero = 0) -> Vocabulary:
   """UTF-8 bytes, offset by 3."""
+  import seqio
+
   return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
 @functools.cache
 def hugging_face(
   model: str, ids: hf.Ids = hf.AS_GIVEN, chat: bool = False, system: str | None = None
-) -> HuggingFaceVocabulary:
+) -> Vocabulary:
   """The tokenizer of a model.
 
   Args:
@@ -66,6 +68,8 @@ def hugging_face(
     FileNotFoundError: there is no tokenizer.json.
     ValueError: the id of padding is a word that text uses; there is no chat template.
   """
+  from nlhf_jax.data.hf_vocabulary import HuggingFaceVocabulary
+
   directory = hf_directory.find(model).tokenizer
   path = directory / 'tokenizer.json'
   if not path.is_file():
@@ -115,7 +119,7 @@ def _bos(tokenizer: tokenizers.Tokenizer, special: tuple[int, int]) -> list[int]
   return [i for i in tokenizer.encode('', add_special_tokens=True).ids if i not in special]
 
 
-def check(vocabulary: seqio.Vocabulary) -> None:
+def check(vocabulary: Vocabulary) -> None:
   """Raises ValueError where a vocabulary has not 0 for padding and 1 for EOS, which policies and raters rely on."""
   found = vocabulary.pad_id, vocabulary.eos_id
   if found != (PAD, EOS):
@@ -125,13 +129,13 @@ def check(vocabulary: seqio.Vocabulary) -> None:
     )
 
 
-def for_prompts(vocabulary: seqio.Vocabulary) -> seqio.Vocabulary:
+def for_prompts(vocabulary: Vocabulary) -> Vocabulary:
   """The vocabulary of prompts: itself where it puts no frame around them."""
   return getattr(vocabulary, 'for_prompts', vocabulary)
 
 
 def encode_prompt(
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   prompt: str,
   messages: chat_templates.Messages | None = None,
   max_length: Count | None = None,
@@ -148,24 +152,24 @@ def encode_prompt(
     max_length: in tokens.
   """
   vocabulary = for_prompts(vocabulary)
-  if isinstance(vocabulary, HuggingFaceVocabulary):
+  if hasattr(vocabulary, 'encode_prompt'):
     return vocabulary.encode_prompt(prompt, messages, max_length)
   tokens = list(vocabulary.encode(prompt))
   return tokens[:max_length], max_length is not None and len(tokens) > max_length
 
 
-def encoder(vocabulary: seqio.Vocabulary) -> Callable[[str], Sequence[int]]:
+def encoder(vocabulary: Vocabulary) -> Callable[[str], Sequence[int]]:
   """A prompt's words to tokens."""
   return for_prompts(vocabulary).encode
 
 
-def decoder(vocabulary: seqio.Vocabulary) -> Callable[[Sequence[int]], str]:
+def decoder(vocabulary: Vocabulary) -> Callable[[Sequence[int]], str]:
   """Tokens to text, without the frame that prompts have."""
   return for_prompts(vocabulary).decode
 
 
 def text_judge(
-  function: text.TextPreference, vocabulary: seqio.Vocabulary, render: Callable | None = None
+  function: text.TextPreference, vocabulary: Vocabulary, render: Callable | None = None
 ) -> PreferenceFn:
   """A judge that reads text, such as one of `judges.rules`, for policies of a vocabulary; runs on the host.
 
@@ -178,7 +182,7 @@ def text_judge(
 
 
 def panel_judge(
-  panel: llm.Panel, vocabulary: seqio.Vocabulary, render: Callable | None = None
+  panel: llm.Panel, vocabulary: Vocabulary, render: Callable | None = None
 ) -> PreferenceFn:
   """LLMs behind a server as a judge for policies of a vocabulary; a batch's pairs are asked at a time, in both orders.
 
@@ -202,17 +206,17 @@ def _reading(judge: PreferenceFn, render: Callable | None) -> PreferenceFn:
   return read_rendered
 
 
-def starts_word(vocabulary: seqio.Vocabulary) -> Bool[np.ndarray, 'V']:
+def starts_word(vocabulary: Vocabulary) -> Bool[np.ndarray, 'V']:
   """Of every token, whether a word begins with it: of SentencePiece's what its pieces say; elsewhere a token is a word."""
   result = np.ones(vocabulary.vocab_size, bool)
-  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    pieces = vocabulary.tokenizer
+  if hasattr(vocabulary, 'sentencepiece_model_file'):
+    pieces = vocabulary.tokenizer  # type: ignore[attr-defined]
     for number in range(pieces.vocab_size()):
       result[number] = pieces.IdToPiece(number).startswith('▁')
   return result
 
 
-def marker_ids(vocabulary: seqio.Vocabulary, num_markers: int) -> tuple[int, ...]:
+def marker_ids(vocabulary: Vocabulary, num_markers: int) -> tuple[int, ...]:
   """Tokens that mark sentences: T5's sentinels, or the words <s1>, <s2> … of a word list.
 
   Raises:

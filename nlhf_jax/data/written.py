@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from nlhf_jax.arguments import Count, Decay, Seed
 from nlhf_jax.data import tasks, vocabularies
+from nlhf_jax.data.vocabulary import Vocabulary
 from nlhf_jax.judges import extracts, posts, text
 from nlhf_jax.types import PreferenceFn
 from nlhf_jax.votes import readers
@@ -28,14 +29,14 @@ class Abstracts(NamedTuple):
   summaries: list[str]
   # Name of a split → its numbers.
   splits: dict[str, list[int]]
-  vocabulary: seqio.Vocabulary
+  vocabulary: Vocabulary
   # Of comparisons.
   seed: Seed
 
 
 def scitldr(
   data_dir: str,
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Vocabulary,
   num_sentences: Count | None = None,
   validation_share: Decay = 0.1,
   seed: Seed = 0,

@@ -56,11 +56,16 @@ def declare(
     names: of its axes.
   """
 
+  if module.has_variable('params', name):
+    # Linen would trace the initialiser here, for the shape, at every use of every parameter.
+    found: jax.Array = module.get_variable('params', name)
+    if found.shape != shape:
+      where = '/'.join([*module.scope.path, name])
+      raise ValueError(f'{where} must have the shape {shape}, got {found.shape}.')
+    return axes.constrain(found, *names)
+
   def make(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     waiting = _put_off.get()
-    # Where there is a value already, Linen asks for the shape alone, at every use: drawing would be traced each time.
-    if not module.is_initializing():
-      return jnp.zeros(shape, dtype)
     if waiting is None:
       return initializer(key, shape, dtype)
     place = jnp.zeros(shape, dtype)
@@ -80,9 +85,7 @@ def init(network: axes.HasInit) -> Callable[[PRNGKey], Params]:
       places = axes.variables(network, rng)['params']
     finally:
       _put_off.reset(token)
-    # What was asked for and not kept had been made already.
-    wanted = {id(x): waiting[id(x)][1] for x in jax.tree.leaves(places) if id(x) in waiting}
-    drawn = dict(zip(wanted, draw(list(wanted.values())), strict=True))
+    drawn = dict(zip(waiting, draw([wanted for _, wanted in waiting.values()]), strict=True))
     return jax.tree.map(lambda x: drawn.get(id(x), x), places)
 
   return run

@@ -117,15 +117,16 @@ def load_arrays(
 
 def first_not_finite(tree: Any) -> str | None:
   """The path of an array that has NaN or infinities; None: all are finite."""
-  for path, finite in jax.tree_util.tree_leaves_with_path(_are_finite(tree)):
+  all_finite = jax.device_get(jax.tree.map(_is_finite, tree))
+  for path, finite in jax.tree_util.tree_leaves_with_path(all_finite):
     if not finite:
       return jax.tree_util.keystr(path, simple=True, separator='/')
   return None
 
 
 @jax.jit
-def _are_finite(tree: Any) -> Any:
-  return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+def _is_finite(x: jax.Array) -> jax.Array:
+  return jnp.all(jnp.isfinite(x))
 
 
 def check_shapes(directory: pathlib.Path, found: Any, like: Any, owner: str = 'network') -> None:

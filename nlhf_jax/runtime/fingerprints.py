@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 def fingerprint_arrays(tree: Any) -> dict[str, int]:
   """A number for each array, by its path: any change to any one entry changes it, its sharding does not."""
-  numbers = _sums_of_bits(jax.tree.map(_plain, tree))
+  # One program for each shape, and not one of all arrays, which takes longer to compile than to run.
+  numbers = jax.device_get(jax.tree.map(lambda x: _sum_of_bits(_plain(x)), tree))
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): int(x)
     for path, x in jax.tree_util.tree_leaves_with_path(numbers)
@@ -33,17 +34,13 @@ def _plain(x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _sums_of_bits(tree: Any) -> Any:
+def _sum_of_bits(x: jax.Array) -> jax.Array:
   """Σ_i h(bits_i ⊕ h(i)) mod 2³²: integers, so that the order of summation does not matter."""
-
-  def total(x):
-    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-    index = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-      index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.sum(_scatter(bits.astype(jnp.uint32) ^ _scatter(index + 1)), dtype=jnp.uint32)
-
-  return jax.tree.map(total, tree)
+  bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+  index = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  return jnp.sum(_scatter(bits.astype(jnp.uint32) ^ _scatter(index + 1)), dtype=jnp.uint32)
 
 
 def _scatter(x: jax.Array) -> jax.Array:

@@ -15,11 +15,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import seqio
 from flax.linen import partitioning as flax_partitioning
 from t5x import metrics as t5x_metrics
 from t5x import models, utils
 
+from nlhf_jax.data.vocabulary import Vocabulary
 from nlhf_jax.models import policy
 from nlhf_jax.t5x_bridge import checks, feature_converter
 from nlhf_jax.training import parameter_sets
@@ -50,8 +50,8 @@ class Model(models.EncoderDecoderModel):
   def __init__(
     self,
     module: nn.Module,
-    input_vocabulary: seqio.Vocabulary,
-    output_vocabulary: seqio.Vocabulary,
+    input_vocabulary: Vocabulary,
+    output_vocabulary: Vocabulary,
     optimizer_def: Any,
     *,
     model: Any,

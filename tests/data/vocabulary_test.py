@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from nlhf_jax.data.word_vocabulary import WordVocabulary
+from nlhf_jax.data.vocabulary import WordVocabulary
 
 
 def test_words_have_ids_from_3_on():
