@@ -25,6 +25,18 @@ def test_importing_the_package_imports_neither_tensorflow_nor_gin():
   assert not {'tensorflow', 'gin', 'seqio', 'jax'} & set(loaded)
 
 
+def test_generated_texts_need_neither_tensorflow_nor_seqio():
+  loaded = run(
+    'import sys\n'
+    'from nlhf_jax.data import corpora, pipeline\n'
+    'sizes = dict(batch_size=2, prompt_length=16, response_length=4)\n'
+    'task = corpora.comparisons(corpora.headlines())\n'
+    "next(pipeline.batches(task, split='train', **sizes))\n"
+    'print(*sys.modules)'
+  ).split()
+  assert not {'tensorflow', 'seqio'} & set(loaded)
+
+
 def test_core_works_where_tensorflow_seqio_and_gin_are_not_installed():
   names = [
     '.'.join(('nlhf_jax', *path.relative_to(PACKAGE).with_suffix('').parts))
