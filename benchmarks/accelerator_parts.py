@@ -6,8 +6,10 @@ import setting as settings
 
 import argparse
 import collections
+import faulthandler
 import json
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -261,6 +263,8 @@ def peak_bytes() -> int | None:
 
 def run(part: str, size: str, path: pathlib.Path, flags: dict[str, Any]) -> None:
   """Measures a part and writes it."""
+  # A part that is ended because its time is up says in its log where it was.
+  faulthandler.register(signal.SIGTERM, chain=True)
   args = argparse.Namespace(**flags)
   told = accelerator_report.Report(path, part, size, flags)
   try:

@@ -1,4 +1,4 @@
-"""Time to the first step of every stage of an experiment, nothing compiled before, and where it goes.
+"""Time to the first step of every stage of an experiment: nothing compiled before, then everything; and where it goes.
 
   python benchmarks/first_step.py --experiment builtin --output out.json
 
@@ -9,6 +9,7 @@ compiling are what JAX reports of itself; the rest of a phase is the step, and w
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ def child(arguments: list[str]) -> None:
   import jax
 
   from nlhf_jax.cli import main
+  from nlhf_jax.training import steps
 
   seconds = {'import': time.perf_counter() - start, 'programs': 0} | dict.fromkeys(PARTS, 0.0)
 
@@ -39,6 +41,14 @@ def child(arguments: list[str]) -> None:
         seconds['programs'] += part == 'compile'
 
   jax.monitoring.register_event_duration_secs_listener(listen)
+  take = steps.Steps.__call__
+
+  def timed(*args, **options):
+    result = jax.block_until_ready(take(*args, **options))
+    seconds.setdefault('first step', time.perf_counter() - start)
+    return result
+
+  steps.Steps.__call__ = timed
   assert main.main(arguments) == 0
   seconds['process'] = time.perf_counter() - start
   run_dir = pathlib.Path(next(a.split('=', 1)[1] for a in arguments if a.startswith('--run_dir')))
@@ -59,17 +69,20 @@ def main() -> None:
   rows = {}
   with tempfile.TemporaryDirectory() as directory:
     for name in names:
-      flags = ['train', f'--experiment={args.experiment}/{name}', f'--run_dir={directory}/{name}']
-      flags += ['--gin.NUM_STEPS=1', '--gin.optimizers.warmup_linear.warmup_steps=0', *args.flags]
       # An empty cache for each: nothing that another stage has compiled.
-      command = ['env', f'JAX_COMPILATION_CACHE_DIR={directory}/cache_of_{name}', sys.executable]
-      command += [__file__, '--child', *flags]
-      done = subprocess.run(command, capture_output=True, text=True, check=False)
-      if done.returncode:
-        sys.exit(done.stderr)
-      rows[name] = json.loads(done.stdout.splitlines()[-1])
-  columns = ['process', 'import', 'sample', 'score', 'update', *PARTS, 'programs']
-  shown = table.Table(title='seconds to the end of the first step')
+      cache = f'JAX_COMPILATION_CACHE_DIR={directory}/cache_of_{name}'
+      for state in ('cold', 'warm'):
+        run_dir = pathlib.Path(directory, name)
+        shutil.rmtree(run_dir, ignore_errors=True)
+        flags = ['train', f'--experiment={args.experiment}/{name}', f'--run_dir={run_dir}']
+        flags += ['--gin.NUM_STEPS=1', '--gin.optimizers.warmup_linear.warmup_steps=0', *args.flags]
+        command = ['env', cache, sys.executable, __file__, '--child', *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+          sys.exit(done.stderr)
+        rows[f'{name}, {state}'] = json.loads(done.stdout.splitlines()[-1])
+  columns = ['first step', 'process', 'import', 'sample', 'score', 'update', *PARTS, 'programs']
+  shown = table.Table(title='seconds from the start of the process')
   shown.add_column('')
   for column in columns:
     shown.add_column(column, justify='right')

@@ -153,8 +153,10 @@ class Setting:
   def _make(self, seed: int, dtype: str) -> Params:
     if self._model is not None:
       return _cast(hf.load(self._model, self.shapes), dtype)
-    make = jax.jit(lambda rng: _cast(self.policy.init(rng), dtype))
-    return make(jax.random.PRNGKey(seed))
+    leaves, tree = jax.tree.flatten(self.shapes)
+    keys = jax.random.split(jax.random.PRNGKey(seed), len(leaves))
+    made = [_random(key, x.shape, dtype) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, made)
 
   @functools.cached_property
   def shapes(self) -> Params:
@@ -212,6 +214,14 @@ class Setting:
     """Nash-MD-PG, under the judge of single responses or another."""
     judge = preference_fn or self.preference_fn
     return algorithms.nash_md_pg(self.policy, judge, tau=TAU, beta=BETA)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _random(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+  """Weights that keep a size of 1 through a product, and scales of 1; a program for each shape, which all that have it share."""
+  if len(shape) < 2:
+    return jnp.ones(shape, dtype)
+  return (jax.random.normal(key, shape) / np.sqrt(shape[0])).astype(dtype)
 
 
 def _cast(params: Params, dtype: str) -> Params:
