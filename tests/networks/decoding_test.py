@@ -172,6 +172,25 @@ def test_top_p_of_what_top_k_left():
   np.testing.assert_allclose(p, [[1, 0, 0, 0]], atol=1e-6)  # 0.4 / 0.7 reaches 0.55; 0.4 does not.
 
 
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_tokens_are_those_of_jax(temperature):
+  """The same as `jax.random.categorical` and `argmax` draw: the first of several equals, none of −∞."""
+  rng = np.random.default_rng(5)
+  logits = rng.integers(-3, 4, (64, 17)).astype(np.float32)
+  logits[rng.random(logits.shape) < 0.5] = -np.inf
+  logits[:, 5] = 0
+  logits[0, :-1], logits[0, -1] = -np.inf, -40.0
+  keys = jax.random.split(jax.random.PRNGKey(6), len(logits))
+  ended = jnp.zeros(len(logits), bool)
+  token, _ = loop.draw(keys, jnp.asarray(logits), ended, Sampling(1, temperature=temperature))
+  expected = (
+    jax.vmap(jax.random.categorical)(keys, jax.nn.log_softmax(logits))
+    if temperature
+    else jnp.argmax(logits, axis=-1)
+  )
+  np.testing.assert_array_equal(token, expected)
+
+
 def test_greedy_log_prob_at_temperature_one():
   logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]]))
   sampling = Sampling(1, temperature=0, top_k=1)
