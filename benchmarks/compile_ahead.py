@@ -53,7 +53,7 @@ def on_device() -> jax.sharding.Sharding:
 
 
 def programs(setting: settings.Setting, where: jax.sharding.Sharding) -> dict[str, Any]:
-  """Name -> (function, shapes of its arguments): what a step under a judge of pairs compiles."""
+  """Name -> (function, shapes of its arguments): what a step compiles but for its judge."""
   shaped = lambda tree, dtype=None: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=where), tree
   )
@@ -79,7 +79,7 @@ def programs(setting: settings.Setting, where: jax.sharding.Sharding) -> dict[st
 
 
 def kernels_of_a_token(text: str) -> int:
-  """Of the largest computation but the first: the body of the loop over tokens."""
+  """Fusions and library calls of the largest loop's body: the loop over tokens, where there is one. Sorts and copies are not counted."""
   bodies = re.findall(r'\n%\S+ \(.*?\{\n(.*?)\n\}', text, re.DOTALL)
   return max((x.count(' fusion(') + x.count(' custom-call(') for x in bodies), default=0)
 

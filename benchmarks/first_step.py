@@ -2,6 +2,8 @@
 
   python benchmarks/first_step.py --experiment builtin --output out.json
 
+Seconds count from the first import of a process.
+
 Each stage trains one step in a process of its own; the runs that it needs come from the stages before. Tracing, lowering and
 compiling are what JAX reports of itself; the rest of a phase is the step, and waiting for the device.
 """
@@ -82,7 +84,7 @@ def main() -> None:
           sys.exit(done.stderr)
         rows[f'{name}, {state}'] = json.loads(done.stdout.splitlines()[-1])
   columns = ['first step', 'process', 'import', 'sample', 'score', 'update', *PARTS, 'programs']
-  shown = table.Table(title='seconds from the start of the process')
+  shown = table.Table(title='seconds from the first import')
   shown.add_column('')
   for column in columns:
     shown.add_column(column, justify='right')

@@ -3,7 +3,8 @@
   python benchmarks/llama_cpp.py --gguf_file SmolLM2.gguf --model MODEL --output out.json
 
 MODEL is what `nlhf import --gguf_file` made of that file. llama-cpp-python compiles llama.cpp for this processor, in an
-environment of its own (benchmarks/.venv-llama-cpp), and writes the weights anew in float32 and float16.
+environment of its own (benchmarks/.venv-llama-cpp), and writes the weights anew in float32 and float16, its cache in the same.
+Ours draws each token; llama.cpp's time is that of its logits alone.
 """
 
 # isort: off
@@ -40,6 +41,7 @@ for name, kind in {'float32': 0, 'float16': 1}.items():
     params.ftype, params.allow_requantize = kind, True
     assert llama_cpp.llama_model_quantize(source.encode(), str(path).encode(), ctypes.byref(params)) == 0
   options = dict(n_ctx=prompt + response + 1, n_threads=threads, n_threads_batch=threads, verbose=False)
+  options |= {'type_k': 0, 'type_v': 0} if kind == 0 else {}
   model = llama_cpp.Llama(str(path), n_batch=prompt, **options)
   tokens = [2 + (7 * n) % 40000 for n in range(prompt)]
   found = []
@@ -64,13 +66,13 @@ def theirs(args: argparse.Namespace, scratch: str) -> dict[str, dict[str, float]
     venv.create(environment, with_pip=True)
     subprocess.run([python, '-m', 'pip', 'install', '--quiet', _PEER], check=True)
   numbers = map(str, (args.threads, args.prompt, args.response))
-  command = [python, '-c', _THEIRS, args.gguf_file, *numbers, scratch]
+  command = [python, '-I', '-c', _THEIRS, args.gguf_file, *numbers, scratch]
   done = subprocess.run(command, check=True, capture_output=True, text=True)
   return json.loads(done.stdout.splitlines()[-1])
 
 
 def ours(setting: settings.Setting, num_lanes: int) -> float:
-  """Seconds of a token of so many responses at a time."""
+  """Seconds of a token of `num_lanes` responses."""
   rows = np.arange(num_lanes) % len(setting.prompts.tokens)
   prompts = Prompts(setting.prompts.tokens[rows], jnp.arange(num_lanes, dtype=jnp.int32))
   shortest = []

@@ -211,8 +211,8 @@ def main() -> None:
   output.write_text(json.dumps(result, indent=1) + '\n')
   if args.peers:
     result['peers'] = peers(setting, args.peers_python, args.generate_only)
+    output.write_text(json.dumps(result, indent=1) + '\n')
   show(result)
-  output.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def show(result: dict) -> None:
@@ -233,7 +233,7 @@ def show(result: dict) -> None:
   if decoded := result.get('decode') or result.get('policy'):
     limit = decoded['limit of a token']
     row('a token', decoded['token'], 'its limit', limit, limit / decoded['token'])
-    for name in set(MIXTURES) & set(decoded) - {'policy'}:
+    for name in [x for x in MIXTURES if x in decoded and x != 'policy']:
       row(name, decoded[name], 'one policy', decoded['policy'], decoded[name] / decoded['policy'])
   if scaled := result.get('scaling'):
     short, long = scaled['token of 64'], scaled['token of 512']
@@ -257,7 +257,10 @@ def show(result: dict) -> None:
   first = others.pop('first token', None)
   for name, other in others.items():
     if 'generate' not in name:
-      row('complete step', complete['step'], name, other, other / complete['step'])
+      if complete:
+        row('complete step', complete['step'], name, other, other / complete['step'])
+      continue
+    if not decoded or first is None:
       continue
     row('one policy', decoded['policy'], name, other, other / decoded['policy'])
     token = (other - first) / (setting['response'] - 1)

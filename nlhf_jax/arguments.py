@@ -112,14 +112,26 @@ def may_be(hint: Any, result: type) -> bool:
       if any('__call__' in vars(parent) for parent in result.__mro__):
         return True
     elif getattr(kind, '_is_protocol', False):
-      # What methods an object has, its class alone does not tell; a function, or a class itself, has none of them.
-      if result not in (types.FunctionType, type):
+      # What attributes an object has, its class alone does not tell; methods it does, and functions and classes have none of them.
+      if result not in (types.FunctionType, type) and _has_methods(result, kind):
         return True
     elif issubclass(result, kind):
       return True
     if kind is float and issubclass(result, int):
       return True
   return False
+
+
+def _has_methods(result: type, protocol: type) -> bool:
+  """Whether a class has the methods and properties that a protocol asks for."""
+  wanted = {
+    name
+    for parent in protocol.__mro__
+    if getattr(parent, '_is_protocol', False)
+    for name, value in vars(parent).items()
+    if not name.startswith('_') and (callable(value) or isinstance(value, property))
+  }
+  return hasattr(result, '__getattr__') or wanted <= set(dir(result))
 
 
 def describe(hint: Any) -> str:

@@ -17,6 +17,7 @@ from nlhf_jax.arguments import (
   Seed,
   Share,
 )
+from nlhf_jax.data import corpora, encoded, pipeline, vocabulary
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,14 @@ def test_hints_of_functions_classes_and_named_tuples():
   assert arguments.hints(function) == {'size': Count, 'share': Share}
   assert arguments.hints(Plain) == {'size': Count}
   assert arguments.hints(_Optimizer) == {'init': int}
+
+
+def test_results_that_a_protocol_may_be():
+  """Of a class its methods are known; what attributes its objects have is not."""
+  task = encoded.Task | pipeline.Stream
+  assert arguments.may_be(task, encoded.Task) and arguments.may_be(task, pipeline.Stream)
+  assert arguments.may_be(vocabulary.Vocabulary, vocabulary.WordVocabulary)
+  for other in (corpora.Corpus, vocabulary.Vocabulary, dict, int):
+    assert not arguments.may_be(task, other)
+  for other in (corpora.Corpus, encoded.Task, str):
+    assert not arguments.may_be(vocabulary.Vocabulary, other)

@@ -174,7 +174,7 @@ def keep_compiled() -> None:
       logging.warning('%s; nothing that is compiled is kept.', problem)
     else:
       jax.config.update('jax_compilation_cache_dir', str(directory))
-  # JAX keeps what took a second; a run has dozens of programs that took less, and together they take as long.
+  # JAX keeps what took a second; a run has dozens of shorter programs, which take three seconds together.
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
 

@@ -20,16 +20,20 @@ _SAMPLE = 2**10
 
 @runtime_checkable
 class Task(Protocol):
-  """seqio's. Those of `data.tasks` have rows that can be read in any order (`source.columns`), and voters (`source.voters`)."""
+  """A seqio task, or what has its attributes. Those of `data.tasks` have rows that can be read in any order (`source.columns`), and voters (`source.voters`)."""
 
   name: str
   source: Any
   output_features: Mapping[str, Any]
 
   @property
-  def splits(self) -> Iterable[str]: ...
+  def splits(self) -> Iterable[str]:
+    """Their names."""
+    ...
 
-  def get_dataset(self, *args: Any, **kwargs: Any) -> Any: ...
+  def get_dataset(self, *args: Any, **kwargs: Any) -> Any:
+    """A split's rows, tokenised by seqio: how a task of someone else's is read."""
+    ...
 
 
 def voters_of(task: Task) -> VoterNames:

@@ -14,16 +14,26 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Vocabulary(Protocol):
-  """Text to tokens and back; padding is 0 and the end 1. One may have `for_prompts`, too, and `encode_prompt`."""
+  """Text to tokens and back; padding is 0 and the end 1.
+
+  Optional are `for_prompts`, the vocabulary that prompts are encoded with, `encode_prompt`, which shortens them its own way, and
+  `encode_tf` and `decode_tf`, which seqio's tasks need.
+  """
 
   @property
-  def pad_id(self) -> int: ...
+  def pad_id(self) -> int:
+    """0."""
+    ...
 
   @property
-  def eos_id(self) -> int | None: ...
+  def eos_id(self) -> int | None:
+    """1."""
+    ...
 
   @property
-  def unk_id(self) -> int | None: ...
+  def unk_id(self) -> int | None:
+    """What stands for a word that is not in it."""
+    ...
 
   @property
   def vocab_size(self) -> int:
@@ -45,7 +55,7 @@ class Vocabulary(Protocol):
 
 
 class WordVocabulary:
-  """Words between blanks: those of a closed list from id 3 on, 2 for any other. seqio's tasks can be made with it."""
+  """Words between blanks: those of a closed list from id 3 on, 2 for any other."""
 
   pad_id, eos_id, unk_id, bos_id, extra_ids = PAD, EOS, 2, None, 0
 
@@ -80,10 +90,13 @@ class WordVocabulary:
     return table.lookup(tf.strings.split(s))
 
   def decode_tf(self, ids: 'tf.Tensor') -> 'tf.Tensor':
-    """The same in TensorFlow."""
+    """The same in TensorFlow, but for padding after EOS, which is kept; of several texts one for each row."""
     import tensorflow as tf
 
-    return tf.numpy_function(lambda x: self.decode(x.tolist()).encode(), [ids], tf.string)
+    known = tf.where(ids < len(self._words), ids, self.unk_id)
+    after_end = tf.cumsum(tf.cast(known == self.eos_id, tf.int32), exclusive=True, axis=-1) > 0
+    kept = tf.where(after_end, self.pad_id, known)
+    return tf.strings.reduce_join(tf.gather(tf.constant(self._words), kept), axis=-1, separator=' ')
 
   def __eq__(self, other) -> bool:
     return isinstance(other, WordVocabulary) and self._words == other._words

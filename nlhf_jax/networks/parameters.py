@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import partitioning
+from jax.sharding import PartitionSpec
 
 from nlhf_jax.networks import axes
 from nlhf_jax.types import Params, PRNGKey
@@ -33,9 +34,9 @@ class Draw(NamedTuple):
   dtype: Any = jnp.float32
 
 
-# What stands in the place of what is put off, by its identity, and beside it what that is; None: nothing is put off.
-_put_off: contextvars.ContextVar[dict[int, tuple[jax.Array, Draw]] | None] = contextvars.ContextVar(
-  'put_off', default=None
+# id of a placeholder → the placeholder, which is kept so that ids stay unique, and the draw that replaces it; None: draws are made at once.
+_deferred: contextvars.ContextVar[dict[int, tuple[jax.Array, Draw]] | None] = (
+  contextvars.ContextVar('deferred', default=None)
 )
 
 
@@ -49,10 +50,10 @@ def declare(
   """The parameter of a Linen module, float32.
 
   Args:
-    module: whose it is.
+    module: whose parameter it is; outside of Linen's lifted transforms (`nn.remat`, `nn.scan`), whose tracers cannot be kept.
     name: of the parameter.
-    initializer: of it; one object for all that are of one kind, or they are drawn one by one.
-    shape: of it.
+    initializer: layers must share one function object, or each array is compiled and drawn by itself.
+    shape: of the parameter.
     names: of its axes.
   """
 
@@ -62,14 +63,14 @@ def declare(
     if found.shape != shape:
       where = '/'.join([*module.scope.path, name])
       raise ValueError(f'{where} must have the shape {shape}, got {found.shape}.')
-    return axes.constrain(found, *names)
+    return partitioning.with_sharding_constraint(found, PartitionSpec(*names))
 
   def make(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    waiting = _put_off.get()
-    if waiting is None:
+    deferred = _deferred.get()
+    if deferred is None:
       return initializer(key, shape, dtype)
     place = jnp.zeros(shape, dtype)
-    waiting[id(place)] = place, Draw(key, initializer, shape, names, dtype)
+    deferred[id(place)] = place, Draw(key, initializer, shape, names, dtype)
     return place
 
   return partitioning.param_with_axes(name, make, shape, jnp.float32, axes=names, module=module)
@@ -79,13 +80,17 @@ def init(network: axes.HasInit) -> Callable[[PRNGKey], Params]:
   """rng -> parameters of a network with T5X's call signature."""
 
   def run(rng: PRNGKey) -> Params:
-    waiting: dict[int, tuple[jax.Array, Draw]] = {}
-    token = _put_off.set(waiting)
+    deferred: dict[int, tuple[jax.Array, Draw]] = {}
+    token = _deferred.set(deferred)
     try:
       places = axes.variables(network, rng)['params']
     finally:
-      _put_off.reset(token)
-    drawn = dict(zip(waiting, draw([wanted for _, wanted in waiting.values()]), strict=True))
+      _deferred.reset(token)
+    drawn = dict(zip(deferred, draw([wanted for _, wanted in deferred.values()]), strict=True))
+    if missing := set(drawn) - {id(x) for x in jax.tree.leaves(places)}:
+      raise RuntimeError(
+        f'{len(missing)} parameters were declared and not kept as they were given.'
+      )
     return jax.tree.map(lambda x: drawn.get(id(x), x), places)
 
   return run

@@ -39,6 +39,7 @@ def refusal(files, *bindings) -> str:
     ('experiment.Experiment.optimizer=@checkpoints.Keep()', 'must be a GradientTransformation, got @checkpoints.Keep()'),
     ('experiment.Experiment.optimizer=@optimizers.adamw', '@optimizers.adamw() is its result'),
     ('experiment.Experiment.feedback=@optimizers.adamw()', 'got @optimizers.adamw(), a GradientTransformation'),
+    ('TASK=@corpora.headlines()', 'must be a Task or a Stream, got @corpora.headlines()'),
     ('experiment.Experiment.model=3', 'must be a Policy or a PreferenceModel or a RewardModel, got 3'),
   ],
 )  # fmt: skip

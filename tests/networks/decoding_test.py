@@ -180,6 +180,7 @@ def test_tokens_are_those_of_jax(temperature):
   logits[rng.random(logits.shape) < 0.5] = -np.inf
   logits[:, 5] = 0
   logits[0, :-1], logits[0, -1] = -np.inf, -40.0
+  logits[1], logits[2, 9] = np.nan, np.nan
   keys = jax.random.split(jax.random.PRNGKey(6), len(logits))
   ended = jnp.zeros(len(logits), bool)
   token, _ = loop.draw(keys, jnp.asarray(logits), ended, Sampling(1, temperature=temperature))

@@ -95,14 +95,19 @@ def draw(
   if sampling.temperature == 0:
     token = _largest(logits)
   else:
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logp.shape[1:]))(keys)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logp.shape[1:], logp.dtype))(keys)
     token = _largest(logp + noise)
   chosen = jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
   return jnp.where(ended, PAD, token).astype(jnp.int32), jnp.where(ended, 0, chosen)
 
 
 def _largest(x: Float[Array, 'L V']) -> Int[Array, 'L']:
-  """Where each row is largest, the first of several: argmax, whose loop a CPU goes through one entry at a time, in two quick passes."""
+  """`argmax` of each row, in two passes: a CPU goes through the loop of `argmax` one entry at a time."""
+  x = jax.lax.optimization_barrier(
+    x
+  )  # Or both passes would compute it, and need not agree to the bit.
   place = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-  is_largest = x == jnp.max(x, axis=-1, keepdims=True)
+  is_largest = (x == jnp.max(x, axis=-1, keepdims=True)) | (
+    x != x
+  )  # The first NaN, too, as of argmax.
   return jnp.min(jnp.where(is_largest, place, x.shape[-1] - 1), axis=-1)
