@@ -56,7 +56,6 @@ def declare(
     shape: of the parameter.
     names: of its axes.
   """
-
   if module.has_variable('params', name):
     # Linen would trace the initialiser here, for the shape, at every use of every parameter.
     found: jax.Array = module.get_variable('params', name)
