@@ -19,9 +19,9 @@ import argparse
 import json
 import pathlib
 import re
-import time
 from typing import Any
 
+import accelerator_parts
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
@@ -86,16 +86,8 @@ def kernels_of_a_token(text: str) -> int:
 
 def measure(function, shapes) -> dict[str, float]:
   """Seconds to trace and lower, and to compile; bytes of temporary arrays; kernels."""
-  start = time.perf_counter()
-  lowered = jax.jit(function).lower(*shapes)
-  between = time.perf_counter()
-  made = lowered.compile()
-  return {
-    'lower_seconds': between - start,
-    'compile_seconds': time.perf_counter() - between,
-    'temporary_bytes': made.memory_analysis().temp_size_in_bytes,
-    'kernels_of_the_loop': kernels_of_a_token(made.as_text()),
-  }
+  program, made = accelerator_parts.compiled(function, *shapes)
+  return made | {'kernels_of_the_loop': kernels_of_a_token(program.as_text())}
 
 
 def main() -> None:

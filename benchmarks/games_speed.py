@@ -12,8 +12,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import venv
 
+import environments
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,11 +149,7 @@ def equilibria(rng) -> dict:
 
 def _peers(preference: np.ndarray) -> dict:
   here = pathlib.Path(__file__).parent
-  environment = here / '.venv-games'
-  python = environment / 'bin' / 'python'
-  if not python.exists():
-    venv.create(environment, with_pip=True)
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', *PEERS], check=True)
+  python = environments.python_of('.venv-games', PEERS)
   with tempfile.TemporaryDirectory() as scratch:
     game, out = pathlib.Path(scratch) / 'game.npy', pathlib.Path(scratch) / 'out.json'
     np.save(game, preference)

@@ -17,15 +17,11 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import venv
 
-import jax
-import jax.numpy as jnp
+import environments
 import numpy as np
-import timing
+import training_speed
 from rich import console, table
-
-from nlhf_jax.types import Prompts
 
 _PEER = 'llama-cpp-python==0.3.36'
 # What runs there: argv is the file, the types, the number of threads, of prompt and of response tokens.
@@ -60,27 +56,11 @@ print(json.dumps(result))
 
 def theirs(args: argparse.Namespace, scratch: str) -> dict[str, dict[str, float]]:
   """Type of the weights -> seconds of the prompt and of a token."""
-  environment = pathlib.Path(__file__).parent / '.venv-llama-cpp'
-  python = environment / 'bin' / 'python'
-  if not python.exists():
-    venv.create(environment, with_pip=True)
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', _PEER], check=True)
+  python = environments.python_of('.venv-llama-cpp', [_PEER])
   numbers = map(str, (args.threads, args.prompt, args.response))
   command = [python, '-I', '-c', _THEIRS, args.gguf_file, *numbers, scratch]
   done = subprocess.run(command, check=True, capture_output=True, text=True)
   return json.loads(done.stdout.splitlines()[-1])
-
-
-def ours(setting: settings.Setting, num_lanes: int) -> float:
-  """Seconds of a token of `num_lanes` responses."""
-  rows = np.arange(num_lanes) % len(setting.prompts.tokens)
-  prompts = Prompts(setting.prompts.tokens[rows], jnp.arange(num_lanes, dtype=jnp.int32))
-  shortest = []
-  for length in (setting.response, 1):
-    sample = jax.jit(setting.policy_of_length(length).sample)
-    work = lambda sample=sample: sample(setting.params, prompts, jax.random.PRNGKey(0))
-    shortest.append(timing.seconds(work, wait=jax.block_until_ready))
-  return (shortest[0] - shortest[1]) / (setting.response - 1)
 
 
 def main() -> None:
@@ -105,7 +85,11 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as scratch:
     for _ in range(args.rounds):
       found = {f'llama.cpp, {name}': x['token'] for name, x in theirs(args, scratch).items()}
-      found |= {f'ours, {n} lanes': ours(setting, n) / n for n in args.lanes}
+      found |= {
+        f'ours, {n} lanes': training_speed.token(training_speed.lanes(setting, n), args.response)
+        / n
+        for n in args.lanes
+      }
       rounds.append(found)
       print(found, file=sys.stderr, flush=True)
   bandwidth = settings.limits('float32')['bytes_per_second']

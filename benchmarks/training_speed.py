@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 
+import environments
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,21 +67,29 @@ def decode(setting: settings.Setting, machine) -> dict:
   return policy_alone(setting, machine) | played
 
 
+def token(setting: settings.Setting, response: int) -> float:
+  """Seconds of a token of all lanes, of responses of this length."""
+  complete, first = (_play(setting, MIXTURES['policy'], n) for n in (response, 1))
+  return (complete - first) / (response - 1)
+
+
+def lanes(setting: settings.Setting, number: int) -> settings.Setting:
+  """The same with this number of prompts, over and over."""
+  rows = np.arange(number) % len(setting.prompts.tokens)
+  return setting.with_prompts(
+    Prompts(setting.prompts.tokens[rows], jnp.arange(number, dtype=jnp.int32))
+  )
+
+
 def scaling(setting: settings.Setting, machine) -> dict:
   """Seconds of a token: of short and long responses, and of more lanes."""
   del machine
   result = {}
 
-  def token(setting: settings.Setting, response: int) -> float:
-    complete, first = (_play(setting, MIXTURES['policy'], n) for n in (response, 1))
-    return (complete - first) / (response - 1)
-
   for response in (64, 512):
     result[f'token of {response}'] = token(setting, response)
   for batch in (1, 2, 4, 8, 16, 32):
-    rows = np.arange(batch) % len(setting.prompts.tokens)
-    prompts = Prompts(setting.prompts.tokens[rows], jnp.arange(batch, dtype=jnp.int32))
-    result[f'{batch} lanes'] = token(setting.with_prompts(prompts), 33)
+    result[f'{batch} lanes'] = token(lanes(setting, batch), 33)
   return result
 
 
@@ -135,16 +143,6 @@ def step(setting: settings.Setting, machine) -> dict:
   return {'step': complete, 'first step, compiling': first, **best, 'limit of update': limit}
 
 
-def _peers_python() -> pathlib.Path:
-  """Of an environment that has the peers, made when it is first asked for."""
-  environment = pathlib.Path(__file__).parent / '.venv-training'
-  python = environment / 'bin' / 'python'
-  if not python.exists():
-    venv.create(environment, with_pip=True)
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', *PEERS], check=True)
-  return python
-
-
 def peers(setting: settings.Setting, python: str | None, generate_only: bool) -> dict:
   """The same weights and prompts, in the peers' hands."""
   with tempfile.TemporaryDirectory() as scratch:
@@ -155,7 +153,13 @@ def peers(setting: settings.Setting, python: str | None, generate_only: bool) ->
     np.save(root / 'prompts.npy', np.asarray(setting.prompts.tokens))
     script = pathlib.Path(__file__).with_name('training_peers.py')
     dtype = setting.config.dtype
-    command = [python or _peers_python(), script, root, str(setting.response), dtype]
+    command = [
+      python or environments.python_of('.venv-training', PEERS),
+      script,
+      root,
+      str(setting.response),
+      dtype,
+    ]
     command += ['--generate_only'] if generate_only else []
     ended, found = subprocess.run(command, stdout=sys.stderr).returncode, root / 'out.json'
     result = json.loads(found.read_text()) if found.exists() else {}

@@ -12,9 +12,9 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import venv
 from typing import Any
 
+import environments
 import numpy as np
 from rich import console
 from rich import table as rich_table
@@ -95,10 +95,7 @@ def _with_voters(votes: table.Votes) -> table.Votes:
 def _peer(name: str, votes: pathlib.Path) -> dict[str, Any]:
   here = pathlib.Path(__file__).parent
   directory, packages = PEERS[name]
-  python = here / directory / 'bin' / 'python'
-  if not python.exists():
-    venv.create(here / directory, with_pip=True)
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', *packages], check=True)
+  python = environments.python_of(directory, packages)
   output = votes.with_name(f'{name}.json')
   subprocess.run([python, here / 'votes_peers.py', name, votes, output], check=True, cwd=here)
   return json.loads(output.read_text())
