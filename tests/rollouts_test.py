@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.networks import matmul, network
+from nlhf_jax.networks.cpu import few_rows
 from nlhf_jax.networks.decoding import loop
 from nlhf_jax.networks.layers import Execution
 from tests.golden import make_rollouts
@@ -37,12 +38,15 @@ def test_logits_in_chunks_and_prompts_in_slots(family):
   check(family, make_rollouts.step(family, max_logits=2 * 6 * 24, num_slots=2))
 
 
+@pytest.mark.parametrize('kernel', [True, False])
 @pytest.mark.parametrize('family', ['t5_1_1', 'qwen2_5'])
-def test_output_major_kernels(family, monkeypatch):
+def test_layouts_for_few_rows(family, kernel, monkeypatch):
   used = []
-  original = matmul.output_major
+  module, name = (few_rows, 'multiply') if kernel else (matmul, 'output_major')
+  original = getattr(module, name)
   monkeypatch.setattr(network, '_LARGE', 0)
-  monkeypatch.setattr(matmul, 'output_major', lambda w, x: used.append(w.shape) or original(w, x))
+  monkeypatch.setattr(matmul, '_has_kernel', lambda: kernel)
+  monkeypatch.setattr(module, name, lambda *args: used.append(args) or original(*args))
   check(family, make_rollouts.step(family))
   assert len(used) > 10
 

@@ -19,7 +19,7 @@ from nlhf_jax.networks import axes, matmul, parameters
 class Dense(nn.Module):
   """x W, and + b where asked for.
 
-  In place of its `kernel` it may be given one that is `transposed` (see `network.cached_decoder`).
+  In place of its `kernel` it may be given one that is laid out `for_few_rows` (see `network.cached_decoder`).
   """
 
   features: int
@@ -31,8 +31,9 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b F']:
     x = x.astype(self.dtype)
-    if self.has_variable('params', 'transposed'):
-      y = matmul.output_major(self.get_variable('params', 'transposed'), x)
+    if self.has_variable('params', 'for_few_rows'):
+      weights = self.get_variable('params', 'for_few_rows')
+      y = matmul.multiply_few_rows(x, weights, self.features)
     else:
       shape = (x.shape[-1], self.features)
       kernel = parameters.declare(self, 'kernel', self.kernel_init, shape, self.kernel_axes)
@@ -69,7 +70,7 @@ class LayerNorm(nn.Module):
 
 
 class Embed(nn.Module):
-  """Token embedding, which may serve as the output layer too."""
+  """Token embedding, which may serve as the output layer too; of that, it may be given weights `for_few_rows`, as `Dense`."""
 
   num_embeddings: int
   features: int
@@ -86,11 +87,12 @@ class Embed(nn.Module):
 
   def attend(self, x: Float[Array, '*b E']) -> Float[Array, '*b V']:
     """Logits, summed up in float32 whatever the compute dtype."""
-    embedding = self._table()
-    if matmul.few_rows_on_cpu(x.size // x.shape[-1], x.dtype):
-      logits = matmul.output_major(embedding, x)
+    x = x.astype(self.dtype)
+    if self.has_variable('params', 'for_few_rows'):
+      weights = self.get_variable('params', 'for_few_rows')
+      logits = matmul.multiply_few_rows(x.astype(jnp.float32), weights, self.num_embeddings)
     else:
-      logits = jnp.dot(x.astype(self.dtype), embedding.T, preferred_element_type=jnp.float32)
+      logits = jnp.dot(x, self._table().T, preferred_element_type=jnp.float32)
     return axes.constrain(logits, 'batch', *[None] * (x.ndim - 2), 'vocab')
 
   def _table(self) -> Float[Array, 'V E']:

@@ -7,14 +7,39 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nlhf_jax.networks import axes
+from nlhf_jax.networks.cpu import few_rows
+
 
 def multiply(x: Float[Array, '*b E'], kernel: Float[Array, 'E F']) -> Float[Array, '*b F']:
   """x W, in the type of x."""
   return (_multiply_on_cpu if jax.default_backend() == 'cpu' else jnp.dot)(x, kernel)
 
 
+def for_few_rows(kernel: Float[Array, 'E F']) -> Float[Array, '*any']:
+  """Weights in the layout that `multiply_few_rows` reads; see `few_rows_on_cpu`."""
+  return few_rows.pack(kernel) if _has_kernel() else kernel.T
+
+
+def multiply_few_rows(
+  x: Float[Array, '*b E'], weights: Float[Array, '*any'], outputs: int
+) -> Float[Array, '*b F']:
+  """x W for few rows on a CPU, summed up in float32, in the type of x.
+
+  Args:
+    x: few rows.
+    weights: of `for_few_rows`.
+    outputs: F.
+  """
+  if weights.ndim == 2:
+    return output_major(weights, x)
+  rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+  y = few_rows.multiply(rows, weights, outputs)
+  return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
 def output_major(weights: Float[Array, 'F E'], x: Float[Array, '*b E']) -> Float[Array, '*b F']:
-  """x Wᵀ for few rows on a CPU: the product is stored output by output rather than row by row.
+  """x Wᵀ for few rows on a CPU by XLA: the product is stored output by output rather than row by row.
 
   A compiler for CPUs reads the weights a third to a half faster like this, and would undo it without the barrier.
   """
@@ -23,8 +48,15 @@ def output_major(weights: Float[Array, 'F E'], x: Float[Array, '*b E']) -> Float
 
 
 def few_rows_on_cpu(num_rows: int, dtype: Any) -> bool:
-  """Whether a product spends its time on reading the weights, as `output_major` does faster."""
-  return jax.default_backend() == 'cpu' and jnp.dtype(dtype) == jnp.float32 and num_rows <= 32
+  """Whether a product spends its time on reading the weights, as `multiply_few_rows` does faster."""
+  if jax.default_backend() != 'cpu' or num_rows > 32:
+    return False
+  return jnp.dtype(dtype) == jnp.float32 or (jnp.dtype(dtype) == jnp.bfloat16 and _has_kernel())
+
+
+def _has_kernel() -> bool:
+  """Whether our own is there; over several devices XLA has to know what it computes."""
+  return axes.num_devices() == 1 and few_rows.available()
 
 
 @jax.custom_vjp

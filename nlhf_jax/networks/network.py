@@ -17,7 +17,7 @@ from nlhf_jax.networks import axes, matmul
 from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD, Params
 
-# Kernels of fewer weights are not worth a transposed copy.
+# Kernels of fewer weights are not worth a copy in another layout.
 _LARGE = 2**16
 
 
@@ -190,12 +190,12 @@ def map_in_chunks(
   return jnp.moveaxis(result, 0, 1).reshape(tokens.shape[0], -1)[:, :size]
 
 
-def cached_decoder(network: Network, transposes: bool = True) -> Decoder:
+def cached_decoder(network: Network, relays: bool = True) -> Decoder:
   """The decoder of a network that keeps keys and values as `networks.cache` does.
 
   Args:
     network: not bound.
-    transposes: whether its layers in `decoder` are `layers.Dense`, which take kernels that are transposed.
+    relays: whether its layers in `decoder` are `layers.Dense`, which take kernels in another layout.
   """
   names = functools.cache(lambda: flax.traverse_util.flatten_dict(axes.logical_axes(network)))
 
@@ -225,8 +225,8 @@ def cached_decoder(network: Network, transposes: bool = True) -> Decoder:
     return kv_cache.make(begin, params, encoded, first)
 
   def weights(params: Params, num_lanes: int) -> Params:
-    transposed = transposes and matmul.few_rows_on_cpu(num_lanes, network.config.dtype)
-    return _weights_of_steps(params, network.config.dtype, transposed, names)
+    few = relays and matmul.few_rows_on_cpu(num_lanes, network.config.dtype)
+    return _weights_of_steps(params, network.config.dtype, few, names)
 
   return Decoder(weights, encode, empty, step, kv_cache.grow)
 
@@ -234,7 +234,7 @@ def cached_decoder(network: Network, transposes: bool = True) -> Decoder:
 def _weights_of_steps(
   params: Params,
   dtype: Any,
-  transposed: bool,
+  for_few_rows: bool,
   names: Callable[[], dict[tuple[str, ...], axes.Names]],
 ) -> Params:
   """In the type of activations, which a cast in the loop would make of them at each step.
@@ -242,13 +242,17 @@ def _weights_of_steps(
   On a mesh they are gathered along `embed` once for all steps.
   """
   result = {}
+  tied = 'logits_dense' not in params['decoder']
   for path, x in flax.traverse_util.flatten_dict(params).items():
     if path[-1] in ('kernel', 'embedding', 'bias') and path[-2] != 'logits_dense':
       x = x.astype(dtype)
     if axes.has_mesh():
       x = axes.gather(x, names()[path])
-    if transposed and path[-1] == 'kernel' and path[0] == 'decoder' and x.size > _LARGE:
-      path, x = (*path[:-1], 'transposed'), x.T
+    large = for_few_rows and x.size > _LARGE
+    if large and path == ('token_embedder', 'embedding') and tied:
+      result[*path[:-1], 'for_few_rows'] = matmul.for_few_rows(x.T)
+    if large and path[-1] == 'kernel' and path[0] == 'decoder':
+      path, x = (*path[:-1], 'for_few_rows'), matmul.for_few_rows(x)
     result[path] = x
   return flax.traverse_util.unflatten_dict(result)
 
