@@ -45,7 +45,7 @@ def test_layouts_for_few_rows(family, kernel, monkeypatch):
   module, name = (few_rows, 'multiply') if kernel else (matmul, 'output_major')
   original = getattr(module, name)
   monkeypatch.setattr(network, '_LARGE', 0)
-  monkeypatch.setattr(matmul, '_has_kernel', lambda: kernel)
+  monkeypatch.setattr(few_rows, 'available', lambda: kernel)
   monkeypatch.setattr(module, name, lambda *args: used.append(args) or original(*args))
   check(family, make_rollouts.step(family))
   assert len(used) > 10

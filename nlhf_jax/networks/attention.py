@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from nlhf_jax.networks import axes, layers, parameters
 from nlhf_jax.networks import cache as kv_cache
+from nlhf_jax.networks.cpu import attend as on_cpu
 
 # A logit of what a query must not see.
 MASKED = -1e10
@@ -57,8 +58,11 @@ class _Attention(nn.Module):
     mask: Bool[Array, '#B 1 #Q K'] | None,
     bias: Float[Array, '1 heads Q K'] | None,
     deterministic: bool,
+    one_mask_for_all: bool = False,
   ) -> Float[Array, 'B heads Q d']:
     """softmax(q·k + bias) v over the keys that the mask allows."""
+    if one_mask_for_all and deterministic and on_cpu.available(self.head_dim):
+      return self._attend_on_cpu(query, inputs, mask, bias)
     key = inputs.key
     if self.float32_logits:
       query, key = query.astype(jnp.float32), key.astype(jnp.float32)
@@ -69,6 +73,14 @@ class _Attention(nn.Module):
       logits = jnp.where(mask, logits, MASKED)
     weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(self.dtype)
     return jnp.matmul(self.dropout(weights, deterministic), inputs.value)
+
+  def _attend_on_cpu(self, query, inputs, mask, bias) -> Float[Array, 'B heads Q d']:
+    """The same where all queries of a row see the same keys with the same bias, and no gradient is taken."""
+    added = jnp.zeros((1, 1, inputs.key.shape[-1])) if bias is None else bias[:, :, 0]
+    if mask is not None:
+      added = jnp.where(mask[:, :, 0], added, MASKED)
+    part = inputs.key, inputs.value, added.astype(jnp.float32)
+    return on_cpu.attend(query.astype(jnp.float32), [part]).astype(self.dtype)
 
   def _output(self, x: Float[Array, 'N heads Q d']) -> Float[Array, 'N Q E']:
     return self.out(x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1))
@@ -88,7 +100,8 @@ class SelfAttention(_Attention):
     query, inputs = self._heads(self.query(x)), self.keys_and_values(x)
     if cache is not None:
       inputs = kv_cache.append(self, inputs, cache)
-    return self._output(self._attend(query, inputs, mask, bias, deterministic))
+    one = cache is not None and x.shape[1] == 1
+    return self._output(self._attend(query, inputs, mask, bias, deterministic, one))
 
 
 class CrossAttention(_Attention):
@@ -111,5 +124,6 @@ class CrossAttention(_Attention):
     else:
       inputs = self.keys_and_values(encoded)
     folded = self.query(x).reshape(inputs.key.shape[0], -1, self.num_heads * self.head_dim)
-    attended = self._attend(self._heads(folded), inputs, mask, None, deterministic)
+    one = inputs is encoded and mask.shape[2] == 1
+    attended = self._attend(self._heads(folded), inputs, mask, None, deterministic, one)
     return self._output(attended).reshape(x.shape)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax.networks import attention, axes, layers, rope
 from nlhf_jax.networks import cache as kv_cache
+from nlhf_jax.networks.cpu import attend as on_cpu
 from nlhf_jax.networks.llama_config import LlamaConfig
 
 
@@ -88,10 +89,14 @@ class Attention(nn.Module):
     if cache is not None:
       own = kv_cache.append(self, own, cache)
     cap = cfg.attention_soft_cap
-    parts = [_attend(query, own, view.mask, cap)]
-    if prompt is not None:
-      parts.append(_attend_shared(query, prompt, view.prompt_mask, cap))
-    attended = _join(parts).astype(cfg.dtype).transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
+    if cache is not None and x.shape[1] == 1 and cap is None and on_cpu.available(cfg.head_dim):
+      attended = _attend_on_cpu(query, own, view, prompt)
+    else:
+      parts = [_attend(query, own, view.mask, cap)]
+      if prompt is not None:
+        parts.append(_attend_shared(query, prompt, view.prompt_mask, cap))
+      attended = _join(parts)
+    attended = attended.astype(cfg.dtype).transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)
     out = layers.Dense(cfg.emb_dim, ('joined_kv', 'embed'), cfg.dtype, name='out')(attended)
     return out, own
 
@@ -165,6 +170,24 @@ def _attend_shared(
     return jnp.moveaxis(x, 3, 1).reshape(size[0], *size[1:4], *x.shape[5:])
 
   return jax.tree.map(unfold, part)
+
+
+def _attend_on_cpu(
+  query: Float[Array, 'N G R 1 d'],
+  own: kv_cache.KeysAndValues,
+  view: View,
+  prompt: kv_cache.KeysAndValues | None,
+) -> Float[Array, 'N G R 1 d']:
+  """One new position of each row, onto all that it sees at once."""
+
+  def part(inputs: kv_cache.KeysAndValues, mask: Bool[Array, '#N #Q K']) -> on_cpu.Part:
+    bias = jnp.where(mask, 0.0, attention.MASKED).reshape(-1, 1, mask.shape[-1])
+    return inputs.key, inputs.value, bias
+
+  parts = [part(own, view.mask)]
+  if prompt is not None:
+    parts.append(part(prompt, view.prompt_mask))
+  return on_cpu.attend(query[..., 0, :].astype(jnp.float32), parts)[..., None, :]
 
 
 def _join(parts: list[_Part]) -> Float[Array, 'N G R Q d']:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax.networks import axes
 from nlhf_jax.networks.cpu import few_rows
 
 
@@ -18,7 +17,7 @@ def multiply(x: Float[Array, '*b E'], kernel: Float[Array, 'E F']) -> Float[Arra
 
 def for_few_rows(kernel: Float[Array, 'E F']) -> Float[Array, '*any']:
   """Weights in the layout that `multiply_few_rows` reads; see `few_rows_on_cpu`."""
-  return few_rows.pack(kernel) if _has_kernel() else kernel.T
+  return few_rows.pack(kernel) if few_rows.available() else kernel.T
 
 
 def multiply_few_rows(
@@ -51,12 +50,8 @@ def few_rows_on_cpu(num_rows: int, dtype: Any) -> bool:
   """Whether a product spends its time on reading the weights, as `multiply_few_rows` does faster."""
   if jax.default_backend() != 'cpu' or num_rows > 32:
     return False
-  return jnp.dtype(dtype) == jnp.float32 or (jnp.dtype(dtype) == jnp.bfloat16 and _has_kernel())
-
-
-def _has_kernel() -> bool:
-  """Whether our own is there; over several devices XLA has to know what it computes."""
-  return axes.num_devices() == 1 and few_rows.available()
+  dtype = jnp.dtype(dtype)
+  return dtype == jnp.float32 or (dtype == jnp.bfloat16 and few_rows.available())
 
 
 @jax.custom_vjp

@@ -18,7 +18,7 @@ from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD, Params
 
 # Kernels of fewer weights are not worth a copy in another layout.
-_LARGE = 2**16
+_LARGE = 2**15
 
 
 @runtime_checkable
@@ -248,7 +248,7 @@ def _weights_of_steps(
       x = x.astype(dtype)
     if axes.has_mesh():
       x = axes.gather(x, names()[path])
-    large = for_few_rows and x.size > _LARGE
+    large = for_few_rows and x.size >= _LARGE
     if large and path == ('token_embedder', 'embedding') and tied:
       result[*path[:-1], 'for_few_rows'] = matmul.for_few_rows(x.T)
     if large and path[-1] == 'kernel' and path[0] == 'decoder':

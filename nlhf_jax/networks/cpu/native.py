@@ -18,11 +18,19 @@ import tempfile
 
 import jax
 
+from nlhf_jax.networks import axes
+
 _HERE = pathlib.Path(__file__).parent
 # Of what is compiled; no `-ffast-math`: sums keep their order.
 _FLAGS = '-std=gnu11', '-O3', '-march=native', '-shared', '-fPIC'
 # Seconds.
 _PATIENCE = 60
+
+
+def available(name: str) -> bool:
+  """Whether programs that are traced now can call `<name>.c`: on a CPU, and not spread over several devices."""
+  alone = jax.default_backend() == 'cpu' and axes.num_devices() == 1
+  return alone and target(name) is not None
 
 
 @functools.cache
@@ -54,7 +62,8 @@ def _library(name: str) -> pathlib.Path:
   source, compiler = _HERE / f'{name}.c', _compiler()
   command = [*compiler, *_FLAGS, f'-I{jax.ffi.include_dir()}']
   about = [jax.__version__, _run([*compiler, '--version']), _processor(), *command]
-  key = hashlib.sha256(source.read_bytes() + '\n'.join(about).encode()).hexdigest()[:16]
+  texts = source.read_bytes() + (_HERE / 'kernel.h').read_bytes()
+  key = hashlib.sha256(texts + '\n'.join(about).encode()).hexdigest()[:16]
   library = _directory() / f'{name}-{key}.so'
   if not library.exists():
     partial = library.with_name(f'.{library.name}.{os.getpid()}.partial')

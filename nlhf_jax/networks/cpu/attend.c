@@ -1,0 +1,211 @@
+// softmax(q·k + bias) v for one new position of each lane, over keys that come in one or two parts, such as those of a
+// prompt, which its lanes share, and those of the response; keys and values are read once for all lanes that share them.
+//
+//   q [lanes, heads, queries, size] float32; out like q
+//   of each part: k [rows, heads, size, length] and v [rows, heads, length, size], float32 or bfloat16; lanes is a multiple
+//   of rows, and consecutive lanes share a row; bias [1, rows or lanes; 1 or heads; length] float32
+//
+// size is a multiple of 16.
+
+#include "kernel.h"
+
+enum { MOST_PARTS = 2 };
+
+typedef struct {
+  const char *key, *value;
+  const float* bias;
+  int64_t rows, length, bias_rows, bias_heads;
+  int64_t start;  // Of its logits among those of all parts.
+} Part;
+
+typedef struct {
+  const float* query;
+  float* out;
+  int64_t lanes, heads, queries, size;
+  int64_t sharing;  // Lanes that have some part in common.
+  int64_t length;  // Of all parts, in whole vectors.
+  int num_parts, is_bfloat16;
+  Part parts[MOST_PARTS];
+  atomic_int* out_of_memory;
+} Attention;
+
+// e^x for x ≤ 0, to two units in the last place; 0 below -87.
+INLINE Floats exponential(Floats x) {
+  const float round = 12582912.0f;  // 1.5 · 2^23: what is added to it is rounded to a whole number.
+  Integers tiny = x < -87.0f;
+  Floats shifted = x * 1.44269504f + round, whole = shifted - round;
+  Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return (Floats)(((Integers)p + ((Integers)shifted << 23)) & ~tiny);
+}
+
+// In place: e^{x − max x}. Returns its sum.
+static float exponentials(float* x, int64_t length) {
+  Floats most = *(Floats*)x, sum = {0};
+  for (int64_t i = WIDTH; i < length; i += WIDTH) {
+    Floats next = *(Floats*)(x + i);
+    Integers more = next > most;
+    most = (Floats)(((Integers)next & more) | ((Integers)most & ~more));
+  }
+  float largest = most[0], total = 0;
+  for (int n = 1; n < WIDTH; n++) largest = most[n] > largest ? most[n] : largest;
+  for (int64_t i = 0; i < length; i += WIDTH) {
+    Floats weights = exponential(*(Floats*)(x + i) - largest);
+    *(Floats*)(x + i) = weights;
+    sum += weights;
+  }
+  for (int n = 0; n < WIDTH; n++) total += sum[n];
+  return total;
+}
+
+// y [rows, columns] = x W, or += where it adds; W [inputs, columns] is dense.
+static void multiply(const float* x, int64_t x_stride, const char* weights, float* y, int64_t y_stride, int64_t rows,
+                     int64_t inputs, int64_t columns, int adds, int is_bfloat16) {
+  if (columns < PANEL) {
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = 0; c < columns; c++) {
+        float sum = 0;
+        for (int64_t i = 0; i < inputs; i++)
+          sum += x[x_stride * r + i] * load_one(weights, columns * i + c, is_bfloat16);
+        y[y_stride * r + c] = adds ? y[y_stride * r + c] + sum : sum;
+      }
+    return;
+  }
+  for (int64_t column = 0; column < columns;) {
+    int64_t left = columns - column;
+    // What does not fill a panel is in one that begins before it, and is computed again.
+    if (left < PANEL) column = columns - PANEL, left = PANEL;
+    int64_t width = left >= PANEL * PANELS ? PANEL * PANELS : left / PANEL * PANEL;
+    Tile tile = {
+        .x = x,
+        .x_stride = x_stride,
+        .weights = weights + (is_bfloat16 ? 2 : 4) * column,
+        .input_stride = columns,
+        .panel_stride = PANEL,
+        .y = y + column,
+        .y_stride = y_stride,
+        .columns = width,
+        .inputs = inputs,
+        .adds = adds,
+    };
+    multiply_tile(tile, rows, is_bfloat16);
+    column += width;
+  }
+}
+
+static void add_bias(const Attention* a, const Part* part, int64_t lane, int64_t head, float* logits) {
+  int64_t row = part->bias_rows == 1 ? 0 : lane / (a->lanes / part->bias_rows);
+  const float* bias = part->bias + part->length * (part->bias_heads * row + (part->bias_heads == 1 ? 0 : head));
+  for (int64_t q = 0; q < a->queries; q++)
+    for (int64_t s = 0; s < part->length; s++) logits[a->length * q + s] += bias[s];
+}
+
+// A head of the lanes that share.
+static void head_of_lanes(const void* task, int64_t number) {
+  const Attention* a = task;
+  int64_t first = number / a->heads * a->sharing, head = number % a->heads, together = a->queries * a->size;
+  int64_t rows = a->sharing * a->queries, width = a->is_bfloat16 ? 2 : 4;
+  float* queries = malloc(sizeof(float) * rows * (2 * a->size + a->length));
+  if (!queries) {
+    atomic_store(a->out_of_memory, 1);
+    return;
+  }
+  float *out = queries + rows * a->size, *logits = out + rows * a->size;
+  for (int64_t lane = 0; lane < a->sharing; lane++)
+    memcpy(queries + together * lane, a->query + together * (a->heads * (first + lane) + head), 4 * together);
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t s = a->length - WIDTH; s < a->length; s++) logits[a->length * row + s] = -1e30f;
+  for (int n = 0; n < a->num_parts; n++) {
+    const Part* part = &a->parts[n];
+    int64_t common = a->lanes / part->rows;
+    for (int64_t lane = 0; lane < a->sharing; lane += common) {
+      int64_t at = part->length * a->size * (a->heads * ((first + lane) / common) + head);
+      float* to = logits + a->length * a->queries * lane + part->start;
+      multiply(queries + together * lane, a->size, part->key + width * at, to, a->length, common * a->queries, a->size,
+               part->length, 0, a->is_bfloat16);
+    }
+    for (int64_t lane = 0; lane < a->sharing; lane++)
+      add_bias(a, part, first + lane, head, logits + a->length * a->queries * lane + part->start);
+  }
+  for (int64_t row = 0; row < rows; row++) {
+    float* weights = logits + a->length * row;
+    float scale = 1 / exponentials(weights, a->length);
+    for (int64_t s = 0; s < a->length; s++) weights[s] *= scale;
+  }
+  for (int n = 0; n < a->num_parts; n++) {
+    const Part* part = &a->parts[n];
+    int64_t common = a->lanes / part->rows;
+    for (int64_t lane = 0; lane < a->sharing; lane += common) {
+      int64_t at = part->length * a->size * (a->heads * ((first + lane) / common) + head);
+      const float* weights = logits + a->length * a->queries * lane + part->start;
+      multiply(weights, a->length, part->value + width * at, out + together * lane, a->size, common * a->queries,
+               part->length, a->size, n > 0, a->is_bfloat16);
+    }
+  }
+  for (int64_t lane = 0; lane < a->sharing; lane++)
+    memcpy(a->out + together * (a->heads * (first + lane) + head), out + together * lane, 4 * together);
+  free(queries);
+}
+
+// Whether a part's arrays belong to the queries.
+static int reads_part(const XLA_FFI_CallFrame* frame, int n, Attention* a) {
+  const XLA_FFI_Buffer *key = frame->args.args[3 * n + 1], *value = frame->args.args[3 * n + 2],
+                       *bias = frame->args.args[3 * n + 3];
+  XLA_FFI_DataType dtype = a->is_bfloat16 ? XLA_FFI_DataType_BF16 : XLA_FFI_DataType_F32;
+  if (key->rank != 4 || value->rank != 4 || bias->rank != 3 || key->dtype != dtype || value->dtype != dtype ||
+      bias->dtype != XLA_FFI_DataType_F32)
+    return 0;
+  Part part = {key->data,    value->data,   bias->data,    key->dims[0],
+               key->dims[3], bias->dims[0], bias->dims[1], n ? a->parts[n - 1].start + a->parts[n - 1].length : 0};
+  const int64_t shapes[2][4] = {{part.rows, a->heads, a->size, part.length}, {part.rows, a->heads, part.length, a->size}};
+  if (memcmp(key->dims, shapes[0], sizeof shapes[0]) || memcmp(value->dims, shapes[1], sizeof shapes[1])) return 0;
+  if (part.rows < 1 || part.length < 1 || a->lanes % part.rows || bias->dims[2] != part.length) return 0;
+  if (part.bias_rows != 1 && part.bias_rows != part.rows && part.bias_rows != a->lanes) return 0;
+  if (part.bias_heads != 1 && part.bias_heads != a->heads) return 0;
+  int64_t common = a->lanes / part.rows;
+  a->sharing = common > a->sharing ? common : a->sharing;
+  a->length = (part.start + part.length + WIDTH - 1) / WIDTH * WIDTH;
+  a->parts[n] = part;
+  return 1;
+}
+
+XLA_FFI_Error* nlhf_attend(XLA_FFI_CallFrame* frame) {
+  if (tells_version(frame)) return NULL;
+  int num_parts = (int)(frame->args.size / 3);
+  if (frame->args.size != 3 * num_parts + 1 || num_parts < 1 || num_parts > MOST_PARTS || frame->rets.size != 1)
+    return fail(frame, "attend takes queries, and keys, values and a bias of one or two parts.");
+  const XLA_FFI_Buffer *query = frame->args.args[0], *out = frame->rets.rets[0];
+  if (query->rank != 4 || out->rank != 4 || query->dtype != XLA_FFI_DataType_F32 ||
+      out->dtype != XLA_FFI_DataType_F32 || memcmp(query->dims, out->dims, 4 * sizeof(int64_t)) ||
+      query->dims[3] % PANEL)
+    return fail(frame, "attend takes queries [lanes, heads, queries, a multiple of 16] in float32, and makes the like.");
+  const int64_t* dims = query->dims;
+  atomic_int out_of_memory = 0;
+  Attention a = {
+      .query = query->data,
+      .out = out->data,
+      .lanes = dims[0],
+      .heads = dims[1],
+      .queries = dims[2],
+      .size = dims[3],
+      .sharing = 1,
+      .num_parts = num_parts,
+      .is_bfloat16 = ((const XLA_FFI_Buffer*)frame->args.args[1])->dtype == XLA_FFI_DataType_BF16,
+      .out_of_memory = &out_of_memory,
+  };
+  for (int n = 0; n < num_parts; n++)
+    if (!reads_part(frame, n, &a)) return fail(frame, "attend: the arrays of a part do not belong to the queries.");
+  for (int n = 0; n < num_parts; n++)
+    if (a.sharing % (a.lanes / a.parts[n].rows))
+      return fail(frame, "attend: lanes that share a row of one part have to share one of the other, or none.");
+  int64_t number = a.lanes / a.sharing * a.heads;
+  int64_t much = a.lanes * a.heads * a.queries * a.size * a.length > 1 << 17;
+  XLA_FFI_Error* error = share(frame, head_of_lanes, &a, number, (int)much);
+  if (!error && atomic_load(&out_of_memory)) return fail(frame, "There is no memory left.");
+  return error;
+}
