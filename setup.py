@@ -27,6 +27,7 @@ setuptools.setup(
     'nlhf_jax.configs': ['**/*.gin', '**/*.txt'],
     'nlhf_jax.evaluation': ['*.html', '*.js'],
     'nlhf_jax.judges': ['templates/*.txt'],
+    'nlhf_jax.networks.cpu': ['*.c', '*.h'],
   },
   entry_points={'console_scripts': ['nlhf = nlhf_jax.cli.main:main']},
   install_requires=[

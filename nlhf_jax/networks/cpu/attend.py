@@ -26,9 +26,7 @@ def attend(
     query: float32, scaled.
     parts: consecutive lanes share a row of keys and values, in float32 or bfloat16; the bias is float32.
   """
-  name = native.target('attend')
-  call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(query.shape, jnp.float32))
-  return call(query, *(x for part in parts for x in part))
+  return native.call('attend', query.shape, query, *(x for part in parts for x in part))
 
 
 def attend_plainly(

@@ -1,6 +1,5 @@
 """x W for few rows of x, in the time that reading W takes."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -33,10 +32,7 @@ def multiply(
     packed: of `pack`, in float32 or bfloat16.
     outputs: F.
   """
-  call = jax.ffi.ffi_call(
-    native.target('few_rows'), jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
-  )
-  return call(x, packed)
+  return native.call('few_rows', (x.shape[0], outputs), x, packed)
 
 
 def multiply_plainly(

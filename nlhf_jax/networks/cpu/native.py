@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 
 import jax
+import jax.numpy as jnp
 
 from nlhf_jax.networks import axes
 
@@ -26,11 +27,20 @@ _FLAGS = '-std=gnu11', '-O3', '-march=native', '-shared', '-fPIC'
 # Seconds.
 _PATIENCE = 60
 
+# XLA takes a name once.
+_registered: set[str] = set()
+
 
 def available(name: str) -> bool:
   """Whether programs that are traced now can call `<name>.c`: on a CPU, and not spread over several devices."""
   alone = jax.default_backend() == 'cpu' and axes.num_devices() == 1
   return alone and target(name) is not None
+
+
+def call(name: str, shape: tuple[int, ...], *args: jax.Array) -> jax.Array:
+  """What `<name>.c` makes: one array, float32; it must be available."""
+  result = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return jax.ffi.ffi_call(target(name), result, vmap_method='sequential')(*args)
 
 
 @functools.cache
@@ -43,7 +53,7 @@ def target(name: str) -> str | None:
     return None
   try:
     library = _library(name)
-    entry = getattr(ctypes.CDLL(str(library)), f'nlhf_{name}')
+    found = getattr(ctypes.CDLL(str(library)), f'nlhf_{name}')
   except (OSError, subprocess.SubprocessError, AttributeError) as error:
     logging.warning(
       'nlhf_jax/networks/cpu/%s.c cannot be compiled here, and decoding takes its slower path: %s; install gcc or clang, or '
@@ -53,7 +63,9 @@ def target(name: str) -> str | None:
     )
     return None
   registered = f'nlhf_{library.stem}'
-  jax.ffi.register_ffi_target(registered, jax.ffi.pycapsule(entry), platform='cpu')
+  if registered not in _registered:
+    _registered.add(registered)
+    jax.ffi.register_ffi_target(registered, jax.ffi.pycapsule(found), platform='cpu')
   return registered
 
 
