@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.networks import matmul, network
+from nlhf_jax.networks import matmul
 from nlhf_jax.networks.cpu import few_rows
 from nlhf_jax.networks.decoding import loop
 from nlhf_jax.networks.layers import Execution
@@ -44,7 +44,7 @@ def test_layouts_for_few_rows(family, kernel, monkeypatch):
   used = []
   module, name = (few_rows, 'multiply') if kernel else (matmul, 'output_major')
   original = getattr(module, name)
-  monkeypatch.setattr(network, '_LARGE', 0)
+  monkeypatch.setattr(matmul, 'worth_a_copy', lambda size: True)
   monkeypatch.setattr(few_rows, 'available', lambda: kernel)
   monkeypatch.setattr(module, name, lambda *args: used.append(args) or original(*args))
   check(family, make_rollouts.step(family))

@@ -78,6 +78,8 @@ def test_wheel_holds_every_configuration(wheel):
       assert f'nlhf_jax/{path.relative_to(ROOT).as_posix()}' in names
   assert {'nlhf_jax/py.typed', 'nlhf_jax/evaluation/report.html'} <= names
   assert {f'nlhf_jax/judges/templates/{name}.txt' for name in ('chat', 'summary')} <= names
+  sources = 'kernel.h', 'few_rows.c', 'attend.c'
+  assert {f'nlhf_jax/networks/cpu/{name}' for name in sources} <= names
 
 
 @pytest.fixture(scope='module')

@@ -27,6 +27,8 @@ _DESCRIBING = tuple(f'nlhf_jax.{name}' for name in (
   't5x_bridge.model.Model', 't5x_bridge.model.StartFrom', 't5x_bridge.network.in_place_of',
   'training.experiment', 'training.optimizers', 'training.parameter_sets', 'training.traces.Traces',
 ))  # fmt: skip
+# Of these what compiles.
+_NOT_DESCRIBING = ('nlhf_jax.networks.cpu',)
 _WRITING = re.compile(
   r'(^|\.)(_|(write|save|convert|export|render|from_run_dir|drop_later|train|diagnose|compare|collect)(_|$))'
 )
@@ -110,7 +112,9 @@ def _is_description(module: str, name: str) -> bool:
     return False
   if not _is_within(module, 'nlhf_jax'):
     return True
-  return _is_within(f'{module}.{name}', *_DESCRIBING) and not _WRITING.search(name)
+  if _is_within(module, *_NOT_DESCRIBING) or _WRITING.search(name):
+    return False
+  return _is_within(f'{module}.{name}', *_DESCRIBING)
 
 
 def _is_trusted(module: str) -> bool:

@@ -60,8 +60,13 @@ class _Attention(nn.Module):
     deterministic: bool,
     one_mask_for_all: bool = False,
   ) -> Float[Array, 'B heads Q d']:
-    """softmax(q·k + bias) v over the keys that the mask allows."""
-    if one_mask_for_all and deterministic and on_cpu.available(self.head_dim):
+    """softmax(q·k + bias) v over the keys that the mask allows.
+
+    Args:
+      query, inputs, mask, bias, deterministic: as of attention everywhere.
+      one_mask_for_all: this is decoding, and all queries of a row see the same keys with the same bias.
+    """
+    if one_mask_for_all and deterministic and on_cpu.available(self.head_dim, inputs.key.dtype):
       return self._attend_on_cpu(query, inputs, mask, bias)
     key = inputs.key
     if self.float32_logits:
@@ -74,8 +79,14 @@ class _Attention(nn.Module):
     weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(self.dtype)
     return jnp.matmul(self.dropout(weights, deterministic), inputs.value)
 
-  def _attend_on_cpu(self, query, inputs, mask, bias) -> Float[Array, 'B heads Q d']:
-    """The same where all queries of a row see the same keys with the same bias, and no gradient is taken."""
+  def _attend_on_cpu(
+    self,
+    query: Float[Array, 'B heads Q d'],
+    inputs: kv_cache.KeysAndValues,
+    mask: Bool[Array, '#B 1 1 K'] | None,
+    bias: Float[Array, '1 heads 1 K'] | None,
+  ) -> Float[Array, 'B heads Q d']:
+    """`_attend` where there is one mask for all; weights are not rounded to the type of activations."""
     added = jnp.zeros((1, 1, inputs.key.shape[-1])) if bias is None else bias[:, :, 0]
     if mask is not None:
       added = jnp.where(mask[:, :, 0], added, MASKED)
@@ -118,12 +129,13 @@ class CrossAttention(_Attention):
     encoded: Float[Array, 'B K E'] | kv_cache.KeysAndValues,
     mask: Bool[Array, 'B 1 M K'],
     deterministic: bool,
+    decode: bool = False,
   ) -> Float[Array, 'N Q E']:
     if isinstance(encoded, kv_cache.KeysAndValues):
       inputs = encoded
     else:
       inputs = self.keys_and_values(encoded)
     folded = self.query(x).reshape(inputs.key.shape[0], -1, self.num_heads * self.head_dim)
-    one = inputs is encoded and mask.shape[2] == 1
+    one = decode and mask.shape[2] == 1
     attended = self._attend(self._heads(folded), inputs, mask, None, deterministic, one)
     return self._output(attended).reshape(x.shape)

@@ -103,11 +103,6 @@ def gather(weights: jax.Array, names: Names) -> jax.Array:
   return constrain(weights, *(None if name == 'embed' else name for name in names))
 
 
-def num_devices() -> int:
-  """Of the mesh; 1 without."""
-  return flax.core.meta.get_global_mesh().size if has_mesh() else 1
-
-
 def size_on_device(shape: Sequence[int], *names: str | None) -> int:
   """How many numbers each device has of an array of this shape, sharded by the names of its axes."""
   if not has_mesh():

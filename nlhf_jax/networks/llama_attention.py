@@ -89,7 +89,8 @@ class Attention(nn.Module):
     if cache is not None:
       own = kv_cache.append(self, own, cache)
     cap = cfg.attention_soft_cap
-    if cache is not None and x.shape[1] == 1 and cap is None and on_cpu.available(cfg.head_dim):
+    one = cache is not None and x.shape[1] == 1 and cap is None
+    if one and on_cpu.available(cfg.head_dim, own.key.dtype):
       attended = _attend_on_cpu(query, own, view, prompt)
     else:
       parts = [_attend(query, own, view.mask, cap)]
@@ -182,7 +183,7 @@ def _attend_on_cpu(
 
   def part(inputs: kv_cache.KeysAndValues, mask: Bool[Array, '#N #Q K']) -> on_cpu.Part:
     bias = jnp.where(mask, 0.0, attention.MASKED).reshape(-1, 1, mask.shape[-1])
-    return inputs.key, inputs.value, bias
+    return inputs.key, inputs.value, bias.astype(jnp.float32)
 
   parts = [part(own, view.mask)]
   if prompt is not None:

@@ -46,6 +46,11 @@ def output_major(weights: Float[Array, 'F E'], x: Float[Array, '*b E']) -> Float
   return jax.lax.optimization_barrier(product).T.reshape(*x.shape[:-1], -1)
 
 
+def worth_a_copy(size: int) -> bool:
+  """Whether this many weights are many enough to be copied into the layout of `for_few_rows`."""
+  return size >= 2**15 if few_rows.available() else size > 2**16
+
+
 def few_rows_on_cpu(num_rows: int, dtype: Any) -> bool:
   """Whether a product spends its time on reading the weights, as `multiply_few_rows` does faster."""
   if jax.default_backend() != 'cpu' or num_rows > 32:

@@ -17,9 +17,6 @@ from nlhf_jax.networks import axes, matmul
 from nlhf_jax.networks import cache as kv_cache
 from nlhf_jax.types import PAD, Params
 
-# Kernels of fewer weights are not worth a copy in another layout.
-_LARGE = 2**15
-
 
 @runtime_checkable
 class StepFn(Protocol):
@@ -190,12 +187,13 @@ def map_in_chunks(
   return jnp.moveaxis(result, 0, 1).reshape(tokens.shape[0], -1)[:, :size]
 
 
-def cached_decoder(network: Network, relays: bool = True) -> Decoder:
+def cached_decoder(network: Network, takes_layouts: bool = True) -> Decoder:
   """The decoder of a network that keeps keys and values as `networks.cache` does.
 
   Args:
     network: not bound.
-    relays: whether its layers in `decoder` are `layers.Dense`, which take kernels in another layout.
+    takes_layouts: whether its layers in `decoder` are `layers.Dense` and its `token_embedder`, where there is no
+      `logits_dense`, is the output layer too, a `layers.Embed`; these take weights in another layout.
   """
   names = functools.cache(lambda: flax.traverse_util.flatten_dict(axes.logical_axes(network)))
 
@@ -225,7 +223,7 @@ def cached_decoder(network: Network, relays: bool = True) -> Decoder:
     return kv_cache.make(begin, params, encoded, first)
 
   def weights(params: Params, num_lanes: int) -> Params:
-    few = relays and matmul.few_rows_on_cpu(num_lanes, network.config.dtype)
+    few = takes_layouts and matmul.few_rows_on_cpu(num_lanes, network.config.dtype)
     return _weights_of_steps(params, network.config.dtype, few, names)
 
   return Decoder(weights, encode, empty, step, kv_cache.grow)
@@ -242,13 +240,13 @@ def _weights_of_steps(
   On a mesh they are gathered along `embed` once for all steps.
   """
   result = {}
-  tied = 'logits_dense' not in params['decoder']
+  tied = for_few_rows and 'logits_dense' not in params['decoder']
   for path, x in flax.traverse_util.flatten_dict(params).items():
     if path[-1] in ('kernel', 'embedding', 'bias') and path[-2] != 'logits_dense':
       x = x.astype(dtype)
     if axes.has_mesh():
       x = axes.gather(x, names()[path])
-    large = for_few_rows and x.size >= _LARGE
+    large = for_few_rows and matmul.worth_a_copy(x.size)
     if large and path == ('token_embedder', 'embedding') and tied:
       result[*path[:-1], 'for_few_rows'] = matmul.for_few_rows(x.T)
     if large and path[-1] == 'kernel' and path[0] == 'decoder':

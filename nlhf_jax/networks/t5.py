@@ -342,7 +342,8 @@ class DecoderLayer(nn.Module):
     y = self.pre_self_attention_layer_norm(x)
     x = x + dropout(self.self_attention(y, mask, bias, deterministic, cache))
     y = self.pre_cross_attention_layer_norm(x)
-    x = x + dropout(self.encoder_decoder_attention(y, encoded, cross_mask, deterministic))
+    y = self.encoder_decoder_attention(y, encoded, cross_mask, deterministic, cache is not None)
+    x = x + dropout(y)
     y = self.pre_mlp_layer_norm(x)
     return x + dropout(self.mlp(y, deterministic)), None
 

@@ -155,15 +155,13 @@ def _bytes(shape: str) -> float:
 
 def _operations(instruction: _Instruction, shapes: dict[str, str]) -> float:
   """2 · entries of the result · length of what is summed over, of a product."""
-  few_rows = 'custom_call_target="nlhf_few_rows' in instruction.rest
-  if instruction.kind != 'dot' and not few_rows:
+  if instruction.kind != 'dot':
     return 0.0
   # Operands may have their shapes before their names.
   operands = re.sub(r'^\w+\[[^\]]*\](?:\{[^}]*\})? ', '', instruction.rest)
   ((_, left),) = _arrays(shapes[re.match(r'%?([\w.-]+)', operands)[1]])
   summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.rest)
   length = math.prod(left[n] for n in _dims(summed[1])) if summed else 1
-  length = left[-1] if few_rows else length
   ((_, result),) = _arrays(instruction.shape)
   return 2.0 * math.prod(result) * length
 

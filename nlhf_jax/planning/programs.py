@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nlhf_jax.networks.cpu import native
 from nlhf_jax.runtime import partitioning
 from nlhf_jax.training import steps
 from nlhf_jax.types import Algorithm, Batch, Params, TrainState
@@ -47,6 +48,11 @@ def compile_step(
     score: the method's scoring as a function of its judge's weights too, and their shapes; None: its weights are arrays
       that it holds.
   """
+  with native.unused():  # A plan is for other machines than the one that makes it.
+    return _compile_step(algorithm, optimizer, state, batch, score, num_microbatches, layout)
+
+
+def _compile_step(algorithm, optimizer, state, batch, score, num_microbatches, layout) -> Programs:
   step = steps.Steps(algorithm, optimizer, num_microbatches, layout, state)
   params = step.played(state.params)
   sample = step.sample.lower(params, batch, state.rng).compile()

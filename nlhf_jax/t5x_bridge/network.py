@@ -57,7 +57,7 @@ class T5XModule(nn.Module):
   @nn.nowrap
   def incremental(self) -> network.Decoder:
     """A decoder whose cache does not grow, and whose lanes all begin together."""
-    decoder = network.cached_decoder(self, relays=False)
+    decoder = network.cached_decoder(self, takes_layouts=False)
 
     def step(params, encoded, cache, tokens, positions=None):
       if positions is not None:

@@ -13,6 +13,7 @@ import pytest
 
 import nlhf_jax
 from nlhf_jax.cli import trust
+from nlhf_jax.networks.cpu import native
 
 ROOT = pathlib.Path(nlhf_jax.__file__).parent
 # Names of functions and methods, wherever they come from.
@@ -94,6 +95,11 @@ _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 REVIEWED = {
   # Asks the hub for hf://OWNER/NAME alone: docs/security.md says so.
   'formats.hf_directory._download',
+  # Compile and load the C sources of this package, by their names alone, and keep them where compiled programs are kept.
+  *(
+    f'networks.cpu.native.{name}'
+    for name in ('target', '_load', '_kept', '_keep', '_compiler', '_run')
+  ),
 }
 
 
@@ -254,3 +260,10 @@ def in_package(module: str, node: ast.AST) -> str | None:
     or (ROOT.joinpath(*of.split('.')) / '__init__.py').is_file()
   )
   return f'{of}.{name}' if exists and name in definitions(of) else None
+
+
+def test_what_compiles_may_not_be_named():
+  for name in ('target', 'call', 'available', 'unused'):
+    assert not trust._is_description('nlhf_jax.networks.cpu.native', name)
+  with pytest.raises(ValueError, match="There is few_rows and attend in C, not '/tmp/other'"):
+    native.target('/tmp/other')

@@ -5,7 +5,7 @@
 //   of each part: k [rows, heads, size, length] and v [rows, heads, length, size], float32 or bfloat16; lanes is a multiple
 //   of rows, and consecutive lanes share a row; bias [1, rows or lanes; 1 or heads; length] float32
 //
-// size is a multiple of 16.
+// size is a multiple of 16. What must not be seen has a bias that is far below all logits.
 
 #include "kernel.h"
 
@@ -22,17 +22,17 @@ typedef struct {
   const float* query;
   float* out;
   int64_t lanes, heads, queries, size;
-  int64_t sharing;  // Lanes that have some part in common.
+  int64_t together;  // Consecutive lanes that are one unit of work: all that share a part, or some of them.
   int64_t length;  // Of all parts, in whole vectors.
   int num_parts, is_bfloat16;
   Part parts[MOST_PARTS];
   atomic_int* out_of_memory;
 } Attention;
 
-// e^x for x ≤ 0, to two units in the last place; 0 below -87.
+// e^x for x ≤ 0, to two units in the last place; 0 below -87; NaN for NaN.
 INLINE Floats exponential(Floats x) {
   const float round = 12582912.0f;  // 1.5 · 2^23: what is added to it is rounded to a whole number.
-  Integers tiny = x < -87.0f;
+  Integers tiny = x < -87.0f, is_nan = x != x;
   Floats shifted = x * 1.44269504f + round, whole = shifted - round;
   Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
   Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
@@ -41,7 +41,8 @@ INLINE Floats exponential(Floats x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return (Floats)(((Integers)p + ((Integers)shifted << 23)) & ~tiny);
+  Words power = ((Words)p + ((Words)shifted << 23)) & (Words)~tiny;
+  return (Floats)((power & (Words)~is_nan) | ((Words)x & (Words)is_nan));
 }
 
 // In place: e^{x − max x}. Returns its sum.
@@ -105,50 +106,52 @@ static void add_bias(const Attention* a, const Part* part, int64_t lane, int64_t
     for (int64_t s = 0; s < part->length; s++) logits[a->length * q + s] += bias[s];
 }
 
-// A head of the lanes that share.
+// Of the lanes from `first` on, which are together: logits of a part, or (of values) its share of what is attended.
+static void multiply_part(const Attention* a, int n, int64_t first, int64_t head, float* queries, float* logits,
+                          float* out) {
+  const Part* part = &a->parts[n];
+  int64_t sharing = a->lanes / part->rows, common = sharing < a->together ? sharing : a->together;
+  for (int64_t lane = 0; lane < a->together; lane += common) {
+    int64_t at = part->length * a->size * (a->heads * ((first + lane) / sharing) + head) * (a->is_bfloat16 ? 2 : 4);
+    int64_t row = a->queries * lane;
+    float* of_part = logits + a->length * row + part->start;
+    if (queries)
+      multiply(queries + a->size * row, a->size, part->key + at, of_part, a->length, common * a->queries, a->size,
+               part->length, 0, a->is_bfloat16);
+    else
+      multiply(of_part, a->length, part->value + at, out + a->size * row, a->size, common * a->queries, part->length,
+               a->size, n > 0, a->is_bfloat16);
+  }
+}
+
+// A head of the lanes that are together.
 static void head_of_lanes(const void* task, int64_t number) {
   const Attention* a = task;
-  int64_t first = number / a->heads * a->sharing, head = number % a->heads, together = a->queries * a->size;
-  int64_t rows = a->sharing * a->queries, width = a->is_bfloat16 ? 2 : 4;
+  int64_t first = number / a->heads * a->together, head = number % a->heads, of_lane = a->queries * a->size;
+  int64_t rows = a->together * a->queries;
   float* queries = malloc(sizeof(float) * rows * (2 * a->size + a->length));
   if (!queries) {
     atomic_store(a->out_of_memory, 1);
     return;
   }
   float *out = queries + rows * a->size, *logits = out + rows * a->size;
-  for (int64_t lane = 0; lane < a->sharing; lane++)
-    memcpy(queries + together * lane, a->query + together * (a->heads * (first + lane) + head), 4 * together);
+  for (int64_t lane = 0; lane < a->together; lane++)
+    memcpy(queries + of_lane * lane, a->query + of_lane * (a->heads * (first + lane) + head), 4 * of_lane);
   for (int64_t row = 0; row < rows; row++)
-    for (int64_t s = a->length - WIDTH; s < a->length; s++) logits[a->length * row + s] = -1e30f;
+    for (int64_t s = a->length - WIDTH; s < a->length; s++) logits[a->length * row + s] = -__builtin_inff();
   for (int n = 0; n < a->num_parts; n++) {
-    const Part* part = &a->parts[n];
-    int64_t common = a->lanes / part->rows;
-    for (int64_t lane = 0; lane < a->sharing; lane += common) {
-      int64_t at = part->length * a->size * (a->heads * ((first + lane) / common) + head);
-      float* to = logits + a->length * a->queries * lane + part->start;
-      multiply(queries + together * lane, a->size, part->key + width * at, to, a->length, common * a->queries, a->size,
-               part->length, 0, a->is_bfloat16);
-    }
-    for (int64_t lane = 0; lane < a->sharing; lane++)
-      add_bias(a, part, first + lane, head, logits + a->length * a->queries * lane + part->start);
+    multiply_part(a, n, first, head, queries, logits, NULL);
+    for (int64_t lane = 0; lane < a->together; lane++)
+      add_bias(a, &a->parts[n], first + lane, head, logits + a->length * a->queries * lane + a->parts[n].start);
   }
   for (int64_t row = 0; row < rows; row++) {
     float* weights = logits + a->length * row;
     float scale = 1 / exponentials(weights, a->length);
     for (int64_t s = 0; s < a->length; s++) weights[s] *= scale;
   }
-  for (int n = 0; n < a->num_parts; n++) {
-    const Part* part = &a->parts[n];
-    int64_t common = a->lanes / part->rows;
-    for (int64_t lane = 0; lane < a->sharing; lane += common) {
-      int64_t at = part->length * a->size * (a->heads * ((first + lane) / common) + head);
-      const float* weights = logits + a->length * a->queries * lane + part->start;
-      multiply(weights, a->length, part->value + width * at, out + together * lane, a->size, common * a->queries,
-               part->length, a->size, n > 0, a->is_bfloat16);
-    }
-  }
-  for (int64_t lane = 0; lane < a->sharing; lane++)
-    memcpy(a->out + together * (a->heads * (first + lane) + head), out + together * lane, 4 * together);
+  for (int n = 0; n < a->num_parts; n++) multiply_part(a, n, first, head, NULL, logits, out);
+  for (int64_t lane = 0; lane < a->together; lane++)
+    memcpy(a->out + of_lane * (a->heads * (first + lane) + head), out + of_lane * lane, 4 * of_lane);
   free(queries);
 }
 
@@ -164,11 +167,11 @@ static int reads_part(const XLA_FFI_CallFrame* frame, int n, Attention* a) {
                key->dims[3], bias->dims[0], bias->dims[1], n ? a->parts[n - 1].start + a->parts[n - 1].length : 0};
   const int64_t shapes[2][4] = {{part.rows, a->heads, a->size, part.length}, {part.rows, a->heads, part.length, a->size}};
   if (memcmp(key->dims, shapes[0], sizeof shapes[0]) || memcmp(value->dims, shapes[1], sizeof shapes[1])) return 0;
-  if (part.rows < 1 || part.length < 1 || a->lanes % part.rows || bias->dims[2] != part.length) return 0;
+  if (a->lanes < 1 || part.rows < 1 || part.length < 1 || a->lanes % part.rows || bias->dims[2] != part.length) return 0;
   if (part.bias_rows != 1 && part.bias_rows != part.rows && part.bias_rows != a->lanes) return 0;
   if (part.bias_heads != 1 && part.bias_heads != a->heads) return 0;
-  int64_t common = a->lanes / part.rows;
-  a->sharing = common > a->sharing ? common : a->sharing;
+  int64_t sharing = a->lanes / part.rows;
+  a->together = sharing > a->together ? sharing : a->together;
   a->length = (part.start + part.length + WIDTH - 1) / WIDTH * WIDTH;
   a->parts[n] = part;
   return 1;
@@ -193,19 +196,24 @@ XLA_FFI_Error* nlhf_attend(XLA_FFI_CallFrame* frame) {
       .heads = dims[1],
       .queries = dims[2],
       .size = dims[3],
-      .sharing = 1,
+      .together = 1,
       .num_parts = num_parts,
       .is_bfloat16 = ((const XLA_FFI_Buffer*)frame->args.args[1])->dtype == XLA_FFI_DataType_BF16,
       .out_of_memory = &out_of_memory,
   };
   for (int n = 0; n < num_parts; n++)
     if (!reads_part(frame, n, &a)) return fail(frame, "attend: the arrays of a part do not belong to the queries.");
-  for (int n = 0; n < num_parts; n++)
-    if (a.sharing % (a.lanes / a.parts[n].rows))
+  int64_t least = a.together;  // Lanes that share a row of each of the parts.
+  for (int n = 0; n < num_parts; n++) {
+    int64_t sharing = a.lanes / a.parts[n].rows;
+    if (a.together % sharing)
       return fail(frame, "attend: lanes that share a row of one part have to share one of the other, or none.");
-  int64_t number = a.lanes / a.sharing * a.heads;
+    least = sharing < least ? sharing : least;
+  }
+  // Few heads of few prompts would leave threads idle.
+  while (a.lanes / a.together * a.heads < number_of_threads(frame) && a.together % (2 * least) == 0) a.together /= 2;
+  int64_t number = a.lanes / a.together * a.heads;
   int64_t much = a.lanes * a.heads * a.queries * a.size * a.length > 1 << 17;
   XLA_FFI_Error* error = share(frame, head_of_lanes, &a, number, (int)much);
-  if (!error && atomic_load(&out_of_memory)) return fail(frame, "There is no memory left.");
-  return error;
+  return !error && atomic_load(&out_of_memory) ? fail_for_memory(frame) : error;
 }

@@ -22,7 +22,8 @@ typedef struct {
 static void columns(const void* task, int64_t number) {
   const Product* p = task;
   int64_t column = PANEL * PANELS * number, left = p->outputs - column;
-  for (int64_t begin = 0; begin < p->inputs; begin += BLOCK) {
+  int64_t begin = 0;
+  do {
     Tile tile = {
         .x = p->x + begin,
         .x_stride = p->inputs,
@@ -36,7 +37,8 @@ static void columns(const void* task, int64_t number) {
         .adds = begin > 0,
     };
     multiply_tile(tile, p->rows, p->is_bfloat16);
-  }
+    begin += BLOCK;
+  } while (begin < p->inputs);
 }
 
 XLA_FFI_Error* nlhf_few_rows(XLA_FFI_CallFrame* frame) {

@@ -151,22 +151,33 @@ static int failed(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
   return 1;
 }
 
-static XLA_FFI_Error* fail(const XLA_FFI_CallFrame* frame, const char* message) {
-  XLA_FFI_Error_Create_Args args = {
-      XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INVALID_ARGUMENT};
+static XLA_FFI_Error* error_of(const XLA_FFI_CallFrame* frame, const char* message, XLA_FFI_Error_Code code) {
+  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, code};
   return frame->api->XLA_FFI_Error_Create(&args);
+}
+
+static XLA_FFI_Error* fail(const XLA_FFI_CallFrame* frame, const char* message) {
+  return error_of(frame, message, XLA_FFI_Error_Code_INVALID_ARGUMENT);
+}
+
+static XLA_FFI_Error* fail_for_memory(const XLA_FFI_CallFrame* frame) {
+  return error_of(frame, "There is no memory left.", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+}
+
+static int64_t number_of_threads(const XLA_FFI_CallFrame* frame) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args known = {
+      XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
+  return failed(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&known)) ? 1 : threads;
 }
 
 // Does all parts, with the help of other threads where there is `much` to do. One that comes late finds none left.
 static XLA_FFI_Error* share(const XLA_FFI_CallFrame* frame, void (*part)(const void*, int64_t), const void* task,
                             int64_t number, int much) {
   Work* work = malloc(sizeof *work);
-  if (!work) return fail(frame, "There is no memory left.");
+  if (!work) return fail_for_memory(frame);
   *work = (Work){part, task, number, 0, 0, 1};
-  int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args known = {
-      XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
-  if (!much || failed(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&known))) threads = 1;
+  int64_t threads = much ? number_of_threads(frame) : 1;
   for (int64_t n = 1; n < threads && n < number; n++) {
     XLA_FFI_ThreadPool_Schedule_Args asked = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, help, work};
@@ -177,8 +188,7 @@ static XLA_FFI_Error* share(const XLA_FFI_CallFrame* frame, void (*part)(const v
     }
   }
   take_parts(work);
-  for (int tries = 0; atomic_load(&work->done) < number; tries++)
-    if (tries > 1000) sched_yield();
+  for (int tries = 0; atomic_load(&work->done) < number;) tries < 1000 ? (void)tries++ : (void)sched_yield();
   let_go(work);
   return NULL;
 }

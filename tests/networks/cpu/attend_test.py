@@ -1,6 +1,4 @@
-"""Attention of one position in C, beside the same by XLA and the layers that call it."""
-
-import dataclasses
+"""Attention of one position in C, beside the same by XLA."""
 
 import jax
 import jax.numpy as jnp
@@ -58,38 +56,72 @@ def test_biases_of_lanes():
       np.testing.assert_allclose(found, plain, atol=3e-6)
 
 
-def test_all_keys_are_masked_or_far():
+def test_rows_that_are_shared_by_some():
+  """Of eight lanes two share a row of one part, and four one of the other; and all are one prompt's with one head."""
+  rng = np.random.default_rng(3)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  part = lambda rows, heads, length, bias: (
+    draw(rows, heads, 32, length),
+    draw(rows, heads, length, 32),
+    draw(bias, 1, length),
+  )
+  for heads, first, second in [(3, (4, 3, 20, 4), (2, 3, 9, 8)), (1, (1, 1, 40, 1), (8, 1, 5, 8))]:
+    query = draw(8, heads, 2, 32) / 5
+    parts = [part(*first), part(*second)]
+    found = attend.attend(query, parts)
+    np.testing.assert_allclose(found, attend.attend_plainly(query, parts), atol=3e-6)
+
+
+def test_keys_that_are_masked_or_far():
   """A prompt of one token has no keys besides the response's; logits of any size have finite weights."""
   one = jnp.ones((1, 1, 32, 4))
+  values = one.swapaxes(2, 3)
   far = jnp.asarray([[[0.0, -50.0, -100.0, -1e10]]])
-  masked = one, one.swapaxes(2, 3) * 7, jnp.full((1, 1, 4), -1e10)
-  seen = one, one.swapaxes(2, 3) * jnp.arange(4.0)[:, None], far
-  found = attend.attend(jnp.ones((1, 1, 1, 32)) * 20, [seen, masked])
-  np.testing.assert_allclose(found, 0, atol=1e-20)
+  masked = one, values * 7, jnp.full((1, 1, 4), -1e10)
+  seen = one, values * jnp.arange(3.0, 7.0)[:, None], far
+  query = jnp.ones((1, 1, 1, 32)) * 20
+  np.testing.assert_allclose(attend.attend(query, [seen, masked]), 3, rtol=1e-6)
+  small = jnp.ones((1, 1, 1, 32)) / 32
+  np.testing.assert_allclose(attend.attend(small, [masked]), 7, rtol=1e-6)
 
 
-def test_not_a_number_stays_one():
-  key = jnp.ones((1, 1, 32, 4)).at[0, 0, 0, 2].set(jnp.nan)
-  value = jnp.ones((1, 1, 4, 32))
-  found = attend.attend(jnp.ones((1, 1, 1, 32)), [(key, value, jnp.zeros((1, 1, 4)))])
-  assert np.isnan(found).all()
+@pytest.mark.usefixtures('kind')
+@pytest.mark.parametrize('bits', [0x7FC00000, 0xFFFFFFFF, 0x7FC00001])
+def test_not_a_number_stays_one(bits):
+  """Whichever it is, and wherever."""
+  nan = np.array([bits], np.uint32).view(np.float32)[0]
+  value = jnp.ones((1, 1, 20, 32))
+  for place in (0, 3, 17):
+    key = np.ones((1, 1, 32, 20), np.float32)
+    key[0, 0, :, place] = nan
+    found = attend.attend(
+      jnp.ones((1, 1, 1, 32)), [(jnp.asarray(key), value, jnp.zeros((1, 1, 20)))]
+    )
+    assert np.isnan(found).all()
 
 
-@pytest.mark.parametrize('wrong', ['size', 'rows', 'bias', 'dtype', 'sharing'])
+@pytest.mark.parametrize('wrong', ['size', 'rows', 'bias', 'dtype', 'heads', 'values', 'sharing'])
 def test_parts_that_do_not_belong_to_the_queries(wrong):
-  query, (key, value, bias) = jnp.ones((4, 2, 1, 32)), parts_of(np.random.default_rng(2), (2, 2, 2, 1, 32, 5, 3), 'float32')[0]
-  parts = [(key, value, bias)]
+  query = jnp.ones((4, 2, 1, 32))
+  key, value, bias = jnp.ones((2, 2, 32, 5)), jnp.ones((2, 2, 5, 32)), jnp.zeros((1, 1, 5))
+  own = ()
   if wrong == 'size':
     query = jnp.ones((4, 2, 1, 24))
   elif wrong == 'rows':
     query = jnp.ones((5, 2, 1, 32))
   elif wrong == 'bias':
-    parts = [(key, value, jnp.zeros((3, 1, 5)))]
+    bias = jnp.zeros((3, 1, 5))
   elif wrong == 'dtype':
-    parts = [(key, value.astype(jnp.bfloat16), bias)]
+    value = value.astype(jnp.bfloat16)
+  elif wrong == 'heads':
+    bias = jnp.zeros((1, 3, 5))
+  elif wrong == 'values':
+    value = value[:, :, :4]
   else:
     query = jnp.ones((6, 2, 1, 32))
-    own = jnp.ones((3, 2, 32, 5)), jnp.ones((3, 2, 5, 32)), jnp.zeros((1, 1, 5))
-    parts.append(own)
+    own = jnp.ones((3, 2, 32, 5)), jnp.ones((3, 2, 5, 32)), bias
+  shape = jax.ShapeDtypeStruct(query.shape, jnp.float32)
   with pytest.raises(jax.errors.JaxRuntimeError, match='attend'):
-    jax.block_until_ready(attend.attend(query, parts))
+    jax.block_until_ready(
+      jax.ffi.ffi_call(native.target('attend'), shape)(query, key, value, bias, *own)
+    )
