@@ -137,15 +137,12 @@ def _kind(source: str) -> str:
 def token(setting: settings.Setting, lanes: int) -> tuple[float, list[Spent]]:
   """Seconds of a token of so many lanes, and what its instructions spent."""
   setting = training_speed.lanes(setting, lanes)
-  complete, first = (_player(setting, length) for length in (RESPONSE, 1))
+  model = setting.policy_of_length(RESPONSE)
+  play = jax.jit(lambda sets, prompts, rng: model.play(sets, [mixture.ONLINE], prompts, rng))
   args = setting.sets, setting.prompts, jax.random.PRNGKey(0)
-  seconds, spent = profiled(complete.lower(*args).compile(), args, RESPONSE - 1)
-  return (seconds - settings.seconds(lambda: first(*args))) / (RESPONSE - 1), spent
-
-
-def _player(setting: settings.Setting, length: int):
-  model = setting.policy_of_length(length)
-  return jax.jit(lambda sets, prompts, rng: model.play(sets, [mixture.ONLINE], prompts, rng))
+  seconds, spent = profiled(play.lower(*args).compile(), args, RESPONSE - 1)
+  first = settings.seconds(training_speed.player(setting, [mixture.ONLINE], 1))
+  return (seconds - first) / (RESPONSE - 1), spent
 
 
 def update(setting: settings.Setting) -> tuple[float, list[Spent]]:
@@ -202,7 +199,7 @@ def main() -> None:
   if 'update' in args.parts:
     works['an update'] = lambda: update(setting)
   for what, work in works.items():
-    bandwidth = settings.limits(setting.config.dtype)['bytes_per_second']
+    bandwidth = settings.bandwidth()
     seconds, spent = work()
     show(f'{args.size}, {what}', seconds, spent, bandwidth, args.shown)
     result['parts'][what] = {

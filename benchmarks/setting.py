@@ -76,13 +76,21 @@ SIZES = {
 seconds = functools.partial(timing.seconds, wait=jax.block_until_ready)
 
 
+_total = jax.jit(jnp.sum)
+
+
+def bandwidth() -> float:
+  """Bytes per second of reading a large array."""
+  large = jnp.ones((2**28,), jnp.float32)  # 1 GiB.
+  return large.nbytes / seconds(lambda: _total(large), 5)
+
+
 def limits(dtype) -> dict[str, float]:
   """Bytes per second of reading a large array, and operations per second of a large matrix product."""
-  large = jnp.ones((2**28,), jnp.float32)  # 1 GiB.
   square = jnp.ones((3072, 3072), dtype)
-  total, multiply = jax.jit(jnp.sum), jax.jit(jnp.matmul)
+  multiply = jax.jit(jnp.matmul)
   return {
-    'bytes_per_second': large.nbytes / seconds(lambda: total(large), 5),
+    'bytes_per_second': bandwidth(),
     'operations_per_second': 2 * 3072**3 / seconds(lambda: multiply(square, square), 5),
   }
 

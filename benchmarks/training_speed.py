@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timing
 from rich import console, table
 
 from nlhf_jax.formats import hf
@@ -44,10 +45,15 @@ MIXTURES = {
 }
 
 
-def _play(setting: settings.Setting, mixtures, response: int) -> float:
+def player(setting: settings.Setting, mixtures, response: int):
+  """A function that has responses of this length drawn."""
   model = setting.policy_of_length(response)
   play = jax.jit(lambda sets, prompts, rng: model.play(sets, mixtures, prompts, rng))
-  return settings.seconds(lambda: play(setting.sets, setting.prompts, jax.random.PRNGKey(0)))
+  return lambda: play(setting.sets, setting.prompts, jax.random.PRNGKey(0))
+
+
+def _play(setting: settings.Setting, mixtures, response: int) -> float:
+  return settings.seconds(player(setting, mixtures, response))
 
 
 def policy_alone(setting: settings.Setting, machine) -> dict:
@@ -90,6 +96,27 @@ def scaling(setting: settings.Setting, machine) -> dict:
     result[f'token of {response}'] = token(setting, response)
   for batch in (1, 2, 4, 8, 16, 32):
     result[f'{batch} lanes'] = token(lanes(setting, batch), 33)
+  return result
+
+
+def share(setting: settings.Setting, machine) -> dict:
+  """A token of 1, 8 and 32 lanes beside the bandwidth, measured in turns: both vary on a machine that others use."""
+  del machine
+  result = {}
+  for number in (1, 8, 32):
+    some = lanes(setting, number)
+    least, found = settings.bytes_per_token(some), []
+    play, first = (player(some, MIXTURES['policy'], n) for n in (setting.response, 1))
+    for _ in range(7):
+      bandwidth = settings.bandwidth()
+      seconds = settings.seconds(play, 2) - settings.seconds(first, 2)
+      found.append((seconds / (setting.response - 1), bandwidth))
+    shares = [least / bandwidth / seconds for seconds, bandwidth in found]
+    result[f'{number} lanes'] = {
+      'token': timing.spread([x[0] for x in found]),
+      'bytes_per_second': timing.spread([x[1] for x in found]),
+      'share': timing.spread(shares),
+    }
   return result
 
 
@@ -170,7 +197,14 @@ def peers(setting: settings.Setting, python: str | None, generate_only: bool) ->
     return result
 
 
-PARTS = {'policy': policy_alone, 'decode': decode, 'scaling': scaling, 'slots': slots, 'step': step}
+PARTS = {
+  'policy': policy_alone,
+  'decode': decode,
+  'scaling': scaling,
+  'share': share,
+  'slots': slots,
+  'step': step,
+}
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -245,6 +279,10 @@ def show(result: dict) -> None:
     for name, value in scaled.items():
       if 'lanes' in name:
         row(f'a token, {name}', value, '1 lane', scaled['1 lanes'], value / scaled['1 lanes'])
+  for name, one in result.get('share', {}).items():
+    middle = {key: value['median'] for key, value in one.items()}
+    limit = middle['share'] * middle['token']
+    row(f'a token, {name}', middle['token'], 'its limit, in turns', limit, middle['share'])
   if batched := result.get('slots'):
     a, b = batched['slots'], batched['side by side']
     row('64 prompts in 16 slots', a, 'side by side', b, b / a)

@@ -32,7 +32,7 @@ class Dense(nn.Module):
   def __call__(self, x: Float[Array, '*b E']) -> Float[Array, '*b F']:
     x = x.astype(self.dtype)
     if self.has_variable('params', 'for_few_rows'):
-      weights = self.get_variable('params', 'for_few_rows')
+      weights: Array = self.get_variable('params', 'for_few_rows')
       y = matmul.multiply_few_rows(x, weights, self.features)
     else:
       shape = (x.shape[-1], self.features)
@@ -89,7 +89,7 @@ class Embed(nn.Module):
     """Logits, summed up in float32 whatever the compute dtype."""
     x = x.astype(self.dtype)
     if self.has_variable('params', 'for_few_rows'):
-      weights = self.get_variable('params', 'for_few_rows')
+      weights: Array = self.get_variable('params', 'for_few_rows')
       logits = matmul.multiply_few_rows(x.astype(jnp.float32), weights, self.num_embeddings)
     elif matmul.few_rows_on_cpu(x.size // x.shape[-1], jnp.float32) and x.dtype == jnp.float32:
       logits = matmul.output_major(self._table(), x)
