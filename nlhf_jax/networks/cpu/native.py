@@ -141,7 +141,7 @@ def _keep(made: pathlib.Path, directory: pathlib.Path) -> None:
 
 def _kept() -> pathlib.Path | None:
   """Where compiled code outlives the process and nobody else writes; None: there is no such place."""
-  directory = jax.config.read('jax_compilation_cache_dir')
+  directory = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
   if not directory or '://' in directory:
     return None
   kept = pathlib.Path(directory) / 'kernels'
