@@ -7,17 +7,17 @@
 
 #include "xla/ffi/api/c_api.h"
 
-// Columns of a panel, and how many of them, and of rows, have their sums in registers at a time.
+// Columns of a panel, rows at a time, and how many panels' sums there are registers for.
 #if defined(__AVX512F__)
-enum { PANEL = 16, WIDTH = 16, ROWS = 8, PANELS = 3 };
+enum { PANEL = 16, WIDTH = 16, ROWS = 8, SUMS = 24 };
 #elif defined(__AVX__)
-enum { PANEL = 16, WIDTH = 8, ROWS = 6, PANELS = 1 };
+enum { PANEL = 16, WIDTH = 8, ROWS = 6, SUMS = 6 };
 #elif defined(__aarch64__)
-enum { PANEL = 16, WIDTH = 4, ROWS = 6, PANELS = 1 };
+enum { PANEL = 16, WIDTH = 4, ROWS = 6, SUMS = 6 };
 #else
-enum { PANEL = 16, WIDTH = 4, ROWS = 3, PANELS = 1 };
+enum { PANEL = 16, WIDTH = 4, ROWS = 3, SUMS = 3 };
 #endif
-enum { PARTS = PANEL / WIDTH };
+enum { PARTS = PANEL / WIDTH, PANELS = SUMS / ROWS, MOST_PANELS = 4 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -52,68 +52,49 @@ typedef struct {
 } Tile;
 
 INLINE void tile_of(const Tile* t, int rows, int panels, int is_bfloat16) {
-  Floats sum[ROWS][PANELS][PARTS];
-  for (int r = 0; r < rows; r++)
-    for (int n = 0; n < panels; n++)
-      for (int part = 0; part < PARTS; part++) sum[r][n][part] = (Floats){0};
+  Floats sum[SUMS * PARTS];
+  for (int s = 0; s < rows * panels * PARTS; s++) sum[s] = (Floats){0};
   for (int64_t i = 0; i < t->inputs; i++)
     for (int n = 0; n < panels; n++)
       for (int part = 0; part < PARTS; part++) {
         int64_t at = t->input_stride * i + t->panel_stride * n + WIDTH * part;
         Floats w = load(t->weights, at, is_bfloat16);
-        for (int r = 0; r < rows; r++) sum[r][n][part] += t->x[t->x_stride * r + i] * w;
+        for (int r = 0; r < rows; r++) sum[(r * panels + n) * PARTS + part] += t->x[t->x_stride * r + i] * w;
       }
   for (int r = 0; r < rows; r++)
     for (int n = 0; n < panels; n++) {
       float* y = t->y + t->y_stride * r + PANEL * n;
-      const float* sums = (const float*)sum[r][n];
+      const float* sums = (const float*)(sum + (r * panels + n) * PARTS);
       int64_t width = t->columns - PANEL * n < PANEL ? t->columns - PANEL * n : PANEL;
       for (int64_t c = 0; c < width; c++) y[c] = t->adds ? y[c] + sums[c] : sums[c];
     }
 }
 
-// `tile_of` for each number of rows, so that loops over them unroll.
-#define CASE(number) \
-  case number:       \
-    return tile_of(t, number, panels, is_bfloat16);
-INLINE void tile_of_some(const Tile* t, int rows, int panels, int is_bfloat16) {
-  switch (rows) {
-    CASE(1)
-    CASE(2)
-    CASE(3)
-#if defined(__AVX__) || defined(__aarch64__)
-    CASE(4)
-    CASE(5)
-    CASE(6)
-#endif
-#if defined(__AVX512F__)
-    CASE(7)
-    CASE(8)
-#endif
-  }
+// `tile_of` with loops that unroll: one for each number of rows and panels whose sums there are registers for.
+#define CASE(rows, panels)                                                                   \
+  case 16 * panels + rows:                                                                   \
+    if (rows <= ROWS && rows * panels <= SUMS) return tile_of(t, rows, panels, is_bfloat16); \
+    break;
+#define ROWS_OF(panels) \
+  CASE(1, panels) CASE(2, panels) CASE(3, panels) CASE(4, panels) CASE(5, panels) CASE(6, panels) CASE(7, panels) CASE(8, panels)
+INLINE void some_panels(const Tile* t, int rows, int panels, int is_bfloat16) {
+  switch (16 * panels + rows) { ROWS_OF(1) ROWS_OF(2) ROWS_OF(3) ROWS_OF(4) }
 }
-#define VARIANT(name, panels, is_bfloat16) \
-  static __attribute__((noinline)) void name(const Tile* t, int rows) { tile_of_some(t, rows, panels, is_bfloat16); }
-VARIANT(one_float, 1, 0)
-VARIANT(all_float, PANELS, 0)
-VARIANT(one_bfloat16, 1, 1)
-VARIANT(all_bfloat16, PANELS, 1)
+static __attribute__((noinline)) void tile_float(const Tile* t, int rows, int panels) { some_panels(t, rows, panels, 0); }
+static __attribute__((noinline)) void tile_bfloat16(const Tile* t, int rows, int panels) { some_panels(t, rows, panels, 1); }
 
-// A tile of up to PANELS panels, for any number of rows.
+// A tile of any number of rows and columns.
 static inline void multiply_tile(Tile t, int64_t rows, int is_bfloat16) {
-  int64_t panels = (t.columns + PANEL - 1) / PANEL;
   for (; rows > 0; rows -= ROWS, t.x += ROWS * t.x_stride, t.y += ROWS * t.y_stride) {
-    int some = rows < ROWS ? (int)rows : ROWS;
-    if (panels == PANELS) {
-      (is_bfloat16 ? all_bfloat16 : all_float)(&t, some);
-      continue;
-    }
-    for (int64_t n = 0; n < panels; n++) {
-      Tile one = t;
-      one.weights += (is_bfloat16 ? 2 : 4) * t.panel_stride * n;
-      one.y += PANEL * n;
-      one.columns -= PANEL * n;
-      (is_bfloat16 ? one_bfloat16 : one_float)(&one, some);
+    int some = rows < ROWS ? (int)rows : ROWS, most = SUMS / some < MOST_PANELS ? SUMS / some : MOST_PANELS;
+    Tile next = t;
+    while (next.columns > 0) {
+      int64_t panels = (next.columns + PANEL - 1) / PANEL;
+      if (panels > most) panels = most;
+      (is_bfloat16 ? tile_bfloat16 : tile_float)(&next, some, (int)panels);
+      next.weights += (is_bfloat16 ? 2 : 4) * t.panel_stride * panels;
+      next.y += PANEL * panels;
+      next.columns -= PANEL * panels;
     }
   }
 }
