@@ -108,7 +108,8 @@ def _registered_name(name: str) -> str:
 def _key(name: str) -> str:
   """Of this text, for this processor, by this compiler, for this JAX."""
   texts = [(_HERE / file).read_bytes() for file in (f'{name}.c', 'kernel.h')]
-  about = [jaxlib.__version__, _run([*_compiler(), '--version']), _processor(), *_FLAGS]
+  compiler = _compiler()
+  about = [jaxlib.__version__, *compiler, _run([*compiler, '--version']), _processor(), *_FLAGS]
   return hashlib.sha256(b''.join(texts) + '\n'.join(about).encode()).hexdigest()[:16]
 
 
