@@ -250,6 +250,8 @@ def bytes_per_token(setting: Setting) -> float:
   attended = prompt + setting.response / 2
   cache = 2 * num_layers * heads * cfg.head_dim * batch * attended
   weights = num_weights(setting.stack) + cfg.vocab_size * cfg.emb_dim
+  if setting.is_t5:  # Keys and values of the encoder's output are made once.
+    weights -= 2 * num_layers * cfg.emb_dim * heads * cfg.head_dim
   return (weights + cache) * jnp.dtype(cfg.dtype).itemsize
 
 

@@ -53,6 +53,9 @@ def compile_step(
 
 
 def _compile_step(algorithm, optimizer, state, batch, score, num_microbatches, layout) -> Programs:
+  # A function of its own: what JAX has traced of the method itself may call what is unused here, and the other way round.
+  sample = algorithm.sample
+  algorithm = algorithm._replace(sample=lambda *args: sample(*args))
   step = steps.Steps(algorithm, optimizer, num_microbatches, layout, state)
   params = step.played(state.params)
   sample = step.sample.lower(params, batch, state.rng).compile()

@@ -96,10 +96,7 @@ REVIEWED = {
   # Asks the hub for hf://OWNER/NAME alone: docs/security.md says so.
   'formats.hf_directory._download',
   # Compile and load the C sources of this package, by their names alone, and keep them where compiled programs are kept.
-  *(
-    f'networks.cpu.native.{name}'
-    for name in ('target', '_load', '_kept', '_keep', '_compiler', '_run')
-  ),
+  *(f'networks.cpu.native.{name}' for name in ('target', '_load', '_kept', '_compiler', '_run')),
 }
 
 

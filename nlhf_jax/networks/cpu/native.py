@@ -84,7 +84,13 @@ def target(name: str) -> str | None:
   with _lock:
     try:
       return _registered_name(name)
-    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+    except (
+      AttributeError,
+      OSError,
+      RuntimeError,
+      ValueError,
+      subprocess.SubprocessError,
+    ) as error:
       logging.warning(
         'nlhf_jax/networks/cpu/%s.c cannot be compiled and loaded here (%s), so that decoding is slower. It needs gcc or '
         'clang, from PATH or CC; set NLHF_KERNELS=0 to be told no more.',
@@ -119,25 +125,13 @@ def _load(name: str, file: str) -> ctypes.CDLL:
   if kept and kept.joinpath(file).exists():
     with contextlib.suppress(OSError):
       return ctypes.CDLL(str(kept / file))
-  made = _scratch() / file
+  made = _scratch(kept) / file
   command = [*_compiler(), *_FLAGS, f'-I{jax.ffi.include_dir()}', str(_HERE / f'{name}.c')]
   _run([*command, '-o', str(made)])
   library = ctypes.CDLL(str(made))
   if kept:
-    _keep(made, kept)
+    made.replace(kept / file)
   return library
-
-
-def _keep(made: pathlib.Path, directory: pathlib.Path) -> None:
-  """Copies it to where later processes find it."""
-  try:
-    with tempfile.NamedTemporaryFile(dir=directory, suffix='.partial', delete=False) as partial:
-      partial.write(made.read_bytes())
-      partial.flush()
-      os.fsync(partial.fileno())
-    os.replace(partial.name, directory / made.name)
-  except OSError as error:
-    logging.warning('%s is not kept in %s: %s.', made.name, directory, error.strerror)
 
 
 def _kept() -> pathlib.Path | None:
@@ -156,13 +150,16 @@ def _kept() -> pathlib.Path | None:
 
 
 @functools.cache
-def _directory() -> tempfile.TemporaryDirectory:
-  return tempfile.TemporaryDirectory(prefix='nlhf_jax-')
+def _directory(where: pathlib.Path | None) -> tempfile.TemporaryDirectory:
+  return tempfile.TemporaryDirectory(prefix='nlhf_jax-', dir=where)
 
 
-def _scratch() -> pathlib.Path:
-  """This process's own, which goes with it."""
-  return pathlib.Path(_directory().name)
+def _scratch(kept: pathlib.Path | None) -> pathlib.Path:
+  """This process's own directory, which goes with it: where libraries are kept, if they can be written there."""
+  try:
+    return pathlib.Path(_directory(kept).name)
+  except OSError:
+    return pathlib.Path(_directory(None).name)
 
 
 def _compiler() -> list[str]:
@@ -210,5 +207,7 @@ def _processor() -> str:
 
 def _reason(error: Exception) -> str:
   """The line that says what went wrong: a compiler's, where there is one."""
-  lines = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
+  told = getattr(error, 'stderr', None)
+  told = told.decode(errors='replace') if isinstance(told, bytes) else told
+  lines = (told or str(error)).strip().splitlines()
   return next((x for x in lines if 'error' in x), (lines or [type(error).__name__])[-1])

@@ -67,6 +67,25 @@ def test_compiler_that_does_not_work(compiler, reason, monkeypatch, caplog):
   assert 'It needs gcc or clang, from PATH or CC; set NLHF_KERNELS=0' in record.getMessage()
 
 
+@pytest.mark.parametrize(
+  ('script', 'reason'),
+  [
+    ('echo slow >&2; exec sleep 9', 'slow'),
+    ('exec gcc -fvisibility=hidden "$@"', 'undefined symbol: nlhf_few_rows'),
+  ],
+)
+def test_compilers_that_are_slow_or_hide_what_they_make(
+  script, reason, monkeypatch, caplog, tmp_path
+):
+  compiler = tmp_path / 'compiler'
+  compiler.write_text(f'#!/bin/sh\n{script}\n')
+  compiler.chmod(0o700)
+  monkeypatch.setenv('CC', str(compiler))
+  monkeypatch.setattr(native, '_PATIENCE', 5)
+  assert not few_rows.available()
+  assert reason in caplog.text
+
+
 def test_no_compiler(monkeypatch, caplog):
   monkeypatch.delenv('CC', raising=False)
   monkeypatch.setenv('PATH', '')
@@ -101,7 +120,7 @@ def test_what_was_compiled_is_kept(kept, compiled, monkeypatch):
     names.add(native._key('few_rows'))
     native._load('few_rows', f'few_rows-{native._key("few_rows")}.so')
   assert len(names) == len(compiled) == 1
-  (library,) = kept.iterdir()
+  (library,) = kept.glob('*.so')
   assert library.stem == f'few_rows-{names.pop()}'
   assert kept.stat().st_mode & 0o777 == 0o700
 
