@@ -170,6 +170,8 @@ def check_python(argv: list[str]) -> None:
     bindings = [word for word in words if not word.startswith('MODEL_DIR=')]  # T5X's own.
     return check_bindings(bindings, [w[11:] for w in argv if w.startswith('--gin_file=')])
   source = (ROOT / argv[0]).read_text(encoding='utf-8')
+  if 'training_speed.arguments(' in source:  # Which others share.
+    source += (ROOT / 'benchmarks' / 'training_speed.py').read_text(encoding='utf-8')
   for word in argv[1:]:
     if word.startswith('--') and word != '--':
       assert f"'{word.partition('=')[0]}'" in source, f'{argv[0]} has no {word}.'
