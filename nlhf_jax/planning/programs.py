@@ -30,6 +30,7 @@ class Programs(NamedTuple):
   rollout: Batch
 
 
+@native.unused()  # A plan is for other machines than the one that makes it.
 def compile_step(
   algorithm: Algorithm,
   optimizer: optax.GradientTransformation,
@@ -48,14 +49,9 @@ def compile_step(
     score: the method's scoring as a function of its judge's weights too, and their shapes; None: its weights are arrays
       that it holds.
   """
-  with native.unused():  # A plan is for other machines than the one that makes it.
-    return _compile_step(algorithm, optimizer, state, batch, score, num_microbatches, layout)
-
-
-def _compile_step(algorithm, optimizer, state, batch, score, num_microbatches, layout) -> Programs:
   # A function of its own: what JAX has traced of the method itself may call what is unused here, and the other way round.
-  sample = algorithm.sample
-  algorithm = algorithm._replace(sample=lambda *args: sample(*args))
+  draw = algorithm.sample
+  algorithm = algorithm._replace(sample=lambda *args: draw(*args))
   step = steps.Steps(algorithm, optimizer, num_microbatches, layout, state)
   params = step.played(state.params)
   sample = step.sample.lower(params, batch, state.rng).compile()

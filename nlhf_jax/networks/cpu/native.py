@@ -130,7 +130,10 @@ def _load(name: str, file: str) -> ctypes.CDLL:
   _run([*command, '-o', str(made)])
   library = ctypes.CDLL(str(made))
   if kept:
-    made.replace(kept / file)
+    try:
+      made.replace(kept / file)
+    except OSError as error:
+      logging.warning('%s is not kept in %s: %s.', file, kept, error.strerror)
   return library
 
 

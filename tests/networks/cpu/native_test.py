@@ -134,6 +134,15 @@ def test_damaged_library_is_compiled_anew(kept, compiled):
   assert len((kept / f'few_rows-{key}.so').read_bytes()) > 10_000
 
 
+def test_library_that_cannot_take_its_place(kept, caplog):
+  """A directory has its name."""
+  key = native._key('few_rows')
+  (kept / f'few_rows-{key}.so' / 'other').mkdir(parents=True)
+  kept.chmod(0o700)
+  assert (product() == 4).all()
+  assert f'few_rows-{key}.so is not kept in {kept}: ' in caplog.text
+
+
 @pytest.mark.parametrize('fault', ['writable', 'link', 'file', 'nowhere'])
 def test_directory_where_nothing_can_be_kept(fault, kept, tmp_path):
   """Others may have written there, or it is none."""
