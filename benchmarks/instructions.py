@@ -13,7 +13,6 @@ import setting as settings
 
 import collections
 import json
-import math
 import pathlib
 import re
 import tempfile
@@ -22,16 +21,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
-import optax
 import training_speed
 from rich import console, table
 
-from nlhf_jax.models import mixture
-from nlhf_jax.training import loop, steps
+from nlhf_jax.planning import hlo
 
-_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = (\([^=]*?\)|\S+) ([\w-]+)\((.*)$')
-_ARRAY = re.compile(r'\b(f32|bf16|s32|u32|pred|f64|s8|u8)\[([\d,]*)\]')
-_BYTES = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1, 'f64': 8, 's8': 1, 'u8': 1}
 # What an instruction belongs to, by where in the program it was written; the first that fits.
 KINDS = {
   'feed-forward': r'/mlp/',
@@ -68,25 +62,16 @@ class Spent(NamedTuple):
 
 def instructions(text: str) -> dict[str, Instruction]:
   """Those of a compiled program's text, by name."""
-  shapes, found = {}, {}
-  for line in text.splitlines():
-    if match := _INSTRUCTION.match(line):
-      name, shape, _, rest = match.groups()
-      shapes[name] = shape
-      source = re.search(r'op_name="([^"]*)"', rest)
-      operands = re.findall(r'%([\w.-]+)', rest.split('), ')[0])
-      found[name] = source[1] if source else '', shape, operands
-  return {
-    name: Instruction(source, shape, _size(shape) + sum(_size(shapes.get(x, '')) for x in operands))
-    for name, (source, shape, operands) in found.items()
-  }
-
-
-def _size(shape: str) -> float:
-  return sum(
-    _BYTES[kind] * math.prod(int(n) for n in dims.split(',') if n)
-    for kind, dims in _ARRAY.findall(shape)
-  )
+  found = [x for body in hlo.parse(text).computations.values() for x in body]
+  shapes = {x.name: x.shape for x in found}
+  result = {}
+  for x in found:
+    source = re.search(r'op_name="([^"]*)"', x.rest)
+    operands = re.findall(r'%([\w.-]+)', x.rest.split('), ')[0])
+    arrays = [x.shape, *(shapes[name] for name in operands if name in shapes)]
+    moved = sum(map(hlo.num_bytes, arrays))
+    result[x.name] = Instruction(source[1] if source else '', x.shape, moved)
+  return result
 
 
 def profiled(program: Any, args: tuple, least: int, *, but: str) -> tuple[float, list[Spent]]:
@@ -138,21 +123,16 @@ def _kind(source: str, but: str) -> str:
 def token(setting: settings.Setting, lanes: int) -> tuple[float, list[Spent]]:
   """Seconds of a token of so many lanes, and what its instructions spent."""
   setting = training_speed.lanes(setting, lanes)
-  model = setting.policy_of_length(RESPONSE)
-  play = jax.jit(lambda sets, prompts, rng: model.play(sets, [mixture.ONLINE], prompts, rng))
-  args = setting.sets, setting.prompts, jax.random.PRNGKey(0)
-  program = play.lower(*args).compile()
-  seconds, spent = profiled(program, args, RESPONSE - 1, but='optimiser')
-  first = settings.seconds(training_speed.player(setting, [mixture.ONLINE], 1))
-  return (seconds - first) / (RESPONSE - 1), spent
+  online = training_speed.MIXTURES['policy']
+  play, first = (training_speed.player(setting, online, n) for n in (RESPONSE, 1))
+  program = play.func.lower(*play.args).compile()
+  seconds, spent = profiled(program, play.args, RESPONSE - 1, but='optimiser')
+  return (seconds - settings.seconds(first)) / (RESPONSE - 1), spent
 
 
 def update(setting: settings.Setting) -> tuple[float, list[Spent]]:
   """Seconds of Nash-MD's update, and what its instructions spent."""
-  optimizer, method = optax.adamw(1e-5), setting.method()
-  given = {'reference': setting.reference}
-  state = loop.init_state(method, optimizer, 0, online=setting.params, given=given)
-  run = steps.Steps(method, optimizer)
+  run, method, state = training_speed.nash_md(setting)
   rollout = method.score(run.sample(run.played(state.params), setting.prompts, state.rng))
   args = run.trained(state), None, rollout, state.step
   return profiled(run.half_update.lower(*args).compile(), args, 1, but='drawing')

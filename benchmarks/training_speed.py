@@ -14,6 +14,7 @@ import setting as settings
 # isort: on
 
 import argparse
+import functools
 import json
 import pathlib
 import subprocess
@@ -45,11 +46,11 @@ MIXTURES = {
 }
 
 
-def player(setting: settings.Setting, mixtures, response: int):
-  """A function that has responses of this length drawn."""
+def player(setting: settings.Setting, mixtures, response: int) -> functools.partial:
+  """The compiled function that draws responses of this length, with its arguments."""
   model = setting.policy_of_length(response)
   play = jax.jit(lambda sets, prompts, rng: model.play(sets, mixtures, prompts, rng))
-  return lambda: play(setting.sets, setting.prompts, jax.random.PRNGKey(0))
+  return functools.partial(play, setting.sets, setting.prompts, jax.random.PRNGKey(0))
 
 
 def _play(setting: settings.Setting, mixtures, response: int) -> float:
@@ -153,12 +154,17 @@ def slots(setting: settings.Setting, machine) -> dict:
   }
 
 
-def step(setting: settings.Setting, machine) -> dict:
-  """A complete Nash-MD step through the training loop, and its parts."""
+def nash_md(setting: settings.Setting):
+  """Nash-MD's steps, the method, and the state that it starts from."""
   optimizer, method = optax.adamw(1e-5), setting.method()
   given = {'reference': setting.reference}
   state = loop.init_state(method, optimizer, 0, online=setting.params, given=given)
-  run = steps.Steps(method, optimizer)
+  return steps.Steps(method, optimizer), method, state
+
+
+def step(setting: settings.Setting, machine) -> dict:
+  """A complete Nash-MD step through the training loop, and its parts."""
+  run, _, state = nash_md(setting)
   parts: list[dict] = []
 
   def work():

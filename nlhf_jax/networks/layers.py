@@ -91,7 +91,7 @@ class Embed(nn.Module):
     if self.has_variable('params', 'for_few_rows'):
       weights: Array = self.get_variable('params', 'for_few_rows')
       logits = matmul.multiply_few_rows(x.astype(jnp.float32), weights, self.num_embeddings)
-    elif matmul.few_rows_on_cpu(x.size // x.shape[-1], jnp.float32) and x.dtype == jnp.float32:
+    elif x.dtype == jnp.float32 and matmul.few_rows_on_cpu(x.size // x.shape[-1], x.dtype):
       logits = matmul.output_major(self._table(), x)
     else:
       logits = jnp.dot(x, self._table().T, preferred_element_type=jnp.float32)

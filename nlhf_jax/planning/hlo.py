@@ -57,7 +57,7 @@ def work(text: str, mesh: Mapping[str, int], loop_length: int) -> Work:
     mesh: devices along each of its axes, in order.
     loop_length: iterations of loops that may end early, all together: tokens of the longest response.
   """
-  parsed = _parse(text)
+  parsed = parse(text)
   times = _times(parsed, loop_length)
   operations, carried, collectives = 0.0, 0.0, []
   for name, instructions in parsed.computations.items():
@@ -67,7 +67,7 @@ def work(text: str, mesh: Mapping[str, int], loop_length: int) -> Work:
     for instruction in instructions:
       operations += times[name] * _operations(instruction, shapes)
       if instruction.kind == 'while' and not _trips(instruction):
-        carried += times[_called(instruction, 'body')] * _bytes(instruction.shape)
+        carried += times[_called(instruction, 'body')] * num_bytes(instruction.shape)
       kind = instruction.kind.removesuffix('-start')
       if kind in _KINDS:
         collectives.append(_collective(kind, instruction, mesh, times[name]))
@@ -82,31 +82,39 @@ def by_kind_and_axes(collectives: Iterable[Collective]) -> dict[tuple[str, str],
   return dict(total)
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+  """A line of a compiled program."""
+
   name: str
+  # Of its result.
   shape: str
   kind: str
+  # Operands and attributes.
   rest: str
 
 
-class _Program(NamedTuple):
+class Program(NamedTuple):
+  """A compiled program."""
+
+  # The computation that it begins with.
   entry: str
-  computations: dict[str, list[_Instruction]]
+  computations: dict[str, list[Instruction]]
 
 
-def _parse(text: str) -> _Program:
-  computations: dict[str, list[_Instruction]] = {}
+def parse(text: str) -> Program:
+  """The computations of a program's text (`Compiled.as_text`)."""
+  computations: dict[str, list[Instruction]] = {}
   entry, current = '', None
   for line in text.splitlines():
     if head := _COMPUTATION.match(line):
       current = computations.setdefault(head[2], [])
       entry = head[2] if head[1] else entry
     elif current is not None and (found := _INSTRUCTION.match(line)):
-      current.append(_Instruction(*found.groups()))
-  return _Program(entry, computations)
+      current.append(Instruction(*found.groups()))
+  return Program(entry, computations)
 
 
-def _times(program: _Program, loop_length: int) -> dict[str, float]:
+def _times(program: Program, loop_length: int) -> dict[str, float]:
   """How often each computation runs."""
   early = [
     i for body in program.computations.values() for i in body if i.kind == 'while' and not _trips(i)
@@ -129,11 +137,11 @@ def _times(program: _Program, loop_length: int) -> dict[str, float]:
   return times
 
 
-def _called(instruction: _Instruction, how: str) -> str:
+def _called(instruction: Instruction, how: str) -> str:
   return re.search(rf'\b{how}=%?([\w.-]+)', instruction.rest)[1]
 
 
-def _trips(instruction: _Instruction) -> int | None:
+def _trips(instruction: Instruction) -> int | None:
   found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
   return int(found[1]) if found else None
 
@@ -146,14 +154,16 @@ def _arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
   return [(kind, _dims(dims)) for kind, dims in _SHAPE.findall(shape)]
 
 
-def _bytes(shape: str) -> float:
+def num_bytes(shape: str) -> float:
+  """Of the arrays of a shape, as a program's text has it."""
+
   def bits(kind):
     return _BITS.get(kind) or int(re.search(r'\d+', kind)[0])
 
   return sum(math.prod(dims) * bits(kind) / 8 for kind, dims in _arrays(shape))
 
 
-def _operations(instruction: _Instruction, shapes: dict[str, str]) -> float:
+def _operations(instruction: Instruction, shapes: dict[str, str]) -> float:
   """2 · entries of the result · length of what is summed over, of a product."""
   if instruction.kind != 'dot':
     return 0.0
@@ -167,12 +177,12 @@ def _operations(instruction: _Instruction, shapes: dict[str, str]) -> float:
 
 
 def _collective(
-  kind: str, instruction: _Instruction, mesh: Mapping[str, int], times: float
+  kind: str, instruction: Instruction, mesh: Mapping[str, int], times: float
 ) -> Collective:
-  size, arrays = _bytes(instruction.shape), _arrays(instruction.shape)
+  size, arrays = num_bytes(instruction.shape), _arrays(instruction.shape)
   if instruction.kind.endswith('-start') and kind != 'all-reduce':
     arrays = arrays[len(arrays) // 2 :]  # Operands, then results.
-    size = sum(_bytes(f'{k}[{",".join(map(str, dims))}]') for k, dims in arrays)
+    size = sum(num_bytes(f'{k}[{",".join(map(str, dims))}]') for k, dims in arrays)
   if kind == 'collective-permute':
     pairs = re.findall(r'\{(\d+),(\d+)\}', instruction.rest.split('source_target_pairs=')[1])
     groups = np.array([pair for pair in np.array(pairs, int) if pair[0] != pair[1]]).reshape(-1, 2)

@@ -68,19 +68,19 @@ static float exponentials(float* x, int64_t length) {
 // y [rows, columns] = x W, or += where it adds; W [inputs, columns] is dense.
 static void multiply(const float* x, int64_t x_stride, const char* weights, float* y, int64_t y_stride, int64_t rows,
                      int64_t inputs, int64_t columns, int adds, int is_bfloat16) {
-  if (columns < PANEL) {
+  if (columns < PANEL) {  // Of keys: values have whole panels, and they alone are added up.
     for (int64_t r = 0; r < rows; r++)
       for (int64_t c = 0; c < columns; c++) {
         float sum = 0;
         for (int64_t i = 0; i < inputs; i++)
           sum += x[x_stride * r + i] * load_one(weights, columns * i + c, is_bfloat16);
-        y[y_stride * r + c] = adds ? y[y_stride * r + c] + sum : sum;
+        y[y_stride * r + c] = sum;
       }
     return;
   }
   // Tiles jump from input to input; fetched in order, what they read is there when they come.
   if (inputs * columns < FETCHED)
-    for (int64_t n = 0; n < inputs * columns; n += 16) __builtin_prefetch(weights + (is_bfloat16 ? 2 : 4) * n);
+    for (int64_t n = 0; n < inputs * columns; n += 16) __builtin_prefetch(weights + size_of(is_bfloat16) * n);
   for (int64_t column = 0; column < columns;) {
     int64_t left = columns - column;
     // What does not fill a panel is in one that begins before it, and is computed again.
@@ -90,7 +90,7 @@ static void multiply(const float* x, int64_t x_stride, const char* weights, floa
     Tile tile = {
         .x = x,
         .x_stride = x_stride,
-        .weights = weights + (is_bfloat16 ? 2 : 4) * column,
+        .weights = weights + size_of(is_bfloat16) * column,
         .input_stride = columns,
         .panel_stride = PANEL,
         .y = y + column,
@@ -117,7 +117,7 @@ static void multiply_part(const Attention* a, int n, int64_t first, int64_t head
   const Part* part = &a->parts[n];
   int64_t sharing = a->lanes / part->rows, common = sharing < a->together ? sharing : a->together;
   for (int64_t lane = 0; lane < a->together; lane += common) {
-    int64_t at = part->length * a->size * (a->heads * ((first + lane) / sharing) + head) * (a->is_bfloat16 ? 2 : 4);
+    int64_t at = part->length * a->size * (a->heads * ((first + lane) / sharing) + head) * size_of(a->is_bfloat16);
     int64_t row = a->queries * lane;
     float* of_part = logits + a->length * row + part->start;
     if (queries)

@@ -27,7 +27,7 @@ static void columns(const void* task, int64_t number) {
     Tile tile = {
         .x = p->x + begin,
         .x_stride = p->inputs,
-        .weights = p->weights + (p->is_bfloat16 ? 2 : 4) * (p->inputs * column + PANEL * begin),
+        .weights = p->weights + size_of(p->is_bfloat16) * (p->inputs * column + PANEL * begin),
         .input_stride = PANEL,
         .panel_stride = PANEL * p->inputs,
         .y = p->y + column,

@@ -26,6 +26,9 @@ typedef int32_t Integers __attribute__((vector_size(4 * WIDTH), aligned(4), may_
 typedef uint32_t Words __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 
+// Bytes of a weight.
+INLINE int64_t size_of(int is_bfloat16) { return is_bfloat16 ? 2 : 4; }
+
 INLINE Floats load(const char* numbers, int64_t index, int is_bfloat16) {
   if (!is_bfloat16) return *(const Floats*)(numbers + 4 * index);
   return (Floats)(__builtin_convertvector(*(const Halves*)(numbers + 2 * index), Words) << 16);
@@ -92,7 +95,7 @@ static inline void multiply_tile(Tile t, int64_t rows, int is_bfloat16) {
       int64_t panels = (next.columns + PANEL - 1) / PANEL;
       if (panels > most) panels = most;
       (is_bfloat16 ? tile_bfloat16 : tile_float)(&next, some, (int)panels);
-      next.weights += (is_bfloat16 ? 2 : 4) * t.panel_stride * panels;
+      next.weights += size_of(is_bfloat16) * t.panel_stride * panels;
       next.y += PANEL * panels;
       next.columns -= PANEL * panels;
     }

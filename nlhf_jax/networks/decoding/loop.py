@@ -103,11 +103,9 @@ def draw(
 
 def _largest(x: Float[Array, 'L V']) -> Int[Array, 'L']:
   """`argmax` of each row, in two passes: a CPU goes through the loop of `argmax` one entry at a time."""
-  x = jax.lax.optimization_barrier(
-    x
-  )  # Or both passes would compute it, and need not agree to the bit.
+  # Or both passes would compute it, and need not agree to the bit.
+  x = jax.lax.optimization_barrier(x)
   place = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-  is_largest = (x == jnp.max(x, axis=-1, keepdims=True)) | (
-    x != x
-  )  # The first NaN, too, as of argmax.
+  is_nan = x != x  # The first of which argmax takes.
+  is_largest = (x == jnp.max(x, axis=-1, keepdims=True)) | is_nan
   return jnp.min(jnp.where(is_largest, place, x.shape[-1] - 1), axis=-1)
