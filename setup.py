@@ -29,7 +29,7 @@ setuptools.setup(
     'nlhf_jax.judges': ['templates/*.txt'],
     'nlhf_jax.networks.cpu': ['*.c', '*.h'],
   },
-  entry_points={'console_scripts': ['nlhf = nlhf_jax.cli.main:main']},
+  entry_points={'console_scripts': ['nlhf = nlhf_jax.__main__:main']},
   install_requires=[
     'jax>=0.10,<0.13',
     'flax>=0.12,<0.13',

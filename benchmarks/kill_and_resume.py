@@ -41,7 +41,7 @@ class Run:
     self.saved = run_dir / 'checkpoints'
     self.members, count = [], args.processes
     for index in range(count):
-      argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'train', f'--experiment={args.experiment}']
+      argv = [sys.executable, '-m', 'nlhf_jax', 'train', f'--experiment={args.experiment}']
       argv += [f'--run_dir={run_dir}', f'--gin.NUM_STEPS={args.steps}', *SMALL, *args.flags]
       if count > 1:
         argv += [
@@ -107,7 +107,7 @@ def finish(args, run_dir: pathlib.Path) -> None:
 def outcome(args, run_dir: pathlib.Path) -> dict:
   """What is compared: fingerprints of all arrays, metrics but for times, and samples."""
   rows = map(json.loads, (run_dir / 'metrics.jsonl').read_text().splitlines())
-  argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'sample', f'--run_dir={run_dir}']
+  argv = [sys.executable, '-m', 'nlhf_jax', 'sample', f'--run_dir={run_dir}']
   argv += ['--gin_file=configs/experiments/builtin/evaluation.gin', '--num_samples=4']
   samples = subprocess.run([*argv, SMALL[1]], capture_output=True, text=True, check=True).stdout
   metadata = checkpoints.read_metadata(run_dir / 'checkpoints')

@@ -64,14 +64,17 @@ def _solve(shape) -> float:
   return _command('solve', '--game=blotto:5,3', '--algorithm', 'nash_md', 'nash_mp', '--tau=0.05')
 
 
+# The command line of either commit; older ones have no `nlhf_jax.__main__`.
+_START = (
+  'import importlib.util, runpy; '
+  "new = importlib.util.find_spec('nlhf_jax.__main__'); "
+  "runpy.run_module('nlhf_jax' if new else 'nlhf_jax.cli.main', run_name='__main__', alter_sys=True)"
+)
+
+
 def _command(*argv: str) -> float:
   with tempfile.TemporaryDirectory() as scratch:
-    command = [
-      sys.executable,
-      '-m',
-      'nlhf_jax.cli.main',
-      *(x.format(scratch=scratch) for x in argv),
-    ]
+    command = [sys.executable, '-c', _START, *(x.format(scratch=scratch) for x in argv)]
     begun = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, cwd=scratch)
     return time.perf_counter() - begun

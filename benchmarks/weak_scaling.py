@@ -26,7 +26,7 @@ def plan(flags, mesh, batch_size) -> dict:
   """What `nlhf plan` writes."""
   with tempfile.TemporaryDirectory() as directory:
     output = pathlib.Path(directory) / 'plan.json'
-    argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'plan', *flags, f'--output={output}']
+    argv = [sys.executable, '-m', 'nlhf_jax', 'plan', *flags, f'--output={output}']
     argv += ['--mesh=' + ','.join(f'{k}={v}' for k, v in mesh.items())]
     argv += [f'--gin.BATCH_SIZE={batch_size}']
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

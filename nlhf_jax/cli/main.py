@@ -59,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   Exit status 2 is a user's mistake, 3 a machine that gave out, 1 a fault of this program, 130 an interrupt.
   """
-  if argv is None:
-    _use_large_pages()
   args = flags.parse(sys.argv[1:] if argv is None else list(argv))
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   quiet.load_tensorflow_quietly()
@@ -146,18 +144,6 @@ def _account(error: BaseException, single: bool) -> tuple[int, str]:
     1,
     f'a fault of nlhf_jax, not yours: {type(error).__name__}: {text[:500]} (--traceback shows where.)',
   )
-
-
-def _use_large_pages() -> None:
-  """Starts this process again with glibc's 2 MiB pages, unless the user has set which.
-
-  A compiled program on the CPU maps its temporary arrays anew at every call; with 4 KiB pages the page faults took up to
-  half of a training step.
-  """
-  tunables = os.environ.get('GLIBC_TUNABLES', '')
-  if sys.platform == 'linux' and 'glibc.malloc.hugetlb' not in tunables:
-    os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, [tunables, 'glibc.malloc.hugetlb=1']))
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_compiled() -> None:
@@ -436,7 +422,3 @@ _COMMANDS = {
   'judge': judge.judge,
   'personalise': personalise.personalise,
 }
-
-
-if __name__ == '__main__':
-  sys.exit(main())

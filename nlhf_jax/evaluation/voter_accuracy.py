@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from scipy import special, stats
+from scipy import special
 
 from nlhf_jax.arguments import Count, CountOrZero, Seed
 from nlhf_jax.evaluation import judge_accuracy
@@ -298,7 +298,7 @@ def _disagreement(
   without = np.array([tastes.disagreement(x, votes).share_of_voters for x in fits])
   size, share = len(fits), found.share_of_voters
   error = np.sqrt((size - 1) / size * np.sum((without - without.mean()) ** 2))
-  half = float(stats.t.ppf(0.975, size - 1) * error)
+  half = float(special.stdtrit(size - 1, 0.975) * error)
   low, high = max(0.0, share - half), min(1.0, share + half)
   return found._asdict() | {'share_of_voters': {'mean': share, 'low': low, 'high': high}}
 

@@ -18,8 +18,9 @@ arXiv:2410.02197 (GPM); arXiv:2605.17342 (HRC: a reward beside the blocks).
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # Its `optimize` is imported at first use, so that training need not wait for it.
 from jaxtyping import Float
-from scipy import optimize, special
+from scipy import special
 
 Matrix = Float[np.ndarray, 'Y Y']
 Vectors = Float[np.ndarray, 'Y k']
@@ -165,7 +166,7 @@ def _fit(
   starts += [rng.normal(size=shape.num_parameters) for _ in range(num_starts - 1)]
   loss = lambda flat: _loss(shape, flat, preference, weights, ridge)
   settings = {'maxiter': 1000, 'ftol': 1e-14, 'gtol': 1e-8, 'maxcor': 20}
-  fit = lambda x: optimize.minimize(loss, x, jac=True, method='L-BFGS-B', options=settings)
+  fit = lambda x: scipy.optimize.minimize(loss, x, jac=True, method='L-BFGS-B', options=settings)
   return _split(shape, min(map(fit, starts), key=lambda found: found.fun).x)[0]
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # Its `optimize` is imported at first use, so that training need not wait for it.
 from jaxtyping import Array, Float, Int
-from scipy import optimize, special
+from scipy import special
 
 from nlhf_jax.games import game as games
 from nlhf_jax.games import solvers
@@ -250,7 +251,7 @@ def maximise_worst(
     ValueError: the program has no solution.
   """
   num_cases, size = payoffs.shape
-  result = optimize.linprog(
+  result = scipy.optimize.linprog(
     c=np.append(np.zeros(size), -1.0),
     A_ub=np.hstack([-payoffs, np.ones((num_cases, 1))]),
     b_ub=np.zeros(num_cases),
@@ -293,7 +294,7 @@ def lottery_bounds(
     for row, sign in enumerate((1.0, -1.0)):
       cost = np.zeros(size)
       cost[i] = sign
-      found = optimize.linprog(
+      found = scipy.optimize.linprog(
         cost,
         A_ub=-margins.T,
         b_ub=np.full(size, 1e-12),

@@ -6,9 +6,10 @@ mesh each is sharded over; outside of `use_mesh` nothing is sharded, and nothing
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import flax.core.meta
 import flax.linen as nn
@@ -36,6 +37,12 @@ class HasInit(Protocol):
 
 def logical_axes(network: HasInit) -> Any:
   """Names of the axes of a network's parameters: a tree like that of `init`, with a tuple for each array."""
+  return flax.traverse_util.unflatten_dict(_names_by_path(cast(Hashable, network)))
+
+
+# A run asks for each of its models, and for each player of each program.
+@functools.lru_cache(maxsize=64)
+def _names_by_path(network: Any) -> dict[tuple[str, ...], Names]:
   made = jax.eval_shape(lambda: variables(network, jax.random.PRNGKey(0)))
   found = flax.traverse_util.flatten_dict(made['params'])
   if 'params_axes' in made:
@@ -43,8 +50,7 @@ def logical_axes(network: HasInit) -> Any:
     names = {path: tuple(x) for path, x in flax.traverse_util.flatten_dict(named).items()}
   else:
     names = {}
-  known = {path: names.get(path, (None,) * x.ndim) for path, x in found.items()}
-  return flax.traverse_util.unflatten_dict(known)
+  return {path: names.get(path, (None,) * x.ndim) for path, x in found.items()}
 
 
 def variables(network: HasInit, rng: PRNGKey) -> Any:

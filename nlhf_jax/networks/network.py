@@ -195,7 +195,6 @@ def cached_decoder(network: Network, takes_layouts: bool = True) -> Decoder:
     takes_layouts: whether its layers in `decoder` are `layers.Dense` and its `token_embedder`, where there is no
       `logits_dense`, is the output layer too, a `layers.Embed`; these take weights in another layout.
   """
-  names = functools.cache(lambda: flax.traverse_util.flatten_dict(axes.logical_axes(network)))
 
   def encode(params: Params, prompt_tokens: Int[Array, 'B S']):
     apply = functools.partial(network.apply, {'params': params})
@@ -224,28 +223,24 @@ def cached_decoder(network: Network, takes_layouts: bool = True) -> Decoder:
 
   def weights(params: Params, num_lanes: int) -> Params:
     few = takes_layouts and matmul.few_rows_on_cpu(num_lanes, network.config.dtype)
-    return _weights_of_steps(params, network.config.dtype, few, names)
+    return _weights_of_steps(network, params, few)
 
   return Decoder(weights, encode, empty, step, kv_cache.grow)
 
 
-def _weights_of_steps(
-  params: Params,
-  dtype: Any,
-  for_few_rows: bool,
-  names: Callable[[], dict[tuple[str, ...], axes.Names]],
-) -> Params:
+def _weights_of_steps(network: Network, params: Params, for_few_rows: bool) -> Params:
   """In the type of activations, which a cast in the loop would make of them at each step.
 
   On a mesh they are gathered along `embed` once for all steps.
   """
   result = {}
+  names = flax.traverse_util.flatten_dict(axes.logical_axes(network)) if axes.has_mesh() else {}
   tied = for_few_rows and 'logits_dense' not in params['decoder']
   for path, x in flax.traverse_util.flatten_dict(params).items():
     if path[-1] in ('kernel', 'embedding', 'bias') and path[-2] != 'logits_dense':
-      x = x.astype(dtype)
+      x = x.astype(network.config.dtype)
     if axes.has_mesh():
-      x = axes.gather(x, names()[path])
+      x = axes.gather(x, names[path])
     large = for_few_rows and matmul.worth_a_copy(x.size)
     if large and path == ('token_embedder', 'embedding') and tied:
       result[*path[:-1], 'for_few_rows'] = matmul.for_few_rows(x.T)

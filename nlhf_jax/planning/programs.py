@@ -55,7 +55,7 @@ def compile_step(
   step = steps.Steps(algorithm, optimizer, num_microbatches, layout, state)
   params = step.played(state.params)
   sample = step.sample.lower(params, batch, state.rng).compile()
-  rollout = _over_rows(jax.eval_shape(algorithm.sample, params, batch, state.rng), layout)
+  rollout = steps.over_rows(jax.eval_shape(algorithm.sample, params, batch, state.rng), layout)
   function, weights = score or _as_function(algorithm.score, rollout)
   if function is None:
     program, scored = None, algorithm.score(jax.tree.map(_ones, rollout))
@@ -63,7 +63,7 @@ def compile_step(
   else:
     program = jax.jit(function).lower(weights, rollout).compile()
     scored = jax.eval_shape(function, weights, rollout)
-  scored = _over_rows(scored, layout)
+  scored = steps.over_rows(scored, layout)
   trained = step.trained(state)
   update = step.update.lower(trained, state.params.base, scored, state.step).compile()
   half = num_bytes(trained) if step.half_step is not None else 0
@@ -104,13 +104,6 @@ def num_bytes(tree: Any) -> int:
     return int(np.prod(shape, dtype=np.int64)) * x.dtype.itemsize
 
   return sum(map(count, jax.tree.leaves(tree)))
-
-
-def _over_rows(batch: Batch, layout: partitioning.Layout | None) -> Batch:
-  """Shapes, with the shardings of rows on a mesh."""
-  if layout is None:
-    return batch
-  return partitioning.with_shardings(batch, jax.tree.map(lambda _: layout.rows, batch))
 
 
 def _as_function(score: Callable[[Batch], Batch], rollout: Batch) -> tuple[ScoreFn | None, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from nlhf_jax.runtime import fingerprints
@@ -117,7 +118,8 @@ def load_arrays(
 
 def first_not_finite(tree: Any) -> str | None:
   """The path of an array that has NaN or infinities; None: all are finite."""
-  all_finite = jax.device_get(jax.tree.map(_is_finite, tree))
+  is_finite = lambda x: np.isfinite(x).all() if fingerprints.is_small(x) else _is_finite(x)
+  all_finite = jax.device_get(jax.tree.map(is_finite, tree))
   for path, finite in jax.tree_util.tree_leaves_with_path(all_finite):
     if not finite:
       return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -6,12 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# Numbers of an array that NumPy goes through sooner than XLA compiles a program for its shape.
+_SMALL = 1 << 20
 
 
 def fingerprint_arrays(tree: Any) -> dict[str, int]:
   """A number for each array, by its path: any change to any one entry changes it, its sharding does not."""
-  # One program for each shape, and not one of all arrays, which takes longer to compile than to run.
-  numbers = jax.device_get(jax.tree.map(lambda x: _sum_of_bits(_plain(x)), tree))
+  number = lambda x: _number_on_host(np.asarray(x)) if is_small(x) else _number_on_device(x)
+  # On the device by one program for each shape, and not one for all arrays, which takes longer to compile than to run.
+  numbers = jax.device_get(jax.tree.map(lambda x: number(_plain(x)), tree))
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): int(x)
     for path, x in jax.tree_util.tree_leaves_with_path(numbers)
@@ -28,23 +33,38 @@ def fingerprint_json(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def is_small(x: jax.Array | np.ndarray) -> bool:
+  """Whether this process has all of an array, and so little that NumPy is the faster way through it."""
+  return x.size <= _SMALL and (isinstance(x, np.ndarray) or x.is_fully_addressable)
+
+
 def _plain(x: jax.Array) -> jax.Array:
   """The numbers of a typed key; all else as it is."""
   return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
+def _number_on_host(x: np.ndarray) -> np.uint32:
+  bits = np.ravel(x if x.dtype == bool else x.view(f'uint{8 * x.dtype.itemsize}'))
+  return _sum_of_bits(bits, np.arange(x.size, dtype=np.uint32))
+
+
 @jax.jit
-def _sum_of_bits(x: jax.Array) -> jax.Array:
-  """Σ_i h(bits_i ⊕ h(i)) mod 2³²: integers, so that the order of summation does not matter."""
+def _number_on_device(x: jax.Array) -> jax.Array:
   bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
   index = jnp.zeros(bits.shape, jnp.uint32)
   for axis, size in enumerate(bits.shape):
-    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  return jnp.sum(_scatter(bits.astype(jnp.uint32) ^ _scatter(index + 1)), dtype=jnp.uint32)
+    index = index * np.uint32(size) + jax.lax.broadcasted_iota(np.uint32, bits.shape, axis)
+  return _sum_of_bits(bits, index)
 
 
-def _scatter(x: jax.Array) -> jax.Array:
+def _sum_of_bits(bits: Any, index: Any) -> Any:
+  """Σ_i h(bits_i ⊕ h(i + 1)) mod 2³²: integers, so that the order of summation does not matter."""
+  scattered = _scatter(bits.astype(np.uint32) ^ _scatter(index + np.uint32(1)))
+  return scattered.sum(dtype=np.uint32)
+
+
+def _scatter(x: Any) -> Any:
   """The finaliser of MurmurHash3, a bijection of 32 bits."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

@@ -201,7 +201,11 @@ def on_host(x: Any) -> bool:
 def with_shardings(tree: Any, shardings: Any) -> Any:
   """Shapes that know how their arrays would be sharded."""
   return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding, weak_type=getattr(x, 'weak_type', False)
+    ),
+    tree,
+    shardings,
   )
 
 

@@ -96,6 +96,7 @@ def train(
   num_microbatches: int = 1,
   num_updates: int = 1,
   num_rollout_parts: int = 1,
+  compiles_ahead: bool = False,
   log_every: int = 10,
   save_every: int | None = None,
   layout: partitioning.Layout | None = None,
@@ -113,6 +114,8 @@ def train(
     num_microbatches: parts of a batch whose gradients are added up; the result is that of the complete batch.
     num_updates: updates from one rollout.
     num_rollout_parts: parts of a batch, each judged while the next is sampled; each has a key of its own.
+    compiles_ahead: whether the update is compiled while the first batch is sampled and scored, for which the judge or reward is
+      also called with shapes, on a thread.
     log_every: steps between log lines, which hold the means over them.
     save_every: steps between checkpoints; None: at the end alone. The last step is always saved.
     layout: mesh that the state is sharded over, as batches are then.
@@ -125,7 +128,7 @@ def train(
   if num_microbatches < 1:
     raise ValueError(f'num_microbatches must be at least 1, got {num_microbatches}.')
   parts = num_microbatches, layout, state, num_updates, num_rollout_parts
-  step_fn = steps.Steps(algorithm, optimizer, *parts)
+  step_fn = steps.Steps(algorithm, optimizer, *parts, compiles_ahead=compiles_ahead)
   shard = jax.device_put if layout is None else layout.shard_rows
   window = _Window(sums)
   for step, batch in _read_ahead(batches, range(int(state.step), num_steps), shard):

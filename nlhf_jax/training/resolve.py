@@ -60,6 +60,8 @@ class Run(NamedTuple):
   num_microbatches: int
   num_updates: int
   num_rollout_parts: int
+  # Whether the update is compiled beside the first sampling: the judge can be called with shapes.
+  compiles_ahead: bool
   # Steps.
   log_every: int
   save_every: int | None
@@ -129,6 +131,7 @@ def resolve(
     experiment.num_microbatches,
     experiment.num_updates,
     experiment.num_rollout_parts,
+    bool(algorithm.mixtures) and isinstance(experiment.feedback, FeedbackSource),
     experiment.log_every,
     experiment.save_every,
     tuple(parameter_sets.saved(algorithm.sets)),

@@ -213,6 +213,7 @@ def _continue(
         num_microbatches=run.num_microbatches,
         num_updates=run.num_updates,
         num_rollout_parts=run.num_rollout_parts,
+        compiles_ahead=run.compiles_ahead,
         log_every=run.log_every,
         save_every=run.save_every,
         layout=run.layout,

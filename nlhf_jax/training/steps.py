@@ -1,8 +1,10 @@
 """One step of a method as compiled programs: sample, score, update; the sets besides θ then move."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -69,8 +71,12 @@ class Steps:
     state: TrainState | None = None,
     num_updates: int = 1,
     num_rollout_parts: int = 1,
+    compiles_ahead: bool = False,
   ):
     """Compiles nothing yet. On a mesh, results are sharded as their inputs are, which `state` tells.
+
+    With `compiles_ahead` the update is compiled while the first batch is sampled and scored; that calls the method's `score`
+    with shapes as well, on a thread.
 
     Raises:
       ValueError: more than one update from a rollout, of a method that cannot reuse it; rollouts in parts, of a method that
@@ -95,6 +101,9 @@ class Steps:
     self.sample = jax.jit(algorithm.sample, **rows)
     self.update = jax.jit(update, donate_argnums=0, **updated)
     self.half_update = jax.jit(update, **updated)
+    self._compiles_ahead = compiles_ahead and num_rollout_parts == 1
+    # An update → what ends when it has been compiled.
+    self._compiling: dict[Any, futures.Future] = {}
 
   def __call__(
     self, state: TrainState, batch: Batch, clock: Clock
@@ -130,7 +139,13 @@ class Steps:
     return over_base(params._replace(sets=sets))
 
   def _run(self, update, state: TrainState, half: Params | None, batch, rng, clock):
-    rollout = self._roll_out(self.played(state.params, half), batch, rng, clock)
+    params = self.played(state.params, half)
+    if self._compiles_ahead:
+      self._compiles_ahead = False
+      self._compile_updates(state, params, batch, rng)
+    rollout = self._roll_out(params, batch, rng, clock)
+    if update in self._compiling:
+      futures.wait([self._compiling.pop(update)])
     trained, first = self.trained(state), state.step * self._num_updates
     for number in range(self._num_updates):
       trained, metrics = update(trained, state.params.base, rollout, first + number)
@@ -142,13 +157,31 @@ class Steps:
       )
     return trained, rollout, metrics
 
+  def _compile_updates(self, state: TrainState, params: PolicyParams, batch: Batch, rng: PRNGKey):
+    """Starts to compile them on a thread. What fails there is left: the update's own call meets it again, where it is heard."""
+    rollout = self.sample.eval_shape(params, batch, rng)
+    arguments = self.trained(state), state.params.base
+    first = state.step * self._num_updates + 0
+    layout = self._layout
+
+    def compile(update):
+      with contextlib.nullcontext() if layout is None else layout.active():
+        scored = jax.eval_shape(self._algorithm.score, rollout)
+        update.lower(*arguments, over_rows(scored, layout), first).compile()
+
+    wanted = [self.update] if self.half_step is None else [self.half_update, self.update]
+    with_one_thread = futures.ThreadPoolExecutor(max_workers=1)
+    self._compiling = {update: with_one_thread.submit(compile, update) for update in wanted}
+    with_one_thread.shutdown(wait=False)
+
   def _roll_out(self, params: PolicyParams, batch: Batch, rng: PRNGKey, clock: Clock) -> Batch:
     if self._num_rollout_parts == 1:
       rollout = self.sample(params, batch, rng)
       clock.lap('sample', rollout)
       rollout = self._algorithm.score(rollout)
       clock.lap('score', rollout)
-      return rollout
+      # One sharding, whatever the judge made: the update is compiled for it.
+      return rollout if self._layout is None else self._layout.shard_rows(rollout)
     rollouts.check_prompts(batch, self._num_rollout_parts, self._layout)
     return rollouts.overlapped(
       functools.partial(self.sample, params),
@@ -159,6 +192,13 @@ class Steps:
       place=jax.device_put if self._layout is None else self._layout.shard_rows,
       lap=clock.lap,
     )
+
+
+def over_rows(batch: Batch, layout: partitioning.Layout | None) -> Batch:
+  """Shapes of a batch, with the shardings of its rows on a mesh."""
+  if layout is None:
+    return batch
+  return partitioning.with_shardings(batch, jax.tree.map(lambda _: layout.rows, batch))
 
 
 def over_base(params: PolicyParams) -> PolicyParams:
@@ -208,9 +248,9 @@ def accumulate(
     numbers |= {name: jnp.sum(x, dtype=jnp.float32) for name, x in counted.items()}
     return jnp.sum(result.value), (jnp.sum(result.weight), numbers, sums)
 
-  def add(carry, part):
+  def differentiate(params, part):
     (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params, part)
-    return jax.tree.map(jnp.add, carry, (gradient, value, aux)), None
+    return gradient, value, aux
 
   num_prompts = rollout.prompts.tokens.shape[0]
   if num_prompts % num_microbatches:
@@ -224,11 +264,17 @@ def accumulate(
     x = x.reshape(num_prompts // num_microbatches, num_microbatches, -1, *x.shape[1:])
     return x.swapaxes(0, 1).reshape(num_microbatches, -1, *x.shape[3:])
 
-  parts = jax.tree.map(split, rollout)
-  first = jax.tree.map(lambda x: x[0], parts)
-  (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params, first)
-  rest = jax.tree.map(lambda x: x[1:], parts)
-  (gradient, value, (weight, numbers, sums)), _ = jax.lax.scan(add, (gradient, value, aux), rest)
+  if num_microbatches == 1:
+    found = differentiate(params, rollout)
+  else:
+    parts = jax.tree.map(split, rollout)
+    # Traced once, for the shapes of the sums and for the loop.
+    traced = jax.jit(differentiate, inline=True)
+    shapes = jax.eval_shape(traced, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add = lambda sums, part: (jax.tree.map(jnp.add, sums, traced(params, part)), None)
+    found, _ = jax.lax.scan(add, zeros, parts)
+  gradient, value, (weight, numbers, sums) = found
   gradient = jax.tree.map(lambda g: g / weight, gradient)
   means = {name: x / numbers[name] for name, x in sums.items()}
   return gradient, {'loss': value / weight} | means

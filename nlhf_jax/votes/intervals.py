@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -34,7 +34,7 @@ def of_mean(values: Shaped[np.ndarray, 'n']) -> Interval:
   mean = float(values.mean())
   if len(values) == 1:
     return Interval(mean, np.nan, np.nan)
-  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+  quantile = special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
   half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
   return Interval(mean, mean - half, mean + half)
 

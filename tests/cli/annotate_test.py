@@ -321,7 +321,7 @@ def running(argv, **kwargs):
 @contextlib.contextmanager
 def served(tmp_path):
   """The command itself; yields its process and its address."""
-  argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'annotate', '--port=0', '--responses']
+  argv = [sys.executable, '-m', 'nlhf_jax', 'annotate', '--port=0', '--responses']
   argv += [f'{label}={tmp_path / label}.jsonl' for label in RESPONSES]
   argv += [f'--output={tmp_path / "votes.jsonl"}']
   with running(argv, stdout=subprocess.PIPE, text=True) as server:

@@ -25,7 +25,7 @@ class Process:
   def __init__(self, directory: pathlib.Path, *argv):
     self._log = directory / 'log'
     self._process = subprocess.Popen(
-      [sys.executable, '-m', 'nlhf_jax.cli.main', *map(str, argv)],
+      [sys.executable, '-m', 'nlhf_jax', *map(str, argv)],
       stdout=self._log.open('w'),
       stderr=subprocess.STDOUT,
       env=os.environ | {'PYTHONPATH': str(ROOT)},

@@ -293,7 +293,7 @@ def test_run_that_was_ended_repeats_no_call(answered, capsys, tmp_path, number):
     }
     log = tmp_path / 'log'
     process = subprocess.Popen(
-      [sys.executable, '-m', 'nlhf_jax.cli.main', *argv],
+      [sys.executable, '-m', 'nlhf_jax', *argv],
       env=environment,
       stderr=log.open('w'),
     )

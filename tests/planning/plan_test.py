@@ -72,7 +72,7 @@ def test_interconnect_within_a_node_and_network_beyond():
 
 
 def test_command_plans_for_devices_that_are_not_here(tmp_path, alone):
-  argv = [sys.executable, '-m', 'nlhf_jax.cli.main', 'plan', '--mesh=fsdp=2,tensor=2']
+  argv = [sys.executable, '-m', 'nlhf_jax', 'plan', '--mesh=fsdp=2,tensor=2']
   argv += ['--experiment=builtin/nash_md_pg', '--gin.sizes.network.num_layers=1']
   argv += [f'--output={tmp_path / "plan.json"}', '--chips', 'v5p']
   done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=False)

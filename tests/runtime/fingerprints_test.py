@@ -1,5 +1,6 @@
 """Fingerprints notice what a sum would not."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,3 +16,14 @@ def test_fingerprint_of_every_change_of_one_entry():
     assert len({fingerprint(x), *map(fingerprint, changed)}) == 36
   swapped = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[2.0, 1.0]])
   assert len({fingerprints.fingerprint_tree(x) for x in swapped}) == 2
+
+
+def test_fingerprint_on_the_host_is_that_on_the_device(monkeypatch):
+  rng = np.random.default_rng(0)
+  dtypes = 'float32', 'float16', 'bfloat16', 'float8_e4m3fn', 'int32', 'uint32', 'int8', 'bool'
+  arrays = {x: jnp.asarray(rng.normal(size=(5, 3, 2)), x) for x in dtypes}
+  arrays |= {'none': jnp.zeros((0, 3)), 'one': jnp.float32(3), 'key': jax.random.key(1)}
+  arrays |= {'special': jnp.asarray([np.nan, -0.0, np.inf, 0.0])}
+  on_host = fingerprints.fingerprint_arrays(arrays)
+  monkeypatch.setattr(fingerprints, '_SMALL', -1)
+  assert fingerprints.fingerprint_arrays(arrays) == on_host
