@@ -31,7 +31,7 @@ def child(arguments: list[str]) -> None:
   start = time.perf_counter()
   import jax
 
-  from nlhf_jax.cli import main
+  from nlhf_jax import __main__ as process
   from nlhf_jax.training import steps
 
   seconds = {'import': time.perf_counter() - start, 'programs': 0} | dict.fromkeys(PARTS, 0.0)
@@ -51,7 +51,8 @@ def child(arguments: list[str]) -> None:
     return result
 
   steps.Steps.__call__ = timed
-  assert main.main(arguments) == 0
+  sys.argv[1:] = arguments
+  assert process.main() == 0
   seconds['process'] = time.perf_counter() - start
   run_dir = pathlib.Path(next(a.split('=', 1)[1] for a in arguments if a.startswith('--run_dir')))
   row = json.loads((run_dir / 'metrics.jsonl').read_text().splitlines()[0])
@@ -78,7 +79,16 @@ def main() -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
         flags = ['train', f'--experiment={args.experiment}/{name}', f'--run_dir={run_dir}']
         flags += ['--gin.NUM_STEPS=1', '--gin.optimizers.warmup_linear.warmup_steps=0', *args.flags]
-        command = ['env', cache, sys.executable, __file__, '--child', *flags]
+        # The pages that `nlhf` takes: it would start again to get them.
+        command = [
+          'env',
+          cache,
+          'GLIBC_TUNABLES=glibc.malloc.hugetlb=1',
+          sys.executable,
+          __file__,
+          '--child',
+          *flags,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
           sys.exit(done.stderr)

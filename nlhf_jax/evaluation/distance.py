@@ -4,6 +4,7 @@ The curves tell apart what a table of trained policies cannot: a policy that has
 that got there on its training prompts alone.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -37,25 +38,29 @@ def make_measure(
 ) -> Callable[[Params], Distances]:
   """Parameters → the policy against all responses, beside its fixed point.
 
+  The prompts are read at once, their games and fixed points are made at the first measurement: until then training need not wait.
+
   Args:
     measured: the prompts.
     policy: π.
-    reference: the parameters of μ.
+    reference: the parameters of μ, which must last until then.
     fixed_point: of the method.
   """
   point = measured.fixed_point or fixed_point
-  score, parts = exact.enumerator(policy), {}
-  for split, load in measured.prompts.items():
-    prompts = load()
-    responses, scores = measured.enumeration(prompts)
-    prompt_games = exact.make_games(scores, score(reference, prompts, responses), [point])
-    parts[split] = prompts, responses, prompt_games
+  score = exact.enumerator(policy)
+  read = {split: load() for split, load in measured.prompts.items()}
+  parts = {split: (prompts, *measured.enumeration(prompts)) for split, prompts in read.items()}
+
+  @functools.cache
+  def games_of(split):
+    prompts, responses, scores = parts[split]
+    return exact.make_games(scores, score(reference, prompts, responses), [point])
 
   def measure(params):
     found = {}
-    for split, (prompts, responses, prompt_games) in parts.items():
+    for split, (prompts, responses, _) in parts.items():
       log_probs = score(params, prompts, responses)[None]
-      found[split] = exact.evaluate(log_probs, prompt_games, measured.tau, [point])
+      found[split] = exact.evaluate(log_probs, games_of(split), measured.tau, [point])
     return found
 
   return measure

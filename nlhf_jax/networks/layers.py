@@ -3,6 +3,7 @@
 Attention is in `attention`, T5's bias of relative positions in `position_bias`.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.arguments import Count, Positive
@@ -132,6 +134,7 @@ class Execution(NamedTuple):
 
 
 PLAIN = Execution()
+_ARRAYS = jax.Array, np.ndarray
 _REMAT = {'layers': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -146,20 +149,27 @@ def run(
 ) -> tuple[Any, list[Any]]:
   """Runs the layers of a stack one after another: x, y = layer(x, input of the layer, *args).
 
+  They are traced once for all where they have the same shapes; the program is as if each had been.
+
   Args:
     stack: bound modules of one kind.
     x: what the first layer gets.
     inputs: of each layer, besides what the layer before makes; all of one shape, or one object for all.
     execution: scanned, rematerialised, both or neither.
-    *args: what all layers get; what is no array or pytree of arrays must be hashable.
+    *args: what all layers get, a part of the collection `cache` that they write aside; what is no array or pytree of arrays
+      must be hashable.
 
   Returns:
     What the last layer makes, and the y of every layer.
   """
-  if execution == PLAIN or stack[0].is_initializing():
-    bound = zip(stack, inputs, strict=True)
+  bound = zip(stack, inputs, strict=True)
+  if not stack:
+    return x, []
+  if stack[0].is_initializing() or stack[0].has_rng('dropout'):
     return _one_by_one(lambda x, layer: layer[0](x, layer[1], *args), x, bound)
   apply = stack[0].clone(parent=None).apply
+  if execution == PLAIN:
+    return _one_by_one(_traced_once(apply, args), x, bound)
   weights = [layer.variables['params'] for layer in stack]
   common = all(own is inputs[0] for own in inputs)
 
@@ -173,6 +183,33 @@ def run(
     return _one_by_one(call, x, owned)
   x, stacked = jax.lax.scan(call, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *owned))
   return x, [jax.tree.map(operator.itemgetter(n), stacked) for n in range(len(stack))]
+
+
+def _traced_once(
+  apply: Callable[..., Any], args: tuple[Any, ...]
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+  """x, (layer, its input) → x, y: of layers that are alike, of which one is traced for all."""
+
+  def call(x: Any, bound: tuple[nn.Module, Any]) -> tuple[Any, Any]:
+    layer, own = bound
+    held = layer.variables
+    variables = {name: held[name] for name in ('params', 'cache') if name in held}
+    leaves, structure = jax.tree.flatten((x, own, *args))
+    # What is no array decides how the layer is traced.
+    fixed = tuple(None if isinstance(leaf, _ARRAYS) else (leaf,) for leaf in leaves)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)]
+    result, changed = traced(structure, fixed, variables, arrays)
+    for name, value in changed.get('cache', {}).items():
+      layer.put_variable('cache', name, value)
+    return result
+
+  @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+  def traced(structure, fixed, variables, arrays):
+    rest = iter(arrays)
+    leaves = [next(rest) if constant is None else constant[0] for constant in fixed]
+    return apply(variables, *jax.tree.unflatten(structure, leaves), mutable=['cache'])
+
+  return call
 
 
 def _one_by_one(

@@ -213,8 +213,7 @@ class Decoder(nn.Module):
     cache = kv_cache.advance(self, x.shape[1], max_decode_length, queries)
     x, positions = self._place(x, cache.positions, start, last)
     views, owns = self._views(cache.ages, cache.positions, encoded, (positions, last))
-    for layer, own in zip(self.layers, owns, strict=True):
-      x, _ = layer(x, own, positions, views, cache)
+    x, _ = layers.run(self.layers, x, owns, layers.PLAIN, positions, views, cache)
     return self.decoder_norm(x)
 
   def _place(self, x, queries: Int[Array, '#N Q'], start, last):

@@ -304,8 +304,8 @@ class Decoder(nn.Module):
     cache = kv_cache.advance(self, x.shape[1], max_decode_length, positions)
     mask = (cache.ages <= cache.positions[..., None])[:, None]
     bias = self.relpos_bias(-cache.ages)
-    for layer, own in zip(self.layers, self._each(encoded), strict=True):
-      x, _ = layer(x, own, mask, cross_mask, bias, True, cache)
+    args = mask, cross_mask, bias, True, cache
+    x, _ = layers.run(self.layers, x, self._each(encoded), layers.PLAIN, *args)
     return self.decoder_norm(x)
 
   def _each(self, encoded):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -293,7 +294,9 @@ def _measure_maker(
     )
 
   def make() -> Measure:
-    reference = steps.over_base(start).online
+    # The first update overwrites what training starts from, which is measured against later.
+    kept = start._replace(online=jax.tree.map(jnp.copy, start.online))
+    reference = steps.over_base(kept).online
     find = distance.make_measure(measured, policy, reference, algorithm.fixed_point)
 
     def measure(params: PolicyParams, step: int) -> dict[str, float]:
