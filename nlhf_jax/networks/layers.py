@@ -162,14 +162,14 @@ def run(
   Returns:
     What the last layer makes, and the y of every layer.
   """
-  bound = zip(stack, inputs, strict=True)
   if not stack:
     return x, []
+  bound = zip(stack, inputs, strict=True)
   if stack[0].is_initializing() or stack[0].has_rng('dropout'):
     return _one_by_one(lambda x, layer: layer[0](x, layer[1], *args), x, bound)
-  apply = stack[0].clone(parent=None).apply
   if execution == PLAIN:
-    return _one_by_one(_traced_once(apply, args), x, bound)
+    return _one_by_one(_traced_once(stack[0], args), x, bound)
+  apply = stack[0].clone(parent=None).apply
   weights = [layer.variables['params'] for layer in stack]
   common = all(own is inputs[0] for own in inputs)
 
@@ -185,10 +185,10 @@ def run(
   return x, [jax.tree.map(operator.itemgetter(n), stacked) for n in range(len(stack))]
 
 
-def _traced_once(
-  apply: Callable[..., Any], args: tuple[Any, ...]
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-  """x, (layer, its input) → x, y: of layers that are alike, of which one is traced for all."""
+def _traced_once(first: nn.Module, args: tuple[Any, ...]) -> Callable[[Any, Any], tuple[Any, Any]]:
+  """x, (layer, its input) → x, y: of layers that are as the first, of which one is traced for all."""
+  written = ['cache'] if first.is_mutable_collection('cache') else []
+  apply = functools.partial(first.clone(parent=None).apply, mutable=written)
 
   def call(x: Any, bound: tuple[nn.Module, Any]) -> tuple[Any, Any]:
     layer, own = bound
@@ -207,7 +207,7 @@ def _traced_once(
   def traced(structure, fixed, variables, arrays):
     rest = iter(arrays)
     leaves = [next(rest) if constant is None else constant[0] for constant in fixed]
-    return apply(variables, *jax.tree.unflatten(structure, leaves), mutable=['cache'])
+    return apply(variables, *jax.tree.unflatten(structure, leaves))
 
   return call
 
