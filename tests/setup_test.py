@@ -91,6 +91,7 @@ FLOORS = {
   't5x_bridge': 5,
   'algorithms': 7,
   'cli': 8,
+  '__main__': 9,
 }
 
 

@@ -422,3 +422,7 @@ _COMMANDS = {
   'judge': judge.judge,
   'personalise': personalise.personalise,
 }
+
+
+if __name__ == '__main__':
+  sys.exit('The command line is python -m nlhf_jax, or nlhf.')
