@@ -7,10 +7,10 @@
 //
 // size is a multiple of 16. What must not be seen has a bias that is far below all logits.
 
+#define LOAD load_ahead
 #include "kernel.h"
 
-// FETCHED: as many keys or values as the second cache holds beside others.
-enum { MOST_PARTS = 2, FETCHED = 1 << 15 };
+enum { MOST_PARTS = 2, BLOCK = 8 };
 
 typedef struct {
   const char *key, *value;
@@ -65,42 +65,48 @@ static float exponentials(float* x, int64_t length) {
   return total;
 }
 
-// y [rows, columns] = x W, or += where it adds; W [inputs, columns] is dense.
-static void multiply(const float* x, int64_t x_stride, const char* weights, float* y, int64_t y_stride, int64_t rows,
-                     int64_t inputs, int64_t columns, int adds, int is_bfloat16) {
-  if (columns < PANEL) {  // Of keys: values have whole panels, and they alone are added up.
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t c = 0; c < columns; c++) {
+// Some columns of y = x K, or what BLOCK inputs from the i-th on add to them; K is dense.
+INLINE void add_block(const Tile* t, int64_t i, int64_t column, int rows, float* y, int64_t y_stride, int is_bfloat16) {
+  Floats sum[ROWS];
+  for (int r = 0; r < rows; r++) sum[r] = i ? *(Floats*)(y + y_stride * r) : (Floats){0};
+  for (int k = 0; k < BLOCK; k++) {
+    int64_t at = t->columns * (i + k) + column;
+    Floats key = load_ahead(t->weights, at, is_bfloat16);
+    for (int r = 0; r < rows; r++) sum[r] += t->x[t->x_stride * r + i + k] * key;
+  }
+  for (int r = 0; r < rows; r++) *(Floats*)(y + y_stride * r) = sum[r];
+}
+
+// y = x K, K read in the order of memory: it has more columns than there are registers for, so sums are in the first cache.
+INLINE void logits_of(const Tile* t, int rows, int is_bfloat16) {
+  int64_t last = t->columns - WIDTH;
+  float ends[ROWS * WIDTH];  // Of the last columns, some of which are among others too.
+  if (last < 0) {
+    for (int r = 0; r < rows; r++)
+      for (int64_t c = 0; c < t->columns; c++) {
         float sum = 0;
-        for (int64_t i = 0; i < inputs; i++)
-          sum += x[x_stride * r + i] * load_one(weights, columns * i + c, is_bfloat16);
-        y[y_stride * r + c] = sum;
+        for (int64_t i = 0; i < t->inputs; i++)
+          sum += t->x[t->x_stride * r + i] * load_one(t->weights, t->columns * i + c, is_bfloat16);
+        t->y[t->y_stride * r + c] = sum;
       }
     return;
   }
-  // Tiles jump from input to input; fetched in order, what they read is there when they come.
-  if (inputs * columns < FETCHED)
-    for (int64_t n = 0; n < inputs * columns; n += 16) __builtin_prefetch(weights + size_of(is_bfloat16) * n);
-  for (int64_t column = 0; column < columns;) {
-    int64_t left = columns - column;
-    // What does not fill a panel is in one that begins before it, and is computed again.
-    if (left < PANEL) column = columns - PANEL, left = PANEL;
-    int64_t most = PANEL * (rows * MOST_PANELS <= SUMS ? MOST_PANELS : PANELS);
-    int64_t width = left >= most ? most : left / PANEL * PANEL;
-    Tile tile = {
-        .x = x,
-        .x_stride = x_stride,
-        .weights = weights + size_of(is_bfloat16) * column,
-        .input_stride = columns,
-        .panel_stride = PANEL,
-        .y = y + column,
-        .y_stride = y_stride,
-        .columns = width,
-        .inputs = inputs,
-        .adds = adds,
-    };
-    multiply_tile(tile, rows, is_bfloat16);
-    column += width;
+  for (int64_t i = 0; i < t->inputs; i += BLOCK) {
+    for (int64_t c = 0; c < last; c += WIDTH) add_block(t, i, c, rows, t->y + c, t->y_stride, is_bfloat16);
+    add_block(t, i, last, rows, ends, WIDTH, is_bfloat16);
+  }
+  for (int r = 0; r < rows; r++) memcpy(t->y + t->y_stride * r + last, ends + WIDTH * r, sizeof(Floats));
+}
+
+// The same with loops that unroll.
+#define LOGITS(rows, is_bfloat16)                      \
+  case rows + 16 * is_bfloat16:                        \
+    if (rows <= ROWS) logits_of(t, rows, is_bfloat16); \
+    break;
+#define LOGITS_OF(rows) LOGITS(rows, 0) LOGITS(rows, 1)
+static __attribute__((noinline)) void logits_of_rows(const Tile* t, int rows, int is_bfloat16) {
+  switch (rows + 16 * !!is_bfloat16) {
+    LOGITS_OF(1) LOGITS_OF(2) LOGITS_OF(3) LOGITS_OF(4) LOGITS_OF(5) LOGITS_OF(6) LOGITS_OF(7) LOGITS_OF(8)
   }
 }
 
@@ -111,21 +117,54 @@ static void add_bias(const Attention* a, const Part* part, int64_t lane, int64_t
     for (int64_t s = 0; s < part->length; s++) logits[a->length * q + s] += bias[s];
 }
 
-// Of the lanes from `first` on, which are together: logits of a part, or (of values) its share of what is attended.
-static void multiply_part(const Attention* a, int n, int64_t first, int64_t head, float* queries, float* logits,
-                          float* out) {
-  const Part* part = &a->parts[n];
-  int64_t sharing = a->lanes / part->rows, common = sharing < a->together ? sharing : a->together;
-  for (int64_t lane = 0; lane < a->together; lane += common) {
-    int64_t at = part->length * a->size * (a->heads * ((first + lane) / sharing) + head) * size_of(a->is_bfloat16);
-    int64_t row = a->queries * lane;
-    float* of_part = logits + a->length * row + part->start;
-    if (queries)
-      multiply(queries + a->size * row, a->size, part->key + at, of_part, a->length, common * a->queries, a->size,
-               part->length, 0, a->is_bfloat16);
-    else
-      multiply(of_part, a->length, part->value + at, out + a->size * row, a->size, common * a->queries, part->length,
-               a->size, n > 0, a->is_bfloat16);
+// Lanes that share a row of a part, as many as are together.
+static int64_t common(const Attention* a, const Part* part) {
+  int64_t sharing = a->lanes / part->rows;
+  return sharing < a->together ? sharing : a->together;
+}
+
+// Where a lane's keys of a head begin, or its values.
+static const char* held(const Attention* a, const Part* part, const char* array, int64_t lane, int64_t head) {
+  int64_t row = lane / (a->lanes / part->rows);
+  return array + size_of(a->is_bfloat16) * part->length * a->size * (a->heads * row + head);
+}
+
+// Logits of a part, for the lanes from `first` on, which are together.
+static void ask_keys(const Attention* a, const Part* part, int64_t first, int64_t head, float* queries, float* logits) {
+  for (int64_t lane = 0; lane < a->together; lane += common(a, part)) {
+    Tile tile = {
+        .x = queries + a->size * a->queries * lane,
+        .x_stride = a->size,
+        .weights = held(a, part, part->key, first + lane, head),
+        .y = logits + a->length * a->queries * lane + part->start,
+        .y_stride = a->length,
+        .columns = part->length,
+        .inputs = a->size,
+    };
+    for (int64_t rows = common(a, part) * a->queries; rows > 0; rows -= ROWS) {
+      logits_of_rows(&tile, rows < ROWS ? (int)rows : ROWS, a->is_bfloat16);
+      tile.x += ROWS * tile.x_stride;
+      tile.y += ROWS * tile.y_stride;
+    }
+  }
+}
+
+// Adds a part's share of what is attended, by weights in place of the logits.
+static void add_values(const Attention* a, const Part* part, int64_t first, int64_t head, float* weights, float* out) {
+  for (int64_t lane = 0; lane < a->together; lane += common(a, part)) {
+    Tile tile = {
+        .x = weights + a->length * a->queries * lane + part->start,
+        .x_stride = a->length,
+        .weights = held(a, part, part->value, first + lane, head),
+        .input_stride = a->size,
+        .panel_stride = PANEL,
+        .y = out + a->size * a->queries * lane,
+        .y_stride = a->size,
+        .columns = a->size,
+        .inputs = part->length,
+        .adds = part->start > 0,
+    };
+    multiply_tile(tile, common(a, part) * a->queries, a->is_bfloat16);
   }
 }
 
@@ -145,7 +184,7 @@ static void head_of_lanes(const void* task, int64_t number) {
   for (int64_t row = 0; row < rows; row++)
     for (int64_t s = a->length - WIDTH; s < a->length; s++) logits[a->length * row + s] = -__builtin_inff();
   for (int n = 0; n < a->num_parts; n++) {
-    multiply_part(a, n, first, head, queries, logits, NULL);
+    ask_keys(a, &a->parts[n], first, head, queries, logits);
     for (int64_t lane = 0; lane < a->together; lane++)
       add_bias(a, &a->parts[n], first + lane, head, logits + a->length * a->queries * lane + a->parts[n].start);
   }
@@ -154,7 +193,7 @@ static void head_of_lanes(const void* task, int64_t number) {
     float scale = 1 / exponentials(weights, a->length);
     for (int64_t s = 0; s < a->length; s++) weights[s] *= scale;
   }
-  for (int n = 0; n < a->num_parts; n++) multiply_part(a, n, first, head, NULL, logits, out);
+  for (int n = 0; n < a->num_parts; n++) add_values(a, &a->parts[n], first, head, logits, out);
   for (int64_t lane = 0; lane < a->together; lane++)
     memcpy(a->out + of_lane * (a->heads * (first + lane) + head), out + of_lane * lane, 4 * of_lane);
   free(queries);
