@@ -6,7 +6,7 @@ import sys
 
 # New containers of Python's between two looks for cycles among them. Tracing and imports make millions that live on: at the
 # default of 700 these looks took a seventh of the time to a first step.
-_GARBAGE_THRESHOLD = 200_000
+_GARBAGE_THRESHOLD = 50_000
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ The curves tell apart what a table of trained policies cannot: a policy that has
 that got there on its training prompts alone.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -50,17 +49,20 @@ def make_measure(
   score = exact.enumerator(policy)
   read = {split: load() for split, load in measured.prompts.items()}
   parts = {split: (prompts, *measured.enumeration(prompts)) for split, prompts in read.items()}
-
-  @functools.cache
-  def games_of(split):
-    prompts, responses, scores = parts[split]
-    return exact.make_games(scores, score(reference, prompts, responses), [point])
+  games: dict[str, list[exact.PromptGame]] = {}
+  # Until the games are made.
+  kept = [reference]
 
   def measure(params):
+    if kept:
+      for split, (prompts, responses, scores) in parts.items():
+        log_probs = score(kept[0], prompts, responses)
+        games[split] = exact.make_games(scores, log_probs, [point])
+      kept.clear()
     found = {}
     for split, (prompts, responses, _) in parts.items():
       log_probs = score(params, prompts, responses)[None]
-      found[split] = exact.evaluate(log_probs, games_of(split), measured.tau, [point])
+      found[split] = exact.evaluate(log_probs, games[split], measured.tau, [point])
     return found
 
   return measure

@@ -37,7 +37,13 @@ class HasInit(Protocol):
 
 def logical_axes(network: HasInit) -> Any:
   """Names of the axes of a network's parameters: a tree like that of `init`, with a tuple for each array."""
-  return flax.traverse_util.unflatten_dict(_names_by_path(cast(Hashable, network)))
+  try:
+    hash(network)
+  except TypeError:  # Some attribute is a list or an array.
+    find = _names_by_path.__wrapped__
+  else:
+    find = _names_by_path
+  return flax.traverse_util.unflatten_dict(find(cast(Hashable, network)))
 
 
 # A run asks for each of its models, and for each player of each program.

@@ -164,18 +164,18 @@ def run(
   """
   if not stack:
     return x, []
-  bound = zip(stack, inputs, strict=True)
-  if stack[0].is_initializing() or stack[0].has_rng('dropout'):
-    return _one_by_one(lambda x, layer: layer[0](x, layer[1], *args), x, bound)
-  if execution == PLAIN:
-    return _one_by_one(_traced_once(stack[0], args), x, bound)
+  if execution == PLAIN or stack[0].is_initializing():
+    apart = lambda x, layer: layer[0](x, layer[1], *args)
+    call = _traced_once(stack[0], args) if _may_be_traced_once(stack[0], x) else apart
+    return _one_by_one(call, x, zip(stack, inputs, strict=True))
   apply = stack[0].clone(parent=None).apply
   weights = [layer.variables['params'] for layer in stack]
   common = all(own is inputs[0] for own in inputs)
 
-  def call(x, layer):
+  def own_call(x, layer):
     return apply({'params': layer[0]}, x, inputs[0] if common else layer[1], *args)
 
+  call = own_call
   if execution.remat != 'none':
     call = jax.checkpoint(call, policy=_REMAT[execution.remat], prevent_cse=not execution.scan)
   owned = list(zip(weights, [None] * len(stack) if common else inputs, strict=True))
@@ -183,6 +183,14 @@ def run(
     return _one_by_one(call, x, owned)
   x, stacked = jax.lax.scan(call, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *owned))
   return x, [jax.tree.map(operator.itemgetter(n), stacked) for n in range(len(stack))]
+
+
+def _may_be_traced_once(layer: nn.Module, x: Any) -> bool:
+  """Whether the layers are traced at all, and each makes nothing of its own but what it returns and caches."""
+  owns = layer.has_rng('dropout') or layer.is_mutable_collection('intermediates')
+  if owns or layer.is_initializing():
+    return False
+  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((x, layer.variables)))
 
 
 def _traced_once(first: nn.Module, args: tuple[Any, ...]) -> Callable[[Any, Any], tuple[Any, Any]]:

@@ -118,7 +118,8 @@ def load_arrays(
 
 def first_not_finite(tree: Any) -> str | None:
   """The path of an array that has NaN or infinities; None: all are finite."""
-  is_finite = lambda x: np.isfinite(x).all() if fingerprints.is_small(x) else _is_finite(x)
+  on_host = lambda x: np.isfinite(x).all()
+  is_finite = on_host if fingerprints.is_small(tree) else _is_finite
   all_finite = jax.device_get(jax.tree.map(is_finite, tree))
   for path, finite in jax.tree_util.tree_leaves_with_path(all_finite):
     if not finite:

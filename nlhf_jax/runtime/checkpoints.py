@@ -412,7 +412,11 @@ def _agreed(load: Callable[[], _T]) -> _T:
     if error is None and not intact.all():
       error = CorruptCheckpointError(f'process {int(np.argmin(intact))} cannot read its shards')
   if error is not None:
-    raise error
+    try:
+      raise error
+    finally:
+      # By its traceback and this frame it would hold all that was read.
+      del error
   return result
 
 

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Numbers of an array that NumPy goes through sooner than XLA compiles a program for its shape.
-_SMALL = 1 << 20
+# Numbers of a tree's arrays that NumPy goes through sooner than XLA compiles a program for each shape.
+_SMALL = 1 << 22
 
 
 def fingerprint_arrays(tree: Any) -> dict[str, int]:
   """A number for each array, by its path: any change to any one entry changes it, its sharding does not."""
-  number = lambda x: _number_on_host(np.asarray(x)) if is_small(x) else _number_on_device(x)
+  tree = jax.tree.map(_plain, tree)
   # On the device by one program for each shape, and not one for all arrays, which takes longer to compile than to run.
-  numbers = jax.device_get(jax.tree.map(lambda x: number(_plain(x)), tree))
+  number = _number_on_host if is_small(tree) else _number_on_device
+  numbers = jax.device_get(jax.tree.map(number, tree))
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): int(x)
     for path, x in jax.tree_util.tree_leaves_with_path(numbers)
@@ -33,17 +34,20 @@ def fingerprint_json(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_small(x: jax.Array | np.ndarray) -> bool:
-  """Whether this process has all of an array, and so little that NumPy is the faster way through it."""
-  return x.size <= _SMALL and (isinstance(x, np.ndarray) or x.is_fully_addressable)
+def is_small(tree: Any) -> bool:
+  """Whether this process has all of a tree's arrays of JAX, and NumPy is the faster way through them."""
+  leaves = jax.tree.leaves(tree)
+  return sum(x.size for x in leaves) <= _SMALL and all(x.is_fully_addressable for x in leaves)
 
 
-def _plain(x: jax.Array) -> jax.Array:
-  """The numbers of a typed key; all else as it is."""
+def _plain(x: Any) -> jax.Array:
+  """As an array of JAX; of a typed key its numbers."""
+  x = jnp.asarray(x)
   return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
-def _number_on_host(x: np.ndarray) -> np.uint32:
+def _number_on_host(array: jax.Array) -> np.uint32:
+  x = np.asarray(array)
   bits = np.ravel(x if x.dtype == bool else x.view(f'uint{8 * x.dtype.itemsize}'))
   return _sum_of_bits(bits, np.arange(x.size, dtype=np.uint32))
 

@@ -143,12 +143,22 @@ def train(
     hooks.trace(done, rollout)
     last = hooks.stop(done) or done == num_steps
     if done % log_every == 0 or done == num_steps:
-      hooks.log(done, window.close() | hooks.measure(state.params, done))
+      measured = _measure(hooks, state, window)
+      hooks.log(done, window.close() | measured)
     if last or (save_every and done % save_every == 0):
       hooks.save(state, window.sums())
     if last:
       break
   return state
+
+
+def _measure(hooks: Hooks, state: TrainState, window: '_Window') -> dict[str, float]:
+  """What is measured of a state; where that fails, what has been trained is kept."""
+  try:
+    return hooks.measure(state.params, int(state.step))
+  except Exception:
+    hooks.save(state, window.sums())
+    raise
 
 
 def _read_ahead(

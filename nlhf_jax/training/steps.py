@@ -1,7 +1,9 @@
 """One step of a method as compiled programs: sample, score, update; the sets besides θ then move."""
 
 import contextlib
+import contextvars
 import functools
+import logging
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -144,8 +146,8 @@ class Steps:
       self._compiles_ahead = False
       self._compile_updates(state, params, batch, rng)
     rollout = self._roll_out(params, batch, rng, clock)
-    if update in self._compiling:
-      futures.wait([self._compiling.pop(update)])
+    if update in self._compiling and (error := self._compiling.pop(update).exception()):
+      logging.debug('The update was not compiled ahead: %s', error)
     trained, first = self.trained(state), state.step * self._num_updates
     for number in range(self._num_updates):
       trained, metrics = update(trained, state.params.base, rollout, first + number)
@@ -171,7 +173,8 @@ class Steps:
 
     wanted = [self.update] if self.half_step is None else [self.half_update, self.update]
     with_one_thread = futures.ThreadPoolExecutor(max_workers=1)
-    self._compiling = {update: with_one_thread.submit(compile, update) for update in wanted}
+    start = lambda update: with_one_thread.submit(contextvars.copy_context().run, compile, update)
+    self._compiling = {update: start(update) for update in wanted}
     with_one_thread.shutdown(wait=False)
 
   def _roll_out(self, params: PolicyParams, batch: Batch, rng: PRNGKey, clock: Clock) -> Batch:

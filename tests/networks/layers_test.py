@@ -66,3 +66,13 @@ def test_no_two_layers_drop_the_same(variables):
   y, _ = Stack().apply(variables, jnp.ones((1000, 3)), jnp.zeros(3), rngs=rngs)
   # Layers double what they keep: 1 → 13 → 48 → 127 where nothing is dropped. Were the masks one, that would be half of all.
   assert np.mean(y == 127) == pytest.approx(1 / 8, abs=0.03)
+
+
+def test_layers_that_keep_more_are_run_by_themselves(variables):
+  """Outside of a program nothing is compiled for them; what they sow or capture is not lost."""
+  x, common = jnp.ones((2, 3)), jnp.ones(3)
+  Stack().apply(variables, x, common)
+  assert TRACED == [1, 2, 1]
+  capture = lambda variables: Stack().apply(variables, x, common, capture_intermediates=True)
+  _, captured = jax.jit(capture)(variables)
+  assert {'layers_0', 'layers_1', 'layers_2'} <= captured['intermediates'].keys()

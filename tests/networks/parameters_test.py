@@ -1,5 +1,6 @@
 """Parameters that are declared: drawn together, with Linen's numbers."""
 
+import dataclasses
 import re
 
 import jax
@@ -61,3 +62,12 @@ def test_error_of_weights_of_another_shape():
     ValueError, match=r'decoder/decoder_norm/scale must have the shape \(\d+,\), got \(3,\)'
   ):
     network.apply({'params': params}, tokens, tokens, tokens, enable_dropout=False)
+
+
+def test_axes_of_a_network_that_cannot_be_hashed():
+  network = tiny.t5_network()
+  config = dataclasses.replace(network.config, mlp_activations=list(network.config.mlp_activations))
+  with_list = network.clone(config=config)
+  with pytest.raises(TypeError):
+    hash(with_list)
+  assert axes.logical_axes(with_list) == axes.logical_axes(network)

@@ -24,6 +24,14 @@ def test_fingerprint_on_the_host_is_that_on_the_device(monkeypatch):
   arrays = {x: jnp.asarray(rng.normal(size=(5, 3, 2)), x) for x in dtypes}
   arrays |= {'none': jnp.zeros((0, 3)), 'one': jnp.float32(3), 'key': jax.random.key(1)}
   arrays |= {'special': jnp.asarray([np.nan, -0.0, np.inf, 0.0])}
+  # Other arrays are as JAX would have them.
+  arrays |= {'float64': np.array([1.0, 2.0]), 'int64': np.arange(5), 'scalar': np.float32(2)}
   on_host = fingerprints.fingerprint_arrays(arrays)
   monkeypatch.setattr(fingerprints, '_SMALL', -1)
   assert fingerprints.fingerprint_arrays(arrays) == on_host
+
+
+def test_numpy_float64_is_what_jax_makes_of_it():
+  one, two, narrow = np.array([1.0]), np.array([2.0]), np.array([1.0], np.float32)
+  found = fingerprints.fingerprint_arrays({'one': one, 'two': two, 'narrow': narrow})
+  assert found['one'] == found['narrow'] != found['two']

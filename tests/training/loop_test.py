@@ -166,6 +166,19 @@ def test_bad_options_are_refused(options, message, sft):
     loop.train(sft, optimizer, state, iter(()), QUIET, num_steps=1, **options)
 
 
+def test_what_was_trained_is_kept_where_measuring_fails(sft):
+  saved, optimizer = [], optax.sgd(0.1)
+
+  def measure(params, step):
+    raise ValueError('no fixed point')
+
+  hooks = loop.Hooks(save=lambda state, sums: saved.append(int(state.step)), measure=measure)
+  state = loop.init_state(sft, optimizer, 0)
+  with pytest.raises(ValueError, match='no fixed point'):
+    loop.train(sft, optimizer, state, demonstrations(), hooks, num_steps=5, log_every=2)
+  assert saved == [2]
+
+
 def _ragged_prompts():
   number = 0
   while True:
