@@ -84,13 +84,22 @@ class Setting:
     return layout.state_shardings(shapes, self.policy.axes())
 
   def train(self, layout=None, num_microbatches=1):
-    """The last state, the metrics of each step, and the responses that the last policy draws."""
+    """The last state, the metrics of each step, and the responses that the last policy draws.
+
+    On a mesh the update is compiled ahead; `num_updates` are its programs.
+    """
     start, weights, shardings = self.start, self.weights, None
     if layout is not None:
       shardings = self.shardings(layout)
       start = partitioning.put(start, shardings.params.online)
       weights = partitioning.put(weights, layout.param_shardings(weights, self.judge.axes()))
-    rows = []
+    rows, compiled = [], []
+
+    def listen(event, duration, **about):
+      if event == '/jax/core/compile/backend_compile_duration' and 'update' in str(about):
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     state = loop.train(
       self.method(weights),
       self.optimizer,
@@ -99,9 +108,12 @@ class Setting:
       loop.Hooks(lambda step, means: rows.append(means), lambda *_: None),
       num_steps=2,
       num_microbatches=num_microbatches,
+      compiles_ahead=layout is not None,
       log_every=1,
       layout=layout,
     )
+    jax.monitoring.unregister_event_duration_listener(listen)
+    self.num_updates = len(compiled)
     rows = [{k: v for k, v in row.items() if 'second' not in k} for row in rows]
     prompts = next(batches()) if layout is None else layout.shard_rows(next(batches()))
     tokens = jax.jit(self.policy.sample)(state.params.online, prompts, jax.random.PRNGKey(3)).tokens
@@ -128,6 +140,7 @@ def compare(setting, single, layout, **options):
     'metrics': max(abs(a[k] - b[k]) for a, b in zip(single[1], rows, strict=True) for k in a),
     'moved': min(map(gap, *map(jax.tree.leaves, (setting.start, state.params.online)))),
     'tokens': int((single[2] != tokens).sum()),
+    'updates': setting.num_updates,
     'shard': kernel.addressable_shards[0].data.size / kernel.size,
   }
 

@@ -40,6 +40,8 @@ def test_equal_numbers_on_every_mesh(family, meshes):
     assert found[mesh]['state'] < 1e-5, mesh
     assert found[mesh]['metrics'] < 1e-5, mesh
     assert found[mesh]['tokens'] == 0, mesh
+    # The program that was compiled ahead is the one that is run.
+    assert found[mesh]['updates'] == 1, mesh
     assert found[mesh]['shard'] == 1 / (fsdp * tensor), mesh
     assert found[mesh]['logits'] * data * fsdp * tensor == 16 * LENGTH * VOCAB, mesh
   if '2x2x2' in meshes:
