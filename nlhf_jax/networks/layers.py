@@ -165,17 +165,18 @@ def run(
   if not stack:
     return x, []
   if execution == PLAIN or stack[0].is_initializing():
-    apart = lambda x, layer: layer[0](x, layer[1], *args)
-    call = _traced_once(stack[0], args) if _may_be_traced_once(stack[0], x) else apart
-    return _one_by_one(call, x, zip(stack, inputs, strict=True))
+    once = _may_be_traced_once(stack[0], x)
+    own_call = (
+      _traced_once(stack[0], args) if once else lambda x, layer: layer[0](x, layer[1], *args)
+    )
+    return _one_by_one(own_call, x, zip(stack, inputs, strict=True))
   apply = stack[0].clone(parent=None).apply
   weights = [layer.variables['params'] for layer in stack]
   common = all(own is inputs[0] for own in inputs)
 
-  def own_call(x, layer):
+  def call(x, layer):
     return apply({'params': layer[0]}, x, inputs[0] if common else layer[1], *args)
 
-  call = own_call
   if execution.remat != 'none':
     call = jax.checkpoint(call, policy=_REMAT[execution.remat], prevent_cse=not execution.scan)
   owned = list(zip(weights, [None] * len(stack) if common else inputs, strict=True))

@@ -163,7 +163,7 @@ class Steps:
     """Starts to compile them on a thread. What fails there is left: the update's own call meets it again, where it is heard."""
     rollout = self.sample.eval_shape(params, batch, rng)
     arguments = self.trained(state), state.params.base
-    first = state.step * self._num_updates + 0
+    first = state.step * self._num_updates
     layout = self._layout
 
     def compile(update):

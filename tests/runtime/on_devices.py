@@ -23,7 +23,7 @@ from nlhf_jax.planning import hlo, programs
 from nlhf_jax.runtime import partitioning
 from nlhf_jax.training import loop, parameter_sets
 from nlhf_jax.types import Prompts
-from tests import tiny
+from tests import compilations, tiny
 
 VOCAB, EMBED, LENGTH, HEADS = 88, 32, 7, 4
 # Besides the reference.
@@ -93,26 +93,20 @@ class Setting:
       shardings = self.shardings(layout)
       start = partitioning.put(start, shardings.params.online)
       weights = partitioning.put(weights, layout.param_shardings(weights, self.judge.axes()))
-    rows, compiled = [], []
-
-    def listen(event, duration, **about):
-      if event == '/jax/core/compile/backend_compile_duration' and 'update' in str(about):
-        compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    state = loop.train(
-      self.method(weights),
-      self.optimizer,
-      self.state(start, shardings),
-      batches(),
-      loop.Hooks(lambda step, means: rows.append(means), lambda *_: None),
-      num_steps=2,
-      num_microbatches=num_microbatches,
-      compiles_ahead=layout is not None,
-      log_every=1,
-      layout=layout,
-    )
-    jax.monitoring.unregister_event_duration_listener(listen)
+    rows = []
+    with compilations.counted('update') as compiled:
+      state = loop.train(
+        self.method(weights),
+        self.optimizer,
+        self.state(start, shardings),
+        batches(),
+        loop.Hooks(lambda step, means: rows.append(means), lambda *_: None),
+        num_steps=2,
+        num_microbatches=num_microbatches,
+        compiles_ahead=layout is not None,
+        log_every=1,
+        layout=layout,
+      )
     self.num_updates = len(compiled)
     rows = [{k: v for k, v in row.items() if 'second' not in k} for row in rows]
     prompts = next(batches()) if layout is None else layout.shard_rows(next(batches()))

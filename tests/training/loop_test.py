@@ -14,6 +14,7 @@ from nlhf_jax.models.policy import as_rollout
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import loop, optimizers, parameter_sets, steps
 from nlhf_jax.types import Algorithm, Demonstration, Losses, Prompts
+from tests import compilations
 
 QUIET = loop.Hooks()
 
@@ -200,12 +201,6 @@ def _ragged_prompts():
 )
 def test_nothing_compiles_after_the_first_steps(method, tiny_policy, tiny_params):
   """Twenty steps on prompts and responses of all lengths run the programs of the first two."""
-  compiled = []
-
-  def listen(event, *args, **kwargs):
-    if event == '/jax/core/compile/backend_compile_duration':
-      compiled.append(event)
-
   length = lambda tokens: jnp.sum(tokens > 0, axis=-1).astype(jnp.float32)
   prefers_short = jax.jit(lambda x, y, other: jax.nn.sigmoid(length(other) - length(y)))
   algorithm, optimizer = method(tiny_policy, prefers_short), optax.adam(1e-3)
@@ -217,13 +212,10 @@ def test_nothing_compiles_after_the_first_steps(method, tiny_policy, tiny_params
   def advance(steps):
     before.append(len(compiled))
 
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compilations.counted() as compiled:
     hooks = loop.Hooks(advance=advance)
     batches = _ragged_prompts()
     loop.train(algorithm, optimizer, state, batches, hooks, num_steps=22)
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
   assert len(before) == 22
   assert before[1] > 0  # They are counted.
   assert len(compiled) == before[1]

@@ -12,6 +12,7 @@ import pytest
 from nlhf_jax import algorithms
 from nlhf_jax.runtime import partitioning
 from nlhf_jax.training import loop
+from tests import compilations
 
 ON_MESH = partitioning.Layout(partitioning.make_mesh(partitioning.Devices(), jax.devices()[:1]))
 prefers_small = jax.jit(lambda x, y, other: jax.nn.sigmoid((other[:, 0] - y[:, 0]) * 1.0))
@@ -29,24 +30,15 @@ def counted(algorithm, traced):
 
 def train(algorithm, params, prompts, layout, **options):
   """Parameters after two steps, and how many programs named `update` were compiled."""
-  compiled = []
-
-  def listen(event, duration, **about):
-    if event == '/jax/core/compile/backend_compile_duration' and 'update' in str(about):
-      compiled.append(event)
-
   optimizer = optax.adam(0.01)
   with contextlib.nullcontext() if layout is None else layout.active():
     start = {'online': params[0], 'given': {'reference': params[1]}}
     state = loop.init_state(algorithm, optimizer, 0, **start)
     if layout is not None:
       state = partitioning.put(state, jax.tree.map(lambda _: layout.replicated, state))
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-      batches = iter([prompts] * 2)
+    batches = iter([prompts] * 2)
+    with compilations.counted('update') as compiled:
       run = loop.train(algorithm, optimizer, state, batches, num_steps=2, layout=layout, **options)
-    finally:
-      jax.monitoring.unregister_event_duration_listener(listen)
   return run.params.online, len(compiled)
 
 
