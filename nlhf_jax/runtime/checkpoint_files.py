@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+import nlhf_jax
 from nlhf_jax.runtime import fingerprints
 
 ARRAYS, METADATA = 'default', 'run_metadata'
 _METADATA_OF_0_1 = 'facts'
 # As XLA and TensorStore call them.
 _OF_THE_MACHINE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'UNAVAILABLE')
-_PACKAGES = ('nlhf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 class CorruptCheckpointError(Exception):
@@ -39,7 +40,9 @@ def describe(arrays: Any, step: int, metadata: dict[str, Any]) -> dict[str, Any]
     step: updates done.
     metadata: what else a resumed run needs, in JSON.
   """
-  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  # Of a checkout that was not installed, too: the version that runs, whatever is installed beside it.
+  versions = {'nlhf_jax': nlhf_jax.__version__}
+  versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
   written = {
     'step': step,
     'fingerprints': fingerprints.fingerprint_arrays(arrays),

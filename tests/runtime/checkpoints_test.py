@@ -1,5 +1,6 @@
 """What is restored is what was saved; what does not fit is named."""
 
+import importlib.metadata
 import pathlib
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import nlhf_jax
 from nlhf_jax.runtime import checkpoints
 from nlhf_jax.training import parameter_sets
 from nlhf_jax.types import PolicyParams, TrainState
@@ -199,6 +201,20 @@ def test_metadata_and_versions(tmp_path):
   assert metadata['step'] == 3
   assert metadata['versions']['jax'] == jax.__version__
   assert metadata == checkpoints.read_metadata(tmp_path)
+
+
+def test_saving_from_a_checkout_that_is_not_installed(tmp_path, monkeypatch):
+  installed = importlib.metadata.version
+
+  def version(name: str) -> str:
+    if name in ('nlhf_jax', 'nlhf-jax'):
+      raise importlib.metadata.PackageNotFoundError(name)
+    return installed(name)
+
+  monkeypatch.setattr(importlib.metadata, 'version', version)
+  checkpoints.save(tmp_path, at(3), {})
+  versions = checkpoints.read_metadata(tmp_path)['versions']
+  assert versions['nlhf_jax'] == nlhf_jax.__version__
 
 
 def test_metadata_that_are_not_a_number(tmp_path):
