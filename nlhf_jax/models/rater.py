@@ -228,22 +228,24 @@ def _make(
 def _with_head(network: Network, head: Head, init, names):
   """Initialisation and logical axes of a network and a head that has parameters, which are never sharded."""
 
+  size = functools.cache(functools.partial(_num_features, network))
+
   def init_both(rng):
     network_rng, head_rng = jax.random.split(rng)
-    params = init(network_rng)
-    return {'network': params, 'head': head.init(head_rng, _num_features(network, params))}
+    return {'network': init(network_rng), 'head': head.init(head_rng, size())}
 
   def names_of_both():
-    shapes = jax.eval_shape(init_both, jax.random.PRNGKey(0))['head']
+    shapes = jax.eval_shape(lambda: head.init(jax.random.PRNGKey(0), size()))
     return {'network': names(), 'head': jax.tree.map(lambda x: (None,) * x.ndim, shapes)}
 
   return init_both, names_of_both
 
 
-def _num_features(network: Network, params: Params) -> int:
+def _num_features(network: Network) -> int:
+  """Of a hidden state, which a network's configuration need not say."""
   one = jnp.ones((1, 1), jnp.int32)
-  hidden = jax.eval_shape(lambda p: hidden_and_head(network, p, one, one, one)[0], params)
-  return hidden.shape[-1]
+  read = lambda params: hidden_and_head(network, params, one, one, one)[0]
+  return jax.eval_shape(read, axes.shapes(network)).shape[-1]
 
 
 def _score_last(

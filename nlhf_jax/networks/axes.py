@@ -37,18 +37,33 @@ class HasInit(Protocol):
 
 def logical_axes(network: HasInit) -> Any:
   """Names of the axes of a network's parameters: a tree like that of `init`, with a tuple for each array."""
+  return flax.traverse_util.unflatten_dict(
+    {path: names for path, (_, names) in _declared(network).items()}
+  )
+
+
+def shapes(network: HasInit) -> Any:
+  """Shapes of a network's parameters: a tree like that of `init`."""
+  return flax.traverse_util.unflatten_dict(
+    {path: shape for path, (shape, _) in _declared(network).items()}
+  )
+
+
+_Declared = dict[tuple[str, ...], tuple[jax.ShapeDtypeStruct, Names]]
+
+
+def _declared(network: HasInit) -> _Declared:
+  """Each parameter's path -> its shape and the names of its axes."""
   try:
     hash(network)
   except TypeError:  # Some attribute is a list or an array.
-    find = _names_by_path.__wrapped__
-  else:
-    find = _names_by_path
-  return flax.traverse_util.unflatten_dict(find(cast(Hashable, network)))
+    return _trace.__wrapped__(network)
+  return _trace(cast(Hashable, network))
 
 
 # A run asks for each of its models, and for each player of each program.
 @functools.lru_cache(maxsize=64)
-def _names_by_path(network: Any) -> dict[tuple[str, ...], Names]:
+def _trace(network: Any) -> _Declared:
   made = jax.eval_shape(lambda: variables(network, jax.random.PRNGKey(0)))
   found = flax.traverse_util.flatten_dict(made['params'])
   if 'params_axes' in made:
@@ -56,7 +71,7 @@ def _names_by_path(network: Any) -> dict[tuple[str, ...], Names]:
     names = {path: tuple(x) for path, x in flax.traverse_util.flatten_dict(named).items()}
   else:
     names = {}
-  return {path: names.get(path, (None,) * x.ndim) for path, x in found.items()}
+  return {path: (x, names.get(path, (None,) * x.ndim)) for path, x in found.items()}
 
 
 def variables(network: HasInit, rng: PRNGKey) -> Any:
