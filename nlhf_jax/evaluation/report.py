@@ -6,7 +6,6 @@ What is missing is left out, and a note tells so. Responses are untrusted text: 
 """
 
 import base64
-import importlib.metadata
 import io
 import pathlib
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import rich.text
 
 from nlhf_jax import untrusted
 from nlhf_jax.evaluation import rollouts
-from nlhf_jax.runtime import atomic, metrics
+from nlhf_jax.runtime import atomic, checkpoint_files, metrics
 from nlhf_jax.votes import files
 
 matplotlib.use('Agg')
@@ -256,9 +255,8 @@ def _judges(runs: dict[str, pathlib.Path]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-  return {
-    name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')
-  }
+  packages = 'jax', 'flax', 'optax', 'orbax-checkpoint'
+  return {name: checkpoint_files.version_of(name) for name in packages}
 
 
 def _curves(found: dict[str, pathlib.Path]) -> list[dict[str, str]]:

@@ -42,13 +42,21 @@ def describe(arrays: Any, step: int, metadata: dict[str, Any]) -> dict[str, Any]
   """
   # Of a checkout that was not installed, too: the version that runs, whatever is installed beside it.
   versions = {'nlhf_jax': nlhf_jax.__version__}
-  versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+  versions |= {name: version_of(name) for name in _PACKAGES}
   written = {
     'step': step,
     'fingerprints': fingerprints.fingerprint_arrays(arrays),
     'versions': versions,
   }
   return _signed(metadata | written)
+
+
+def version_of(package: str) -> str:
+  """The version of an installed package; 'unknown' of a source tree."""
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return 'unknown'
 
 
 def load_metadata(path: pathlib.Path) -> dict[str, Any]:
@@ -184,11 +192,12 @@ def _reading() -> Iterator[None]:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-  """Memory, permissions, a network's disk: of these a checkpoint is not to blame, and can be read another time."""
+  """Memory, permissions, a network's disk, the device: of these a checkpoint is not to blame, and can be read another time."""
   if isinstance(error, OSError):
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     return not isinstance(error, missing)
-  return isinstance(error, MemoryError) or any(word in str(error) for word in _OF_THE_MACHINE)
+  of_the_device = MemoryError, jax.errors.JaxRuntimeError
+  return isinstance(error, of_the_device) or any(word in str(error) for word in _OF_THE_MACHINE)
 
 
 def _signed(metadata: dict[str, Any]) -> dict[str, Any]:

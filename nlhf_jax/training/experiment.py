@@ -128,15 +128,26 @@ class FromRun:
     shapes = jax.eval_shape(lambda: lora.init(self.adapters, like, jax.random.PRNGKey(0)))
     trained = checkpoints.restore_params(directory, shapes, self.parameters)
     base = as_start(self.start_from)(like, runs)
-    self._check_base(directory, base)
+    self._check_base(directory, base, runs)
     return lora.merge(self.adapters, Adapted(base, trained))
 
-  def _check_base(self, directory: pathlib.Path, base: Params) -> None:
+  def origin(self, params: Params, runs: pathlib.Path) -> str:
+    """See `origin`."""
+    metadata = checkpoints.newest_metadata(runs / self.name / 'checkpoints')
+    arrays = {x: n for x, n in metadata['fingerprints'].items() if x.startswith('params/')}
+    # Checkpoints do not hold what adapters were trained on.
+    base = metadata.get('reference') or {}
+    told = [arrays, base.get('origin', base.get('fingerprint')), str(self.adapters)]
+    return fingerprints.fingerprint_json([*told, self.parameters])
+
+  def _check_base(self, directory: pathlib.Path, base: Params, runs: pathlib.Path) -> None:
     """Adapters mean something on the weights alone that they were trained on."""
     trained_on = checkpoints.newest_metadata(directory).get('reference')
-    if trained_on and trained_on['fingerprint'] != fingerprints.fingerprint_tree(base):
+    if trained_on and not is_same(trained_on, described(self.start_from, base, runs)):
+      name = getattr(self.start_from, 'name', self.start_from)
+      told = repr(name) if isinstance(name, str) else 'what they start from'
       raise ValueError(
-        f'{directory.parent} has trained adapters on other weights than {self.start_from!r} has now: give it those back, or train the '
+        f'{directory.parent} has trained adapters on other weights than {told} has now: give it those back, or train the '
         'adapters anew.'
       )
 
@@ -158,7 +169,37 @@ def from_run(
   return FromRun(name, adapters, start_from, parameters)
 
 
-def network_from(start: str | Start, model: Model, seed: Seed = 0) -> Start:
+@dataclasses.dataclass(frozen=True)
+class NetworkFrom:
+  """Start: a rater on a network from elsewhere; see `network_from`."""
+
+  start: str | Start
+  model: Model
+  seed: Seed
+
+  def __call__(self, like: Params, runs: pathlib.Path) -> Params:
+    """These parameters, in the shapes, types and shardings of `like`."""
+    own = _own_parts(like)
+    if not own:
+      return as_start(self.start)(like, runs)
+    make_own = jax.jit(lambda rng: {name: self.model.init(rng)[name] for name in own})
+    network = as_start(self.start)(like['network'], runs)
+    return {'network': network, **make_own(jax.random.PRNGKey(self.seed))}
+
+  def origin(self, params: Params, runs: pathlib.Path) -> str:
+    """See `origin`."""
+    own = _own_parts(params)
+    network = origin(self.start, params['network'] if own else params, runs)
+    return fingerprints.fingerprint_json([network, own, self.seed])
+
+
+def _own_parts(params: Params) -> list[str]:
+  """Of a rater's parameters, those beside its network's; none where it has no others."""
+  own = sorted(name for name in params if name != 'network')
+  return own if len(own) < len(params) else []
+
+
+def network_from(start: str | Start, model: Model, seed: Seed = 0) -> NetworkFrom:
   """Start: a rater, whose network's weights come from elsewhere; its head's and its voters', where it has some, are random.
 
   Args:
@@ -166,16 +207,35 @@ def network_from(start: str | Start, model: Model, seed: Seed = 0) -> Start:
     model: the preference or reward model.
     seed: of the other weights.
   """
+  return NetworkFrom(start, model, seed)
 
-  def load(like: Params, runs: pathlib.Path) -> Params:
-    own = [name for name in like if name != 'network']
-    if not own or len(own) == len(like):
-      return as_start(start)(like, runs)
-    make_own = jax.jit(lambda rng: {name: model.init(rng)[name] for name in own})
-    network = as_start(start)(like['network'], runs)
-    return {'network': network, **make_own(jax.random.PRNGKey(seed))}
 
-  return load
+def origin(start: str | Start, params: Params, runs: pathlib.Path) -> str:
+  """What tells weights from others on whatever device they are: the checkpoints and seeds that they are made from.
+
+  Merged adapters, and what is drawn, have other bits on another kind of device. Of a start that is unknown here these bits are taken.
+
+  Args:
+    start: that has given them.
+    params: what it gave.
+    runs: the directory of the runs that it names.
+  """
+  start = as_start(start)
+  if isinstance(start, FromRun | NetworkFrom):
+    return start.origin(params, runs)
+  return fingerprints.fingerprint_tree(params)
+
+
+def described(start: str | Start | None, params: Params, runs: pathlib.Path) -> dict[str, str]:
+  """Weights that a run keeps to, as its checkpoints tell them: their bits, and their origin; `start` None: they were drawn."""
+  told = {'fingerprint': fingerprints.fingerprint_tree(params)}
+  return told if start is None else told | {'origin': origin(start, params, runs)}
+
+
+def is_same(known: Mapping[str, str], now: Mapping[str, str]) -> bool:
+  """Whether two descriptions are of the same weights; versions before told no origin."""
+  same_origin = 'origin' in known and known['origin'] == now.get('origin')
+  return known['fingerprint'] == now['fingerprint'] or same_origin
 
 
 def as_start(start: str | Start | None) -> Start:

@@ -12,13 +12,14 @@ import optax
 
 from nlhf_jax.evaluation import distance, judge_accuracy, voter_accuracy
 from nlhf_jax.models import lora, preference_model, reward_model
-from nlhf_jax.runtime import checkpoints, fingerprints, metrics, partitioning, processes
+from nlhf_jax.runtime import checkpoints, metrics, partitioning, processes
 from nlhf_jax.training import loop, parameter_sets, rollouts, steps, traces, warning_signs, weights
 from nlhf_jax.training.experiment import (
   Experiment,
   Feedback,
   FeedbackSource,
   Model,
+  described,
   trained_model,
 )
 from nlhf_jax.types import (
@@ -137,7 +138,7 @@ def resolve(
     experiment.save_every,
     tuple(parameter_sets.saved(algorithm.sets)),
     experiment.keep,
-    _reference_of(experiment, algorithm, state),
+    _reference_of(experiment, algorithm, state, runs),
     judged_by,
     experiment.held_out,
     functools.partial(_test_judge, experiment),
@@ -263,7 +264,7 @@ def _first_state(
 
 
 def _reference_of(
-  experiment: Experiment, algorithm: Algorithm, state: TrainState
+  experiment: Experiment, algorithm: Algorithm, state: TrainState, runs: pathlib.Path
 ) -> dict[str, str] | None:
   """Which reference the run is held to."""
   base = state.params.base
@@ -271,9 +272,9 @@ def _reference_of(
     return None
   # Checkpoints do not hold the base, on which adapters mean something.
   reference = state.params.sets['reference'] if base is None else base
-  name = experiment.start_from if isinstance(experiment.start_from, str) else 'a file'
-  fingerprint = fingerprints.fingerprint_tree(partitioning.to_device(reference))
-  return {'from': name, 'fingerprint': fingerprint}
+  name = getattr(experiment.start_from, 'name', experiment.start_from)
+  told = described(experiment.start_from, partitioning.to_device(reference), runs)
+  return {'from': name if isinstance(name, str) else 'a file'} | told
 
 
 def _measure_maker(

@@ -24,7 +24,7 @@ from nlhf_jax.runtime import (
   run_lock,
 )
 from nlhf_jax.training import loop, reports, rollouts
-from nlhf_jax.training.experiment import Experiment, plain_fields
+from nlhf_jax.training.experiment import Experiment, is_same, plain_fields
 from nlhf_jax.training.resolve import Run, check_test, resolve
 from nlhf_jax.types import Batch, Comparison, Prompts, TrainState, VoterNames
 
@@ -244,10 +244,11 @@ def _resume(run: Run, run_dir: pathlib.Path) -> tuple[TrainState, dict[str, Any]
   if checkpoints.latest_step(directory) is None:
     return run.state, None
   state, metadata = checkpoints.restore(directory, run.state, saved=run.saved, quarantine=True)
-  if metadata['reference'] != run.reference:
+  known, now = metadata['reference'], run.reference
+  if known != now and not (known and now and is_same(known, now)):
     raise ValueError(
-      f'{run_dir} was trained against another reference ({metadata["reference"]}) than it would be now '
-      f'({run.reference}): restore the run that it starts from, or name another run_dir.'
+      f'{run_dir} was trained against another reference ({known}) than it would be now '
+      f'({now}): restore the run that it starts from, or name another run_dir.'
     )
   # Older versions did not keep it.
   before = metadata.get('judged_by', run.judged_by)

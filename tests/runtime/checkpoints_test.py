@@ -176,6 +176,7 @@ def test_donation_right_after_saving(tmp_path):
     OSError(116, 'Stale file handle'),
     OSError(24, 'Too many open files'),
     jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.'),
+    jax.errors.JaxRuntimeError('INTERNAL: CUDA error: an illegal memory access was encountered'),
   ],
   ids=lambda x: type(x).__name__,
 )
@@ -203,11 +204,11 @@ def test_metadata_and_versions(tmp_path):
   assert metadata == checkpoints.read_metadata(tmp_path)
 
 
-def test_saving_from_a_checkout_that_is_not_installed(tmp_path, monkeypatch):
+def test_saving_from_source_trees_that_are_not_installed(tmp_path, monkeypatch):
   installed = importlib.metadata.version
 
   def version(name: str) -> str:
-    if name in ('nlhf_jax', 'nlhf-jax'):
+    if name in ('nlhf_jax', 'jaxlib'):
       raise importlib.metadata.PackageNotFoundError(name)
     return installed(name)
 
@@ -215,6 +216,7 @@ def test_saving_from_a_checkout_that_is_not_installed(tmp_path, monkeypatch):
   checkpoints.save(tmp_path, at(3), {})
   versions = checkpoints.read_metadata(tmp_path)['versions']
   assert versions['nlhf_jax'] == nlhf_jax.__version__
+  assert versions['jaxlib'] == 'unknown'
 
 
 def test_metadata_that_are_not_a_number(tmp_path):

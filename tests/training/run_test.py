@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -77,6 +78,27 @@ def test_adapters_on_weights_that_have_changed_since(tmp_path):
   run.train(imitation(seed=1), tmp_path / 'base')
   with pytest.raises(ValueError, match=r"adapters on other weights than 'base' has now"):
     weights.trained_params(adapted, tmp_path / 'adapted')
+
+
+def test_adapters_from_another_kind_of_device(tmp_path, monkeypatch):
+  """There merging rounds otherwise, and so does drawing; what was trained elsewhere is read, and goes on."""
+  merged = lora.merge
+  first = imitation(adapters=lora.Lora(rank=1), start_from='base')
+  start = experiment.from_run('first', first.adapters, 'base')
+  second = imitation(adapters=lora.Lora(rank=1), start_from=start, num_steps=2)
+  run.train(imitation(), tmp_path / 'base')
+  run.train(first, tmp_path / 'first')
+  run.train(second._replace(num_steps=1), tmp_path / 'second', {'name': 'second'})
+  rounded = lambda *args: jax.tree.map(lambda x: x * np.float32(1 + 1e-6), merged(*args))
+  monkeypatch.setattr(lora, 'merge', rounded)
+  weights.trained_params(second, tmp_path / 'second')
+  assert int(run.train(second, tmp_path / 'second', {'name': 'second'}).step) == 2
+  shutil.rmtree(tmp_path / 'first')
+  run.train(first._replace(seed=1), tmp_path / 'first')
+  with pytest.raises(ValueError, match=r"adapters on other weights than 'first' has now"):
+    weights.trained_params(second, tmp_path / 'second')
+  with pytest.raises(ValueError, match='second was trained against another reference'):
+    run.train(second, tmp_path / 'second', {'name': 'second'})
 
 
 def judged(**changes):
