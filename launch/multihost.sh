@@ -40,7 +40,9 @@ else
   exit 2
 fi
 
-command=(nlhf train "$run" --run_dir="$run_dir" "${join[@]}" "$@")
+nlhf=(nlhf)
+command -v nlhf >/dev/null || nlhf=(python3 -m nlhf_jax) # A checkout.
+command=("${nlhf[@]}" train "$run" --run_dir="$run_dir" "${join[@]}" "$@")
 [[ ${STOPPED_STATUS:-0} == 0 ]] && exec "${command[@]}"
 
 stopped=

@@ -25,6 +25,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,7 +224,12 @@ def command(args: argparse.Namespace, setting: Setting) -> list[str]:
   runs += [f'--gin_file={file}' for file in args.gin_file]
   bindings = [f'--gin.{name}={value}' for name, value in setting.items() if name != RUN]
   run_dir = f'--run_dir={pathlib.Path(args.output_dir) / run_name(setting)}'
-  return ['nlhf', 'train', *runs, run_dir, *bindings, *args.flags]
+  return [*_nlhf(), 'train', *runs, run_dir, *bindings, *args.flags]
+
+
+def _nlhf() -> list[str]:
+  """The command; without one on PATH, the package of this Python."""
+  return ['nlhf'] if shutil.which('nlhf') else [sys.executable, '-m', 'nlhf_jax']
 
 
 def run(args: argparse.Namespace, setting: Setting) -> int:
@@ -396,7 +402,7 @@ def gather(args: argparse.Namespace, settings: Sequence[Setting]) -> None:
   contestants = [f'SFT={output_dir / args.reference}'] if args.reference else []
   contestants += [f'{run_name(s).replace("=", " ")}={output_dir / run_name(s)}' for s in settings]
   compared = output_dir / 'compared'
-  argv = ['nlhf', 'win-rates', f'--gin_file={args.evaluation}', f'--output_dir={compared}']
+  argv = [*_nlhf(), 'win-rates', f'--gin_file={args.evaluation}', f'--output_dir={compared}']
   pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
   with _RUNNING.start([*argv, '--run_dirs', *contestants], **pipes) as process:
     _, told = process.communicate()

@@ -117,9 +117,10 @@ def _blackwell_winner(
 
 
 def enumerator(policy: Policy, batch_size: int = 50) -> LogProbsFn:
-  """Parameters, prompts and all responses → log π(y|x), as many prompts at a time."""
+  """Parameters, prompts and all responses → log π(y|x), as many prompts at a time; no product is rounded to fewer bits than its type has."""
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def score(params, part: Prompts, tokens):
     logp = policy.log_prob(params, part, tokens.reshape(-1, tokens.shape[-1]))
     return logp.sum(axis=-1).reshape(tokens.shape[:2])

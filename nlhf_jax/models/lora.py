@@ -105,7 +105,9 @@ def merge(lora: Lora, params: Adapted) -> Params:
   adapters = flax.traverse_util.flatten_dict(params.adapters)
   for path in _kernels(lora, params.base):
     kernel = leaves[*path, 'kernel']
-    change = lora.alpha / lora.rank * (adapters[*path, 'a'] @ adapters[*path, 'b'])
+    # In float32 where that is their type, which accelerators round by default.
+    change = jnp.matmul(adapters[*path, 'a'], adapters[*path, 'b'], precision='highest')
+    change = lora.alpha / lora.rank * change
     leaves[*path, 'kernel'] = kernel + change.astype(kernel.dtype)
   for path in _in_full(lora, params.base):
     leaves[path] = leaves[path] + adapters[*path, 'change']

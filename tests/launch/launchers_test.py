@@ -83,6 +83,14 @@ def test_experiment_by_name(path, script):
   assert called(path, 'nlhf')[-2:] == AWKWARD
 
 
+@pytest.mark.parametrize('script', ['local.sh', 'multihost.sh'])
+def test_checkout_that_is_not_installed(path, script):
+  (path / 'nlhf').unlink()
+  program(path / 'python3', f'printf "%s\\n" "$@" > {path / "python3"}.called')
+  assert run(path, script, 'a.gin', 'a', **GIVEN['slurm']) == (0, '')
+  assert called(path, 'python3')[:4] == ['-m', 'nlhf_jax', 'train', '--gin_file=a.gin']
+
+
 def test_multihost_on_a_tpu_pod(path):
   program(path / 'curl', 'exit 0')
   assert run(path, 'multihost.sh', 'a.gin', 'a') == (0, '')

@@ -86,18 +86,15 @@ def test_error_of_runs_without_a_name(tmp_path, capsys):
   assert not (tmp_path / 'new').exists()
 
 
-def test_command_of_an_experiment():
+def test_command_of_an_experiment(monkeypatch, tmp_path):
+  """Without one on PATH it is this Python's package."""
   args = argparse.Namespace(experiment='a/b', gin_file=['c.gin'], output_dir='o', flags=['--x'])
-  expected = [
-    'nlhf',
-    'train',
-    '--experiment=a/b',
-    '--gin_file=c.gin',
-    '--run_dir=o/A=1',
-    '--gin.A=1',
-    '--x',
-  ]
-  assert sweep.command(args, {'A': '1'}) == expected
+  flags = '--experiment=a/b', '--gin_file=c.gin', '--run_dir=o/A=1', '--gin.A=1', '--x'
+  monkeypatch.setenv('PATH', programs(tmp_path / 'bin', nlhf=NLHF)['PATH'])
+  assert sweep.command(args, {'A': '1'}) == ['nlhf', 'train', *flags]
+  monkeypatch.setenv('PATH', str(tmp_path))
+  package = [sys.executable, '-m', 'nlhf_jax']
+  assert sweep.command(args, {'A': '1'}) == [*package, 'train', *flags]
 
 
 def test_job_array(start):
