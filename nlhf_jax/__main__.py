@@ -13,8 +13,14 @@ def main() -> int:
   """Runs the sub-command of `sys.argv`."""
   _use_large_pages()
   gc.set_threshold(_GARBAGE_THRESHOLD)
-  from nlhf_jax.cli import main as command_line
-
+  try:
+    from nlhf_jax.cli import main as command_line
+  except ModuleNotFoundError as error:
+    if (error.name or '').startswith('nlhf_jax'):
+      raise
+    sys.exit(
+      f'nlhf: the package of {error.name} is not installed: install nlhf_jax with what it needs, pip install -e . in a checkout.'
+    )
   return command_line.main()
 
 

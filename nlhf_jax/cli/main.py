@@ -52,6 +52,14 @@ from nlhf_jax.cli import (
 
 # Characters.
 _LONGEST_MESSAGE = 4000
+# Where a package has another name than what is imported.
+_PACKAGES = {'gin': 'gin-config', 'orbax': 'orbax-checkpoint', 'sklearn': 'scikit-learn'}
+# What XLA says of a GPU that has failed, or that another process holds.
+_OF_A_GPU = 'INTERNAL', 'UNAVAILABLE', 'FAILED_PRECONDITION', 'Unable to initialize backend'
+_OTHERS = (
+  'Other processes may hold the memory of the GPU (nvidia-smi): a process takes three quarters of it, or what '
+  'XLA_PYTHON_CLIENT_MEM_FRACTION says. '
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trust.reset(args.trust)
     _COMMANDS[args.command](args)
   except (Exception, KeyboardInterrupt) as error:
-    status = _ended_by(error, args)
+    status = _ended_by(error, args, raises=argv is not None)
     if argv is None:
       from nlhf_jax.runtime import processes
 
@@ -97,12 +105,12 @@ class _Printable(logging.Formatter):
     return untrusted.printable(super().formatMessage(record))
 
 
-def _ended_by(error: BaseException, args: argparse.Namespace) -> int:
-  """Reports what ended a command; one of many processes then ends at once."""
+def _ended_by(error: BaseException, args: argparse.Namespace, *, raises: bool) -> int:
+  """Reports what ended a command, or raises it to who has called with --traceback; one of many processes then ends at once."""
   from nlhf_jax.runtime import processes
 
   single = processes.is_single_process()
-  if args.traceback and single:
+  if args.traceback and single and raises:
     raise error
   if args.traceback:
     traceback.print_exception(error)
@@ -124,17 +132,20 @@ def _account(error: BaseException, single: bool) -> tuple[int, str]:
       'interrupted; runs and collections go on from what they have saved.',
     )
   if isinstance(error, ModuleNotFoundError) and not (error.name or '').startswith('nlhf_jax'):
+    package = _PACKAGES.get(error.name or '', error.name)
     return (
       2,
-      f'the package {error.name} is not installed, which this needs: pip install it, or one of the extras of nlhf_jax.',
+      f'the package {package} is not installed, which this needs: pip install it, or one of the extras of nlhf_jax.',
     )
   if isinstance(error, (ValueError, OSError, FloatingPointError)):
     return 2, text
   if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
     return 3, (
       'out of memory: take a smaller batch (BATCH_SIZE), more microbatches (Experiment.num_microbatches), or adapters; nlhf plan '
-      f'tells what a run needs. ({text[:300]})'
+      f'tells what a run needs. {_OTHERS if _is_of_a_gpu(error) else ""}({text[:300]})'
     )
+  if _is_of_a_gpu(error) and any(word in text for word in _OF_A_GPU):
+    return 3, f'the device has failed, or cannot be had. {_OTHERS}({text[:300]})'
   if isinstance(error, RuntimeError) and not single:
     return 3, (
       'an exchange with the other processes failed; one of them has probably ended. Start all of them again: the run '
@@ -146,6 +157,12 @@ def _account(error: BaseException, single: bool) -> tuple[int, str]:
   )
 
 
+def _is_of_a_gpu(error: BaseException) -> bool:
+  """Whether XLA speaks of one, or JAX of none that it should have found."""
+  text = str(error).lower()
+  return isinstance(error, RuntimeError) and any(word in text for word in ('gpu', 'cuda', 'cublas'))
+
+
 def keep_compiled() -> None:
   """Compiled programs outlive the process, unless the user has set where they go or that they do not.
 
@@ -154,15 +171,24 @@ def keep_compiled() -> None:
   import jax
 
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
-    directory = cache / 'nlhf_jax'
-    if problem := _unsafe(directory):
+    try:
+      directory = _cache_home() / 'nlhf_jax'
+      problem = _unsafe(directory)
+    except RuntimeError as error:  # There is no home.
+      problem = f'{error} Set JAX_COMPILATION_CACHE_DIR'
+    if problem:
       logging.warning('%s; nothing that is compiled is kept.', problem)
     else:
       jax.config.update('jax_compilation_cache_dir', str(directory))
   # JAX keeps what took a second; a run has dozens of shorter programs, which take three seconds together.
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
+
+
+def _cache_home() -> pathlib.Path:
+  """By the XDG specification, which passes over what is not absolute."""
+  given = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
+  return given if given.is_absolute() else pathlib.Path.home() / '.cache'
 
 
 def _unsafe(directory: pathlib.Path) -> str | None:

@@ -7,6 +7,7 @@ Prompts are kept once, however many rows they have.
 import array
 import json
 import mmap
+import pathlib
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import pyarrow
 import pyarrow.compute
 from jaxtyping import Bool, Float, Int
 
+from nlhf_jax.runtime import atomic
 from nlhf_jax.votes.readers import Row
 from nlhf_jax.votes.table import UNKNOWN
 
@@ -281,13 +283,15 @@ class _File:
     self._writer = pyarrow.ipc.new_file(self._file, schema)
 
   def write(self, chunks: Iterable[pyarrow.RecordBatch]) -> None:
-    for chunk in chunks:
-      self._writer.write_batch(chunk)
+    with atomic.naming(pathlib.Path(tempfile.gettempdir())):
+      for chunk in chunks:
+        self._writer.write_batch(chunk)
     # Arrow keeps what it has had otherwise.
     pyarrow.default_memory_pool().release_unused()
 
   def table(self) -> pyarrow.Table:
-    self._writer.close()
-    self._file.flush()
+    with atomic.naming(pathlib.Path(tempfile.gettempdir())):
+      self._writer.close()
+      self._file.flush()
     mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
     return pyarrow.ipc.open_file(pyarrow.py_buffer(mapped)).read_all()

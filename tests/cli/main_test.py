@@ -18,7 +18,7 @@ from nlhf_jax.cli import gin_config, main
 from nlhf_jax.formats import hf, t5x
 from nlhf_jax.models import policy
 from nlhf_jax.networks import decoding
-from nlhf_jax.runtime import run_directory
+from nlhf_jax.runtime import processes, run_directory
 from nlhf_jax.training import diagnosis
 from tests.formats import golden_models
 from tests.judges.llm_stub import Stub, longer
@@ -293,8 +293,18 @@ def test_flags_that_mean_nothing(flags, message, runs, capsys, tmp_path):
     (RecursionError('deep'), 1, 'a fault of nlhf_jax, not yours: RecursionError: deep'),
     (MemoryError(), 3, 'out of memory: take a smaller batch (BATCH_SIZE)'),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 8 GB'), 3, 'out of memory'),
+    (MemoryError('on the GPU'), 3, 'what a run needs. (on the GPU)'),
+    (
+      jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 8 GB, GPU_0_bfc'),
+      3,
+      'Other processes may hold',
+    ),
     (jax.errors.JaxRuntimeError('INTERNAL: 3'), 1, 'a fault of nlhf_jax, not yours: JaxRuntime'),
+    (jax.errors.JaxRuntimeError('INTERNAL: CUDA error: 700'), 3, 'the device has failed'),
+    (RuntimeError("Unable to initialize backend 'cuda': 46"), 3, 'XLA_PYTHON_CLIENT_MEM_FRACTION'),
+    (RuntimeError('cuda, of our own'), 1, 'a fault of nlhf_jax, not yours: RuntimeError'),
     (ModuleNotFoundError('No module', name='wandb'), 2, 'the package wandb is not installed'),
+    (ModuleNotFoundError('No module', name='gin'), 2, 'the package gin-config is not installed'),
     (ModuleNotFoundError('No module', name='nlhf_jax.x'), 1, 'a fault of nlhf_jax'),
     (KeyboardInterrupt(), 130, 'interrupted; runs and collections go on'),
   ],
@@ -310,6 +320,33 @@ def test_whatever_ends_a_command_is_one_line(error, status, message, capsys, mon
   assert message in output.err
   with pytest.raises(type(error)):
     run(capsys, 'report', '--run_dir=x', '--traceback')
+
+
+def test_traceback_of_the_process_itself(capsys, monkeypatch):
+  """It does not wait for threads, such as one that compiles: it is printed, and the process ends as always."""
+  ended = []
+  monkeypatch.setattr(processes, 'end_despite_threads', ended.append)
+  monkeypatch.setattr(processes, 'remember_interrupts', lambda: None)
+  monkeypatch.setattr(sys, 'argv', ['nlhf', 'report', '--run_dir=/nowhere', '--traceback'])
+  assert main.main() == 2 and ended == [2]
+  printed = capsys.readouterr().err
+  assert 'Traceback' in printed and printed.splitlines()[-1].startswith('nlhf report: ')
+
+
+def test_checkout_without_what_it_needs(tmp_path):
+  """Of what is imported before anything else, too."""
+  (tmp_path / 'gin').mkdir()
+  (tmp_path / 'gin' / '__init__.py').write_text('raise ModuleNotFoundError("No gin", name="gin")')
+  found = subprocess.run(
+    [sys.executable, '-m', 'nlhf_jax', '--help'],
+    env=os.environ | {'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert found.returncode == 1 and found.stdout == ''
+  assert found.stderr.startswith('nlhf: the package of gin is not installed: install nlhf_jax with')
+  assert found.stderr.count('\n') == 1
 
 
 def test_set_that_a_run_lacks_is_named(runs, capsys):

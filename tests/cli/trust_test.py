@@ -278,6 +278,30 @@ def test_what_is_compiled_is_the_users_alone(cache):
   assert mode(cache) == 0o700
 
 
+@pytest.mark.parametrize('given', ['', 'relative'])
+def test_cache_that_is_not_absolute_is_the_users_usual_one(given, cache, monkeypatch, tmp_path):
+  """Not the directory that the command is started in, which may be a checkout with the package in it."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', given)
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  main.keep_compiled()
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'home' / '.cache' / 'nlhf_jax')
+  assert [x.name for x in tmp_path.iterdir()] == ['home']
+
+
+def test_no_home(cache, caplog, monkeypatch):
+  """A container's user may have none."""
+  monkeypatch.delenv('XDG_CACHE_HOME')
+
+  def home():
+    raise RuntimeError('Could not determine home directory.')
+
+  monkeypatch.setattr(pathlib.Path, 'home', home)
+  main.keep_compiled()
+  assert jax.config.jax_compilation_cache_dir is None
+  assert 'home directory. Set JAX_COMPILATION_CACHE_DIR; nothing that is compiled' in caplog.text
+
+
 @pytest.mark.parametrize('danger', ['written by others', 'another user', 'a link', 'no directory'])
 def test_code_of_others_is_not_run(danger, cache, caplog, monkeypatch):
   """Compiled programs are native code: what others may have put there is not read, and the log says so."""

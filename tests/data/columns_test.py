@@ -1,5 +1,10 @@
 """Rows in columns: what was gathered comes back, votes merge, and many texts lie in a file."""
 
+import errno
+import pathlib
+import re
+import tempfile
+
 import pytest
 
 from nlhf_jax.data import columns
@@ -18,6 +23,16 @@ def test_rows_come_back(monkeypatch, in_memory):
   found = columns.gather(iter(ROWS)).columns
   assert [found.row(n) for n in range(8)] == [row | {'index': n % 3} for n, row in enumerate(ROWS)]
   assert found.prompts['prompt'].to_pylist() == ['p0', 'p1', 'p2']
+
+
+def test_full_disk_of_temporary_files_is_named(monkeypatch):
+  """They have no name of their own: their directory's, which TMPDIR may move."""
+  full = pathlib.Path('/dev/full')
+  monkeypatch.setattr(columns, '_IN_MEMORY', 0)
+  monkeypatch.setattr(tempfile, 'TemporaryFile', lambda: full.open('wb', buffering=0))
+  with pytest.raises(OSError, match=re.escape(tempfile.gettempdir())) as raised:
+    columns.gather(iter(ROWS))
+  assert raised.value.errno == errno.ENOSPC
 
 
 def test_numbers_of_prompts_are_kept_where_rows_have_them():
