@@ -18,8 +18,8 @@ Each part runs in a process of its own, so that one that fails ends no other, an
   stages    with --tokens: the runs that `nlhf tokenize` wrote there, such as those of smollm2, trained as far as time allows
 
 Weights are random, or of --model where the size is smollm2_135m; trained ones are float32, those of reference and judge of
---frozen_dtype. Needs JAX, Flax, Optax, jaxtyping, rich and safetensors; for stages orbax-checkpoint, tensorboardX, scipy and
-gin-config too. Neither seqio nor TensorFlow, and no network.
+--frozen_dtype. Needs JAX, Flax, Optax, beartype, jaxtyping, rich and safetensors; for stages orbax-checkpoint, tensorboardX, scipy
+and gin-config too. Neither seqio nor TensorFlow, and no network.
 """
 
 import argparse
