@@ -89,9 +89,11 @@ class Attention(nn.Module):
     if cache is not None:
       own = kv_cache.append(self, own, cache)
     cap = cfg.attention_soft_cap
-    one = cache is not None and x.shape[1] == 1 and cap is None
-    if one and on_cpu.available(cfg.head_dim, own.key.dtype):
+    one = cache is not None and x.shape[1] == 1
+    if one and cap is None and on_cpu.available(cfg.head_dim, own.key.dtype):
       attended = _attend_on_cpu(query, own, view, prompt)
+    elif one and prompt is not None:
+      attended = _attend_at_once(query, own, view, prompt, cap)
     else:
       parts = [_attend(query, own, view.mask, cap)]
       if prompt is not None:
@@ -142,17 +144,32 @@ def _attend(
   mask: Bool[Array, '#N #Q K'],
   cap: float | None,
 ) -> _Part:
-  size = query.shape
-  rows = query.reshape(*size[:2], -1, size[-1])  # All that read one head, in one product.
-  logits = jnp.matmul(rows, inputs.key, preferred_element_type=jnp.float32)
-  logits = soft_cap(logits, cap)
-  logits = jnp.where(mask[:, None, None], logits.reshape(*size[:-1], -1), attention.MASKED)
+  logits = _logits(query, inputs.key, mask, cap)
   # Any constant in place of the largest gives the same attention, so that no gradient is lost.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   weights = jnp.exp(logits - largest[..., None])
-  rows = weights.reshape(*size[:2], -1, weights.shape[-1]).astype(inputs.value.dtype)
-  total = jnp.matmul(rows, inputs.value, preferred_element_type=jnp.float32)
-  return _Part(total.reshape(size), jnp.sum(weights, axis=-1), largest)
+  return _Part(_total(weights, inputs.value), jnp.sum(weights, axis=-1), largest)
+
+
+def _logits(
+  query: Float[Array, 'N G R Q d'],
+  key: Float[Array, 'N G d K'],
+  mask: Bool[Array, '#N #Q K'],
+  cap: float | None,
+) -> Float[Array, 'N G R Q K']:
+  size = query.shape
+  rows = query.reshape(*size[:2], -1, size[-1])  # All that read one head, in one product.
+  logits = soft_cap(jnp.matmul(rows, key, preferred_element_type=jnp.float32), cap)
+  return jnp.where(mask[:, None, None], logits.reshape(*size[:-1], -1), attention.MASKED)
+
+
+def _total(
+  weights: Float[Array, 'N G R Q K'], value: Float[Array, 'N G K d']
+) -> Float[Array, 'N G R Q d']:
+  size = weights.shape
+  rows = weights.reshape(*size[:2], -1, size[-1]).astype(value.dtype)
+  total = jnp.matmul(rows, value, preferred_element_type=jnp.float32)
+  return total.reshape(*size[:-1], -1)
 
 
 def _attend_shared(
@@ -162,15 +179,38 @@ def _attend_shared(
   cap: float | None,
 ) -> _Part:
   """Onto the prompts: the k rows that answer one are folded into its length of queries."""
-  size, num_prompts = query.shape, prompt.key.shape[0]
-  folded = query.reshape(num_prompts, -1, *size[1:]).transpose(0, 2, 3, 1, 4, 5)  # B G R k Q d
-  part = _attend(folded.reshape(num_prompts, *size[1:3], -1, size[-1]), prompt, mask, cap)
+  part = _attend(_fold(query, prompt.key.shape[0]), prompt, mask, cap)
+  return jax.tree.map(functools.partial(_unfold, length=query.shape[3]), part)
 
-  def unfold(x):
-    x = x.reshape(*x.shape[:3], -1, size[3], *x.shape[4:])
-    return jnp.moveaxis(x, 3, 1).reshape(size[0], *size[1:4], *x.shape[5:])
 
-  return jax.tree.map(unfold, part)
+def _fold(x: Float[Array, 'N G R Q *d'], num_prompts: int) -> Float[Array, 'B G R kQ *d']:
+  """The k rows of each prompt side by side."""
+  size = x.shape
+  folded = jnp.moveaxis(x.reshape(num_prompts, -1, *size[1:]), 1, 3)
+  return folded.reshape(num_prompts, *size[1:3], -1, *size[4:])
+
+
+def _unfold(x: Float[Array, 'B G R kQ *d'], length: int) -> Float[Array, 'N G R Q *d']:
+  """The rows again, of Q positions each."""
+  x = x.reshape(*x.shape[:3], -1, length, *x.shape[4:])
+  x = jnp.moveaxis(x, 3, 1)
+  return x.reshape(-1, *x.shape[2:])
+
+
+def _attend_at_once(
+  query: Float[Array, 'N G R 1 d'],
+  own: kv_cache.KeysAndValues,
+  view: View,
+  prompt: kv_cache.KeysAndValues,
+  cap: float | None,
+) -> Float[Array, 'N G R 1 d']:
+  """One new position of each row, onto the keys of both parts: fewer operations, of which each starts a kernel, than `_join` takes."""
+  num_prompts, num_own = prompt.key.shape[0], own.key.shape[-1]
+  on_prompt = _logits(_fold(query, num_prompts), prompt.key, view.prompt_mask, cap)
+  logits = [_logits(query, own.key, view.mask, cap), _unfold(on_prompt, 1)]
+  weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
+  total = _total(_fold(weights[..., num_own:], num_prompts), prompt.value)
+  return _total(weights[..., :num_own], own.value) + _unfold(total, 1)
 
 
 def _attend_on_cpu(
