@@ -44,6 +44,8 @@ from nlhf_jax.runtime import atomic, run_lock
 # gin bindings, and under RUN a run of the experiment.
 Setting = dict[str, str]
 RUN = 'RUN'
+# What users may have said of a GPU's memory, behind XLA_.
+_OF_MEMORY = 'PYTHON_CLIENT_MEM_FRACTION', 'CLIENT_MEM_FRACTION', 'PYTHON_CLIENT_PREALLOCATE'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,15 +239,21 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
   run_dir = pathlib.Path(args.output_dir) / run_name(setting)
   if is_done(run_dir) or _RUNNING.ended_by:
     return 0
-  # Of a GPU's memory JAX would give the first run three quarters, and the next nothing.
-  share = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.75 / args.jobs:.3f}'} if args.jobs > 1 else {}
   with (
     run_dir.with_name(f'{run_dir.name}.log').open('a') as log,  # Another may write to it just now.
     _RUNNING.start(
-      command(args, setting), stdout=log, stderr=subprocess.STDOUT, env=share | os.environ
+      command(args, setting), stdout=log, stderr=subprocess.STDOUT, env=_environment(args)
     ) as process,
   ):
     return process.wait()
+
+
+def _environment(args: argparse.Namespace) -> dict[str, str]:
+  """A run's: of a GPU's memory each gets its part, where JAX would give the first three quarters, and the next nothing."""
+  told = any(f'XLA_{name}' in os.environ for name in _OF_MEMORY)
+  if args.jobs == 1 or args.engine != 'local' or args.only is not None or told:
+    return dict(os.environ)
+  return os.environ | {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.75 / args.jobs:.3f}'}
 
 
 class _Running:

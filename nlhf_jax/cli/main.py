@@ -144,7 +144,7 @@ def _account(error: BaseException, single: bool) -> tuple[int, str]:
       'out of memory: take a smaller batch (BATCH_SIZE), more microbatches (Experiment.num_microbatches), or adapters; nlhf plan '
       f'tells what a run needs. {_OTHERS if _is_of_a_gpu(error) else ""}({text[:300]})'
     )
-  if _is_of_a_gpu(error) and any(word in text for word in _OF_A_GPU):
+  if single and _is_of_a_gpu(error) and any(word in text for word in _OF_A_GPU):
     return 3, f'the device has failed, or cannot be had. {_OTHERS}({text[:300]})'
   if isinstance(error, RuntimeError) and not single:
     return 3, (

@@ -12,14 +12,14 @@ import optax
 
 from nlhf_jax.evaluation import distance, judge_accuracy, voter_accuracy
 from nlhf_jax.models import lora, preference_model, reward_model
-from nlhf_jax.runtime import checkpoints, metrics, partitioning, processes
+from nlhf_jax.runtime import checkpoints, fingerprints, metrics, partitioning, processes
 from nlhf_jax.training import loop, parameter_sets, rollouts, steps, traces, warning_signs, weights
 from nlhf_jax.training.experiment import (
   Experiment,
   Feedback,
   FeedbackSource,
   Model,
-  described,
+  Origin,
   trained_model,
 )
 from nlhf_jax.types import (
@@ -70,8 +70,8 @@ class Run(NamedTuple):
   # The sets besides θ that checkpoints hold.
   saved: tuple[str, ...]
   keep: checkpoints.Keep
-  # Which reference the run is held to: where it came from, and its fingerprint. None: it has none.
-  reference: dict[str, str] | None
+  # Which reference the run is held to: where it came from, its fingerprint, and what it is made of. None: it has none.
+  reference: dict[str, Any] | None
   # Which weights judge it: where they came from, and their fingerprint. None: no others than its configuration names.
   judged_by: dict[str, str] | None
   # Votes that a judge is tested on; None: it is none, or is not tested.
@@ -118,9 +118,10 @@ def resolve(
       'num_rollout_parts must be 1 where another run trained the judge: it runs on the devices that sample, and the two '
       'would not overlap.'
     )
-  start = None
+  start: Params | None = None
+  origin: Origin = {}
   if experiment.adapters is not None or experiment.start_from is not None:
-    start = weights.load_params(experiment.model, experiment.start_from, runs, layout)
+    start, origin = weights.load_told(experiment.model, experiment.start_from, runs, layout)
   shardings = None if layout is None else state_shardings(experiment, algorithm, layout)
   state = _first_state(experiment, algorithm, start, shardings)
   return Run(
@@ -138,7 +139,7 @@ def resolve(
     experiment.save_every,
     tuple(parameter_sets.saved(algorithm.sets)),
     experiment.keep,
-    _reference_of(experiment, algorithm, state, runs),
+    _reference_of(experiment, algorithm, state, origin),
     judged_by,
     experiment.held_out,
     functools.partial(_test_judge, experiment),
@@ -264,8 +265,8 @@ def _first_state(
 
 
 def _reference_of(
-  experiment: Experiment, algorithm: Algorithm, state: TrainState, runs: pathlib.Path
-) -> dict[str, str] | None:
+  experiment: Experiment, algorithm: Algorithm, state: TrainState, origin: Origin
+) -> dict[str, Any] | None:
   """Which reference the run is held to."""
   base = state.params.base
   if 'reference' not in algorithm.sets and base is None:
@@ -273,8 +274,10 @@ def _reference_of(
   # Checkpoints do not hold the base, on which adapters mean something.
   reference = state.params.sets['reference'] if base is None else base
   name = getattr(experiment.start_from, 'name', experiment.start_from)
-  told = described(experiment.start_from, partitioning.to_device(reference), runs)
-  return {'from': name if isinstance(name, str) else 'a file'} | told
+  if origin and base is None and experiment.reference_dtype is not None:
+    origin = origin | {'origin': f'{origin["origin"]} as {jnp.dtype(experiment.reference_dtype)}'}
+  fingerprint = fingerprints.fingerprint_tree(partitioning.to_device(reference))
+  return {'from': name if isinstance(name, str) else 'a file', 'fingerprint': fingerprint} | origin
 
 
 def _measure_maker(

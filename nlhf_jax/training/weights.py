@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from nlhf_jax.runtime import checkpoints, fingerprints, partitioning
-from nlhf_jax.training.experiment import Experiment, Model, Start, as_start, from_run
+from nlhf_jax.training.experiment import Experiment, Model, Origin, Start, from_run, load
 from nlhf_jax.types import Params
 
 
@@ -37,11 +37,22 @@ def load_params(
   dtype: str | None = None,
 ) -> Params:
   """Parameters to start from, or to judge by, checked against the model's shapes; sharded over a mesh, if there is one."""
+  params, _ = load_told(model, start, runs, layout)
+  return params if dtype is None else cast(params, dtype)
+
+
+def load_told(
+  model: Model,
+  start: str | Start | None,
+  runs: pathlib.Path,
+  layout: partitioning.Layout | None = None,
+) -> tuple[Params, Origin]:
+  """`load_params`, and where they come from."""
   like = shapes_of(model, layout)
-  params = as_start(start)(like, runs)
+  params, origin = load(start, like, runs)
   if layout is not None:
     params = partitioning.put(params, jax.tree.map(lambda x: x.sharding, like))
-  return params if dtype is None else cast(params, dtype)
+  return params, origin
 
 
 def identity(start: str | Start, params: Params, runs: pathlib.Path) -> dict[str, str]:

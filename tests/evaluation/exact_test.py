@@ -1,14 +1,17 @@
 """Exact play against brute force; the fixed points of Nash-MD satisfy their equation."""
 
 import json
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize, special
 
 from nlhf_jax.evaluation import exact
 from nlhf_jax.games import fits, sources
-from nlhf_jax.types import FixedPoint
+from nlhf_jax.types import FixedPoint, Prompts
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.3, 0.75, 1.0])
@@ -115,6 +118,21 @@ def test_table_of_prompts_without_a_condorcet_winner():
   assert apart['worst_case']['mean'][0] == pytest.approx(0.5)
   assert apart['worst_case']['mean'][1] == pytest.approx(1 / 3, abs=2e-3)
   assert apart['worst_case_difference']['mean'][0] == pytest.approx(1 / 6, abs=2e-3)
+
+
+def test_exact_log_probabilities_keep_float32_on_accelerators():
+  """Which round what products read, unless they are told not to."""
+  seen = []
+
+  def log_prob(params, prompts, tokens):
+    seen.append(jax.config.jax_default_matmul_precision)
+    return jnp.zeros(tokens.shape)
+
+  prompts = Prompts(np.ones((2, 3), np.int32), np.arange(2))
+  found = exact.enumerator(types.SimpleNamespace(log_prob=log_prob))(
+    (), prompts, np.ones((2, 5, 4))
+  )
+  assert found.shape == (2, 5) and seen == ['highest']
 
 
 def test_fixed_point_against_annotators():

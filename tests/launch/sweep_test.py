@@ -97,6 +97,28 @@ def test_command_of_an_experiment(monkeypatch, tmp_path):
   assert sweep.command(args, {'A': '1'}) == [*package, 'train', *flags]
 
 
+@pytest.mark.parametrize(
+  ('given', 'told', 'expected'),
+  [
+    ({'jobs': 2}, {}, '0.375'),
+    ({'jobs': 1}, {}, None),
+    ({'jobs': 2, 'engine': 'slurm'}, {}, None),
+    ({'jobs': 2, 'only': 1}, {}, None),
+    ({'jobs': 2}, {'XLA_CLIENT_MEM_FRACTION': '.2'}, None),
+    ({'jobs': 2}, {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}, None),
+    ({'jobs': 2}, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.2'}, '.2'),
+  ],
+)
+def test_part_of_a_gpus_memory(given, told, expected, monkeypatch):
+  """Runs that share it have a part each, unless the user has said what."""
+  for name in sweep._OF_MEMORY:
+    monkeypatch.delenv(f'XLA_{name}', raising=False)
+  for name, value in told.items():
+    monkeypatch.setenv(name, value)
+  args = argparse.Namespace(**{'engine': 'local', 'only': None} | given)
+  assert sweep._environment(args).get('XLA_PYTHON_CLIENT_MEM_FRACTION') == expected
+
+
 def test_job_array(start):
   (start.dir / 'BETA=0,SEED=1' / 'checkpoints' / '7').mkdir(parents=True)
   fields = {'Experiment.num_steps': 7, 'Other.num_steps': 8}

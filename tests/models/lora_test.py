@@ -48,6 +48,13 @@ def test_adapters_add_their_product(tiny_params, adapters):
   assert ours is theirs
 
 
+def test_merging_keeps_float32_on_accelerators(tiny_params, adapters):
+  """Which round what products read, unless they are told not to."""
+  merge = jax.make_jaxpr(lambda adapters: lora.merge(LORA, Adapted(tiny_params[0], adapters)))
+  products = [x for x in str(merge(adapters)).split('\n') if 'dot_general' in x]
+  assert products and str(merge(adapters)).count('precision=(Precision.HIGHEST') == len(products)
+
+
 def test_reference_has_adapters_off(tiny_policy, tiny_params, tiny_prompts, adapters):
   """So mixing with it changes what is drawn, and it is the base to the last bit."""
   adapted = lora.adapt(tiny_policy, LORA)

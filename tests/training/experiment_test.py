@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlhf_jax.models import general_preference, rater
+from nlhf_jax.networks import parameters
+from nlhf_jax.runtime import fingerprints
 from nlhf_jax.training import experiment, weights
 from tests.tiny import t5_network
 
@@ -27,23 +29,25 @@ def test_network_from_keeps_the_head_random(tmp_path):
 
 
 def test_origin_of_a_head_that_was_drawn_elsewhere(tmp_path):
-  """Its seed tells it, not its bits, which another kind of device rounds otherwise; the network's bits are a file's."""
+  """Another kind of device rounds what is drawn; another seed, another scale and another network are others."""
   network = t5_network(vocab_size=12)
-  reader = rater.in_decoder(network, ((7,), (8,), (9,)), head=rater.linear(4))
-  model = general_preference.from_rater(reader)
-  source = experiment.pretrained(lambda like: like)
-  params = jax.jit(model.init)(jax.random.PRNGKey(3))
-  rounded = params | {'head': jax.tree.map(lambda x: x * (1 + 1e-6), params['head'])}
-  other = params | {'network': jax.tree.map(lambda x: x * 2, params['network'])}
 
-  def described(params, seed=0):
-    return experiment.described(experiment.network_from(source, model, seed), params, tmp_path)
+  def told(seed=0, scale=1.0, factor=1):
+    reader = rater.in_decoder(network, ((7,), (8,), (9,)), head=rater.linear(4, scale))
+    model = general_preference.from_rater(reader)
+    given = experiment.pretrained(lambda like: jax.tree.map(lambda x: factor * x, network_params))
+    start = experiment.network_from(given, model, seed)
+    params, origin = experiment.load(start, jax.eval_shape(model.init, key), tmp_path)
+    return {'fingerprint': fingerprints.fingerprint_tree(params)} | origin
 
-  known = described(params)
-  assert known['fingerprint'] != described(rounded)['fingerprint']
-  assert experiment.is_same(known, described(rounded))
-  assert not experiment.is_same(known, described(rounded, seed=1))
-  assert not experiment.is_same(known, described(other))
+  key = jax.random.PRNGKey(3)
+  network_params = jax.jit(parameters.init(network))(key)
+  known = told()
+  rounded = known | {'fingerprint': '', 'drawn': [x * (1 + 1e-6) for x in known['drawn']]}
+  assert len(known['drawn']) == 8
+  assert experiment.is_same(known, told()) and experiment.is_same(known, rounded)
+  assert not experiment.is_same(known, told(seed=1))
+  assert not experiment.is_same(known, told(scale=1.01))
+  assert not experiment.is_same(known, told(factor=2))
   before = {'fingerprint': known['fingerprint']}  # Versions before told no origin.
-  assert experiment.is_same(before, described(params))
-  assert not experiment.is_same(before, described(rounded))
+  assert experiment.is_same(before, known) and not experiment.is_same(before, rounded)

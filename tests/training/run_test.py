@@ -93,12 +93,27 @@ def test_adapters_from_another_kind_of_device(tmp_path, monkeypatch):
   monkeypatch.setattr(lora, 'merge', rounded)
   weights.trained_params(second, tmp_path / 'second')
   assert int(run.train(second, tmp_path / 'second', {'name': 'second'}).step) == 2
+  assert 'origin' in checkpoints.newest_metadata(tmp_path / 'second' / 'checkpoints')['reference']
   shutil.rmtree(tmp_path / 'first')
   run.train(first._replace(seed=1), tmp_path / 'first')
   with pytest.raises(ValueError, match=r"adapters on other weights than 'first' has now"):
     weights.trained_params(second, tmp_path / 'second')
   with pytest.raises(ValueError, match='second was trained against another reference'):
     run.train(second, tmp_path / 'second', {'name': 'second'})
+
+
+def test_base_whose_newest_checkpoint_is_corrupt(tmp_path):
+  """The one before it is other weights, whatever the newest one's metadata say."""
+  first = imitation(adapters=lora.Lora(rank=1), start_from='base', num_steps=2, save_every=1)
+  start = experiment.from_run('first', first.adapters, 'base')
+  second = imitation(adapters=lora.Lora(rank=1), start_from=start)
+  run.train(imitation(), tmp_path / 'base')
+  run.train(first, tmp_path / 'first')
+  run.train(second, tmp_path / 'second')
+  for file in (tmp_path / 'first' / 'checkpoints' / '2' / 'default').rglob('d/*'):
+    file.write_bytes(b'')
+  with pytest.raises(ValueError, match=r"adapters on other weights than 'first' has now"):
+    weights.trained_params(second, tmp_path / 'second')
 
 
 def judged(**changes):
