@@ -1,7 +1,6 @@
 """Exact play against brute force; the fixed points of Nash-MD satisfy their equation."""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +119,7 @@ def test_table_of_prompts_without_a_condorcet_winner():
   assert apart['worst_case_difference']['mean'][0] == pytest.approx(1 / 6, abs=2e-3)
 
 
-def test_exact_log_probabilities_keep_float32_on_accelerators():
+def test_exact_log_probabilities_keep_float32_on_accelerators(tiny_policy):
   """Which round what products read, unless they are told not to."""
   seen = []
 
@@ -129,7 +128,7 @@ def test_exact_log_probabilities_keep_float32_on_accelerators():
     return jnp.zeros(tokens.shape)
 
   prompts = Prompts(np.ones((2, 3), np.int32), np.arange(2))
-  found = exact.enumerator(types.SimpleNamespace(log_prob=log_prob))(
+  found = exact.enumerator(tiny_policy._replace(log_prob=log_prob))(
     (), prompts, np.ones((2, 5, 4))
   )
   assert found.shape == (2, 5) and seen == ['highest']
