@@ -128,9 +128,7 @@ def test_exact_log_probabilities_keep_float32_on_accelerators(tiny_policy):
     return jnp.zeros(tokens.shape)
 
   prompts = Prompts(np.ones((2, 3), np.int32), np.arange(2))
-  found = exact.enumerator(tiny_policy._replace(log_prob=log_prob))(
-    (), prompts, np.ones((2, 5, 4))
-  )
+  found = exact.enumerator(tiny_policy._replace(log_prob=log_prob))((), prompts, np.ones((2, 5, 4)))
   assert found.shape == (2, 5) and seen == ['highest']
 
 
