@@ -2,6 +2,7 @@
 
   python benchmarks/accelerator.py --output_dir=OUT
   python benchmarks/accelerator.py --output_dir=OUT --parts device step --size llama_1_5b --budget 540
+  python benchmarks/accelerator.py --output_dir=OUT --parts decode step --compile_first
   python benchmarks/accelerator.py --output_dir=OUT --parts --tokens=TOKENS --model=MODEL
   python benchmarks/accelerator.py --output_dir=OUT --summarise
 
@@ -113,6 +114,29 @@ def plan(args: argparse.Namespace) -> list[tuple[str, str, str, dict[str, Any]]]
   return wanted
 
 
+def compile_together(args: argparse.Namespace) -> None:
+  """Runs all parts of a size side by side, for their programs, which are kept; one that fails is met again where it is measured."""
+  directory = pathlib.Path(args.output_dir).resolve() / 'compiled'
+  directory.mkdir(parents=True, exist_ok=True)
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(directory / 'programs'))
+  os.environ |= {'JAX_ENABLE_COMPILATION_CACHE': 'true'}
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+  shared = _ENVIRONMENT | os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+  for wanted in args.size:
+    begun, end = [], time.perf_counter() + args.limit
+    for script, part, size, flags in plan(args):
+      path = directory / f'{size}.{part}.json'
+      if size != wanted or is_done(path, again=False):
+        continue
+      command = [sys.executable, str(_HERE / script), part, size, str(path), json.dumps(flags)]
+      with path.with_suffix('.log').open('w') as output:
+        begun.append(subprocess.Popen(command, env=shared, stdout=output, stderr=output))
+    for process in begun:
+      _wait(process, end - time.perf_counter(), signal.SIGKILL)
+      process.wait()
+    print(f'{wanted}: {len(begun)} parts compiled side by side', flush=True)
+
+
 def is_done(path: pathlib.Path, again: bool) -> bool:
   """Whether a part is there already; a stage that ran out of time goes on, and what was killed is measured anew."""
   found = report.read(path)
@@ -179,9 +203,16 @@ def main() -> None:
   add('--model', help='a Hugging Face directory of SmolLM2-135M')
   add('--limit', type=float, default=540, help='seconds of a part')
   add('--budget', type=float, default=float('inf'), help='seconds of all parts together')
+  add(
+    '--compile_first',
+    action='store_true',
+    help='all parts of a size side by side, whose times are in OUT/compiled; the tables then say how long loading takes',
+  )
   add('--again', action='store_true', help='repeat what did not complete')
   add('--summarise', action='store_true', help='measure nothing')
   args = parser.parse_args()
+  if args.compile_first:
+    compile_together(args)
   if not args.summarise:
     measure(args)
   tables = summarise(pathlib.Path(args.output_dir))

@@ -104,6 +104,30 @@ def test_a_part_that_fails_ends_no_other(tmp_path, compile_once):
   ]
 
 
+def test_compiled_side_by_side_and_then_measured(tmp_path, compile_once, monkeypatch):
+  """Programs are kept where both find them."""
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  command = [sys.executable, str(BENCHMARKS / 'accelerator.py'), f'--output_dir={tmp_path}']
+  command += [
+    '--parts',
+    'decode',
+    'judge',
+    '--size',
+    'tiny',
+    '--dtype',
+    'float32',
+    '--compile_first',
+  ]
+  command += ['--batch', '2', '--prompt', '8', '--response', '3']
+  printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+  assert printed.startswith('tiny: 2 parts compiled side by side\ntiny decode: complete')
+  for directory in (tmp_path, tmp_path / 'compiled'):
+    for part in ('decode', 'judge'):
+      found = json.loads((directory / f'tiny.{part}.json').read_text())
+      assert (found['status'], found['error']) == ('complete', None)
+  assert list((tmp_path / 'compiled' / 'programs').glob('jit_sample*'))
+
+
 def _child(path, more: str) -> list[str]:
   """A process that begins a part, has measured something, and goes on with other code."""
   code = (
