@@ -114,6 +114,13 @@ def plan(args: argparse.Namespace) -> list[tuple[str, str, str, dict[str, Any]]]
   return wanted
 
 
+def command_of(
+  script: str, part: str, size: str, path: pathlib.Path, flags: dict[str, Any]
+) -> list[str]:
+  """A part's process, which writes this file."""
+  return [sys.executable, str(_HERE / script), part, size, str(path), json.dumps(flags)]
+
+
 def compile_together(args: argparse.Namespace) -> None:
   """Runs all parts of a size side by side, for their programs, which are kept; one that fails is met again where it is measured."""
   directory = pathlib.Path(args.output_dir).resolve() / 'compiled'
@@ -128,7 +135,7 @@ def compile_together(args: argparse.Namespace) -> None:
       path = directory / f'{size}.{part}.json'
       if size != wanted or is_done(path, again=False):
         continue
-      command = [sys.executable, str(_HERE / script), part, size, str(path), json.dumps(flags)]
+      command = command_of(script, part, size, path, flags)
       with path.with_suffix('.log').open('w') as output:
         begun.append(subprocess.Popen(command, env=shared, stdout=output, stderr=output))
     for process in begun:
@@ -160,7 +167,7 @@ def measure(args: argparse.Namespace) -> None:
     if left < min(_LEAST, args.limit):
       print(f'{label}: not begun, {left:.0f} s are left', flush=True)
       continue
-    command = [sys.executable, str(_HERE / script), part, size, str(path), json.dumps(flags)]
+    command = command_of(script, part, size, path, flags)
     grace = _GRACE['stage' if size == 'stage' else 'part']
     path.unlink(missing_ok=True)
     limit = min(args.limit, left)

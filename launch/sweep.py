@@ -44,8 +44,9 @@ from nlhf_jax.runtime import atomic, run_lock
 # gin bindings, and under RUN a run of the experiment.
 Setting = dict[str, str]
 RUN = 'RUN'
-# What users may have said of a GPU's memory, behind XLA_.
-_OF_MEMORY = 'PYTHON_CLIENT_MEM_FRACTION', 'CLIENT_MEM_FRACTION', 'PYTHON_CLIENT_PREALLOCATE'
+# Of a GPU's memory: what a run is told of it, and what else a user may have said.
+_MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+_OF_MEMORY = _MEMORY, 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_PREALLOCATE'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,10 +251,10 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:
   """A run's: of a GPU's memory each gets its part, where JAX would give the first three quarters, and the next nothing."""
-  told = any(f'XLA_{name}' in os.environ for name in _OF_MEMORY)
+  told = any(name in os.environ for name in _OF_MEMORY)
   if args.jobs == 1 or args.engine != 'local' or args.only is not None or told:
     return dict(os.environ)
-  return os.environ | {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.75 / args.jobs:.3f}'}
+  return os.environ | {_MEMORY: f'{0.75 / args.jobs:.3f}'}
 
 
 class _Running:

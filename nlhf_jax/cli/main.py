@@ -53,7 +53,7 @@ from nlhf_jax.cli import (
 # Characters.
 _LONGEST_MESSAGE = 4000
 # Where a package has another name than what is imported.
-_PACKAGES = {'gin': 'gin-config', 'orbax': 'orbax-checkpoint', 'sklearn': 'scikit-learn'}
+_PACKAGES = {'gin': 'gin-config', 'orbax': 'orbax-checkpoint'}
 # What XLA says of a GPU that has failed, or that another process holds.
 _OF_A_GPU = 'INTERNAL', 'UNAVAILABLE', 'FAILED_PRECONDITION', 'Unable to initialize backend'
 _OTHERS = (

@@ -227,7 +227,6 @@ def _make(
 
 def _with_head(network: Network, head: Head, init, names):
   """Initialisation and logical axes of a network and a head that has parameters, which are never sharded."""
-
   size = functools.cache(functools.partial(_num_features, network))
 
   def init_both(rng):

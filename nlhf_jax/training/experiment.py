@@ -149,8 +149,8 @@ class FromRun:
     """Adapters mean something on the weights alone that they were trained on."""
     trained_on = checkpoints.newest_metadata(directory).get('reference')
     if trained_on and not is_same(trained_on, found):
-      name = getattr(self.start_from, 'name', self.start_from)
-      told = repr(name) if isinstance(name, str) else 'what they start from'
+      name = run_of(self.start_from)
+      told = 'what they start from' if name is None else repr(name)
       raise ValueError(
         f'{directory.parent} has trained adapters on other weights than {told} has now: give it those back, or train the '
         'adapters anew.'
@@ -209,6 +209,12 @@ def network_from(start: str | Start, model: Model, seed: Seed = 0) -> NetworkFro
     seed: of the other weights.
   """
   return NetworkFrom(start, model, seed)
+
+
+def run_of(start: str | Start | None) -> str | None:
+  """The name of the run that a start is of; None: of none that is known here."""
+  name = getattr(start, 'name', start)
+  return name if isinstance(name, str) else None
 
 
 def load(start: str | Start | None, like: Params, runs: pathlib.Path) -> tuple[Params, Origin]:

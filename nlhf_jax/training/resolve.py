@@ -20,6 +20,7 @@ from nlhf_jax.training.experiment import (
   FeedbackSource,
   Model,
   Origin,
+  run_of,
   trained_model,
 )
 from nlhf_jax.types import (
@@ -273,11 +274,10 @@ def _reference_of(
     return None
   # Checkpoints do not hold the base, on which adapters mean something.
   reference = state.params.sets['reference'] if base is None else base
-  name = getattr(experiment.start_from, 'name', experiment.start_from)
   if origin and base is None and experiment.reference_dtype is not None:
     origin = origin | {'origin': f'{origin["origin"]} as {jnp.dtype(experiment.reference_dtype)}'}
   fingerprint = fingerprints.fingerprint_tree(partitioning.to_device(reference))
-  return {'from': name if isinstance(name, str) else 'a file', 'fingerprint': fingerprint} | origin
+  return {'from': run_of(experiment.start_from) or 'a file', 'fingerprint': fingerprint} | origin
 
 
 def _measure_maker(

@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from nlhf_jax.runtime import checkpoints, fingerprints, partitioning
-from nlhf_jax.training.experiment import Experiment, Model, Origin, Start, from_run, load
+from nlhf_jax.training.experiment import Experiment, Model, Origin, Start, from_run, load, run_of
 from nlhf_jax.types import Params
 
 
@@ -65,8 +65,8 @@ def identity(start: str | Start, params: Params, runs: pathlib.Path) -> dict[str
     params: what it gave.
     runs: the directory of the runs that it names.
   """
-  name = getattr(start, 'name', start)
-  if not isinstance(name, str):
+  name = run_of(start)
+  if name is None:
     return {'from': 'a file', 'fingerprint': fingerprints.fingerprint_tree(params)}
   metadata = checkpoints.newest_metadata(runs / name / 'checkpoints')
   arrays = {x: n for x, n in metadata['fingerprints'].items() if x.startswith('params/')}
@@ -82,8 +82,8 @@ def kind_of(model: Model) -> str:
 
 def check_kind(model: Model, run: str | Start, runs: pathlib.Path) -> None:
   """Raises ValueError where a run has trained another kind of model; weights of other files are not known to be of any."""
-  name = getattr(run, 'name', run)
-  if isinstance(name, str):
+  name = run_of(run)
+  if name is not None:
     checkpoints.check_kind(runs / name / 'checkpoints', kind_of(model))
 
 

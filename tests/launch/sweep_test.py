@@ -112,7 +112,7 @@ def test_command_of_an_experiment(monkeypatch, tmp_path):
 def test_part_of_a_gpus_memory(given, told, expected, monkeypatch):
   """Runs that share it have a part each, unless the user has said what."""
   for name in sweep._OF_MEMORY:
-    monkeypatch.delenv(f'XLA_{name}', raising=False)
+    monkeypatch.delenv(name, raising=False)
   for name, value in told.items():
     monkeypatch.setenv(name, value)
   args = argparse.Namespace(**{'engine': 'local', 'only': None} | given)
